@@ -1,0 +1,67 @@
+"""How a declaration is made: a frozen value that checks itself whole when it is constructed.
+
+A declaration that does not hold raises :class:`Misdeclared`, whose text names the route, stop and field as far as they are
+known and says what to do. Declarations import neither dagster nor boto3 nor pandas: a route is cheap to import.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from resources.errors import Misconfigured
+
+NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+"""Names of routes, stops and fields: Dagster asset keys, SQL identifiers and file names at once (63 bytes: Postgres)."""
+
+
+class Misdeclared(Misconfigured):
+    """A declaration contradicts itself; nothing was built."""
+
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def declaration(cls: type[T]) -> type[T]:
+    """Make ``cls`` a frozen pydantic dataclass whose errors are :class:`Misdeclared`, in one sentence each."""
+    made: Any = pydantic_dataclass(
+        frozen=True, config=ConfigDict(extra="forbid", strict=False, arbitrary_types_allowed=True)
+    )(cls)
+    init = made.__init__
+
+    @functools.wraps(init)
+    def explained(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            init(self, *args, **kwargs)
+        except ValidationError as error:
+            raise Misdeclared(_sentences(cls.__name__, args, kwargs, error)) from None
+
+    made.__init__ = explained
+    return made
+
+
+def _sentences(what: str, args: tuple[Any, ...], kwargs: dict[str, Any], error: ValidationError) -> str:
+    name = kwargs.get("name", args[0] if args and isinstance(args[0], str) else None)
+    said = []
+    for problem in error.errors():
+        cause = problem.get("ctx", {}).get("error")
+        if isinstance(cause, Exception):
+            said.append(str(cause))
+        else:
+            where = ".".join(str(part) for part in problem["loc"])
+            said.append(f"{what}{f' {name!r}' if name else ''}: {where}: {problem['msg'].lower()}")
+    return "; ".join(dict.fromkeys(said))
+
+
+def checked_name(value: str, what: str) -> str:
+    """``value`` if it is a usable name, else an error that says which characters are."""
+    if not NAME.fullmatch(value):
+        raise Misdeclared(
+            f"{what} {value!r} is not a usable name: lower-case letters, digits and underscores, starting with a letter, at most 63"
+        )
+    return value

@@ -1,0 +1,296 @@
+"""A route: triggers, stops, contracts; one value in one file, checked whole when it is constructed."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import field
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+from typing import Any, Literal
+from zoneinfo import available_timezones
+
+from bus_assets.contract import Contract, TableKey
+from bus_assets.declare import Misdeclared, checked_name, declaration
+from bus_assets.stops import DropOff, PickUp, Stop, Transform
+from bus_assets.values import check_placeholders
+
+_CRON_FIELD = re.compile(r"[\d*/,\-?LW#A-Za-z]+")
+HIDDEN_PREFIX = "_bus_"
+
+
+@declaration
+class Cron:
+    """Start a trip by the clock: five cron fields, read in ``zone`` (IANA); daylight saving is Dagster's: a skipped hour runs once after."""
+
+    schedule: str
+    zone: str = "UTC"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        parts = self.schedule.split()
+        if len(parts) != 5 or not all(_CRON_FIELD.fullmatch(part) for part in parts):
+            raise Misdeclared(f"Cron {self.schedule!r}: five fields are needed (minute hour day month weekday), as in '15 6 * * 1-5'")
+        if self.zone not in available_timezones():
+            raise Misdeclared(f"Cron {self.schedule!r}: zone {self.zone!r} is not an IANA time zone such as 'Europe/Berlin'")
+
+
+@declaration
+class Parameter:
+    """A typed value that a trip may be given: in the UI's launchpad, by ``bus drive --set month=3``, by a trigger."""
+
+    name: str
+    type: Literal["string", "integer", "number", "boolean"] = "string"
+    default: Any = None
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        checked_name(self.name, "parameter")
+        if self.default is not None:
+            object.__setattr__(self, "default", self.value(self.default))
+
+    def value(self, given: Any) -> Any:
+        """``given`` as this parameter's type; :class:`Misdeclared` says what was expected."""
+        try:
+            return _READ[self.type](given)
+        except (ValueError, TypeError, KeyError):
+            raise Misdeclared(f"parameter {self.name!r}: {given!r} is not a {self.type}") from None
+
+
+def _read_boolean(given: Any) -> bool:
+    return given if isinstance(given, bool) else {"true": True, "false": False}[given.lower()]
+
+
+_READ: dict[str, Any] = {
+    "string": str,
+    "integer": lambda v: int(v) if not isinstance(v, (bool, float)) else int(str(v)),
+    "number": float,
+    "boolean": _read_boolean,
+}
+
+
+@declaration
+class Route:
+    """A declared path from sources to destinations. Everything in it is checked together, so that what constructs can be built.
+
+    ``stops``       in any order that reads well; ``after``/``of`` make them a graph.
+    ``triggers``    what starts a trip besides a person. ``parameters``: what a trip may be given.
+    ``retries``     how often a stop is tried again after a transient error (a lock, a lost connection), with growing pauses.
+    """
+
+    name: str
+    stops: tuple[PickUp | Transform | DropOff, ...]
+    triggers: tuple[Cron, ...] = ()
+    parameters: tuple[Parameter, ...] = ()
+    description: str = ""
+    owners: tuple[str, ...] = ()
+    group: str | None = None
+    retries: int = 2
+
+    def __post_init__(self) -> None:
+        checked_name(self.name, "route")
+        try:
+            self._check()
+        except Misdeclared as error:
+            raise Misdeclared(f"route {self.name!r}: {error}") from None
+
+    def __getitem__(self, name: str) -> Stop:
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Stop]:
+        return {stop.name: stop for stop in self.stops}
+
+    @property
+    def pick_ups(self) -> tuple[PickUp, ...]:
+        return tuple(stop for stop in self.stops if isinstance(stop, PickUp))
+
+    @property
+    def drop_offs(self) -> tuple[DropOff, ...]:
+        return tuple(stop for stop in self.stops if isinstance(stop, DropOff))
+
+    @property
+    def databases(self) -> tuple[str, ...]:
+        """The databases the route drops into, in the order of declaration: the first is the pivot."""
+        return tuple(dict.fromkeys(stop.into.database for stop in self.drop_offs))
+
+    @property
+    def systems(self) -> tuple[str, ...]:
+        """Every resource name that the route needs to be bound."""
+        tables = (f.references for c in self._contracts() for f in c.fields if isinstance(f.references, TableKey))
+        names = [stop.source.system for stop in self.pick_ups] + list(self.databases) + [key.database for key in tables]
+        return tuple(dict.fromkeys(names))
+
+    def contract_of(self, name: str) -> Contract:
+        """The contract of a pick-up or transform; of a drop-off, that of the stop whose rows it drops."""
+        stop = self[name]
+        return self.contract_of(self.upstream(name)[0]) if isinstance(stop, DropOff) else stop.contract
+
+    def upstream(self, name: str) -> tuple[str, ...]:
+        """The stops whose rows this one reads, the one that its rows belong to first; referenced stops are not among them."""
+        stop = self[name]
+        if isinstance(stop, PickUp):
+            return stop.after
+        if isinstance(stop, Transform):
+            return stop.after or self._before(name)
+        return (stop.of,) if stop.of else self._before(name)
+
+    def references(self, name: str) -> tuple[str, ...]:
+        """The stops that the contract of ``name`` refers to."""
+        stop = self[name]
+        if isinstance(stop, DropOff):
+            return ()
+        found = (field.references for field in stop.contract.fields)
+        return tuple(dict.fromkeys(text.split(".")[0] for text in found if isinstance(text, str)))
+
+    def needs(self, name: str) -> tuple[str, ...]:
+        """Everything that must have passed its gate before ``name`` runs."""
+        return tuple(dict.fromkeys(self.upstream(name) + self.references(name)))
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """Names in an order in which they can be driven."""
+        return tuple(TopologicalSorter({stop.name: self.needs(stop.name) for stop in self.stops}).static_order())
+
+    def ancestors(self, name: str) -> tuple[str, ...]:
+        """All stops before ``name``, nearest last, in driving order."""
+        found: set[str] = set()
+        todo = list(self.needs(name))
+        while todo:
+            stop = todo.pop()
+            if stop not in found:
+                found.add(stop)
+                todo += self.needs(stop)
+        return tuple(stop for stop in self.order if stop in found)
+
+    def _before(self, name: str) -> tuple[str, ...]:
+        names = [stop.name for stop in self.stops]
+        carrying = [stop.name for stop in self.stops[: names.index(name)] if not isinstance(stop, DropOff)]
+        if not carrying:
+            raise Misdeclared(f"stop {name!r} comes first, so there are no rows for it; put a PickUp before it, or name one")
+        return (carrying[-1],)
+
+    def _contracts(self) -> tuple[Contract, ...]:
+        return tuple(stop.contract for stop in self.stops if not isinstance(stop, DropOff))
+
+    def _check(self) -> None:
+        if not self.stops:
+            raise Misdeclared("it has no stops; a route needs at least one PickUp")
+        if not self.pick_ups:
+            raise Misdeclared("it has no PickUp, so nothing would ever be aboard")
+        _no_repeats([stop.name for stop in self.stops], "stop")
+        _no_repeats([parameter.name for parameter in self.parameters], "parameter")
+        for stop in self.stops:
+            for name in self.needs(stop.name):
+                self._check_carries(stop.name, name)
+        try:
+            _ = self.order
+        except CycleError as error:
+            raise Misdeclared(f"stops wait for each other in a circle: {' → '.join(error.args[1])}") from None
+        for stop in self.stops:
+            if isinstance(stop, DropOff):
+                self._check_drop_off(stop)
+            else:
+                self._check_references(stop)
+            if isinstance(stop, PickUp):
+                for template in stop.source.templates():
+                    check_placeholders(f"stop {stop.name!r}", template, tuple(p.name for p in self.parameters))
+            if isinstance(stop, Transform):
+                self._check_arguments(stop)
+        self._check_tables()
+        self._check_triggers()
+
+    def _check_carries(self, stop: str, needed: str) -> None:
+        if needed not in self._by_name:
+            near = difflib.get_close_matches(needed, self._by_name, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; stops are {', '.join(self._by_name)}"
+            raise Misdeclared(f"stop {stop!r} comes after {needed!r}, which is not a stop of this route{hint}")
+        if isinstance(self[needed], DropOff):
+            raise Misdeclared(
+                f"stop {stop!r} comes after {needed!r}, which is a drop-off: nothing is aboard after it; name the stop whose rows it drops"
+            )
+        if needed == stop:
+            raise Misdeclared(f"stop {stop!r} comes after itself")
+
+    def _check_references(self, stop: PickUp | Transform) -> None:
+        for field_ in stop.contract.fields:
+            if isinstance(field_.references, str):
+                other, name = field_.references.split(".")
+                target = self.contract_of(other)
+                if name not in target:
+                    raise Misdeclared(
+                        f"stop {stop.name!r}: field {field_.name!r} references {field_.references!r}, "
+                        f"but stop {other!r} promises {', '.join(target.names)}"
+                    )
+                if target[name].parsed_type != field_.parsed_type:
+                    raise Misdeclared(
+                        f"stop {stop.name!r}: field {field_.name!r} is {field_.type}, but {field_.references!r} is {target[name].type}; "
+                        "they must be of one type"
+                    )
+
+    def _check_arguments(self, stop: Transform) -> None:
+        if stop.is_sql:
+            return
+        after, names = self.upstream(stop.name), stop.arguments()
+        if len(names) != len(after):
+            raise Misdeclared(
+                f"stop {stop.name!r}: its function takes {len(names)} argument(s) ({', '.join(names) or 'none'}), "
+                f"but it comes after {len(after)} stop(s): {', '.join(after)}"
+            )
+        if set(names) == set(after) and names != after:
+            raise Misdeclared(
+                f"stop {stop.name!r}: its function takes {', '.join(names)}, but after= lists {', '.join(after)}; use the same order"
+            )
+
+    def _check_drop_off(self, stop: DropOff) -> None:
+        contract = self.contract_of(stop.name)
+        mapping, of = stop.mapping(contract), self.upstream(stop.name)[0]
+        if not mapping:
+            raise Misdeclared(f"drop-off {stop.name!r}: columns is empty, so nothing would be dropped; leave it out for all fields")
+        for column, name in mapping.items():
+            if name not in contract:
+                near = difflib.get_close_matches(name, contract.names, 1)
+                raise Misdeclared(
+                    f"drop-off {stop.name!r}: field {name!r} is not promised by stop {of!r}"
+                    + (f"; did you mean {near[0]!r}?" if near else f"; it promises {', '.join(contract.names)}")
+                )
+            if column.startswith(HIDDEN_PREFIX):
+                raise Misdeclared(f"drop-off {stop.name!r}: column {column!r} begins with {HIDDEN_PREFIX!r}, which is the platform's own")
+        for what, columns in (("key", stop.into.key), ("scope", stop.into.scope or ()), ("sums", stop.into.sums)):
+            for column in columns:
+                if column not in mapping:
+                    raise Misdeclared(
+                        f"drop-off {stop.name!r}: {what} column {column!r} is not among the columns it drops ({', '.join(mapping)})"
+                    )
+        for column in stop.into.sums:
+            if contract[mapping[column]].parsed_type.kind not in ("integer", "number", "decimal"):
+                raise Misdeclared(f"drop-off {stop.name!r}: sums column {column!r} is not a number but {contract[mapping[column]].type}")
+        check_placeholders(f"drop-off {stop.name!r}", stop.into.scope or {}, tuple(p.name for p in self.parameters))
+
+    def _check_tables(self) -> None:
+        first: dict[tuple[str, str], DropOff] = {}
+        for stop in self.drop_offs:
+            other = first.setdefault((stop.into.database, stop.into.name), stop)
+            if other is not stop and {other.into.mode, stop.into.mode} != {"append"}:
+                raise Misdeclared(
+                    f"drop-offs {other.name!r} and {stop.name!r} both write table {stop.into.name!r}; "
+                    "only appends may share a table: combine the rows in a Transform first"
+                )
+
+    def _check_triggers(self) -> None:
+        names = {parameter.name: parameter for parameter in self.parameters}
+        for trigger in self.triggers:
+            for name, value in trigger.parameters.items():
+                if name not in names:
+                    raise Misdeclared(f"Cron {trigger.schedule!r} sets parameter {name!r}, which the route does not declare")
+                names[name].value(value)
+            for name, parameter in names.items():
+                if parameter.default is None and name not in trigger.parameters:
+                    raise Misdeclared(f"Cron {trigger.schedule!r} leaves parameter {name!r} open; give it a default or set it in the trigger")
+
+
+def _no_repeats(names: list[str], what: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise Misdeclared(f"{what} {name!r} appears twice; {what} names must be unique in a route")

@@ -1,0 +1,49 @@
+"""The one shape in which every source hands over what it read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A record that the source could not take apart, kept as it stood: a row with too many fields, say."""
+
+    position: int
+    raw: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Records:
+    """A run of records from one origin, in source order.
+
+    ``batch``       columns named as the caller asked. Sources without types of their own (text, XML, JSON) give every column
+                    as ``string``: the text as it stood, ``null`` where there was none, lists and objects as JSON text.
+                    Typed sources (SQL, Parquet) give the Arrow type nearest to their own.
+    ``origin``      what a person would open to look: a file name, a URL, a query's name. Never a secret.
+    ``positions``   int64, one per record: the ``unit`` in the origin at which the record starts, counted from 1.
+    ``unit``        'line', 'element', 'record' or 'row'.
+    ``unreadable``  records between these that could not be taken apart; they are not in ``batch``.
+    """
+
+    batch: pa.RecordBatch
+    origin: str
+    positions: pa.Int64Array
+    unit: str
+    unreadable: tuple[Unreadable, ...] = ()
+
+
+def place_of(origin: str, unit: str, position: int) -> str:
+    """``orders.csv, line 17``: the words for a place, the same everywhere."""
+    return f"{origin}, {unit} {position}"
+
+
+def total(runs: Iterable[Records]) -> int:
+    """How many records there are in ``runs``, unreadable ones included."""
+    return sum(run.batch.num_rows + len(run.unreadable) for run in runs)

@@ -1,0 +1,1 @@
+"""What starts trips: schedules now, queues next. Knows nothing of routes."""
