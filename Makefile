@@ -1,0 +1,46 @@
+# Two commands do everything: `make demo` and `make test`. They install what they need into .venv themselves.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+export BUS_HOME     ?= $(CURDIR)/.bus
+export DAGSTER_HOME ?= $(BUS_HOME)/dagster
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
+
+.PHONY: demo ui test lint crash bench clean
+
+demo: $(VENV)/.demo ## drive the demo route on the embedded default and print its account
+	$(BIN)/python -m bus_assets.demo drive
+
+ui: $(VENV)/.demo ## the Dagster UI on http://127.0.0.1:3000, with the demo's systems beside it
+	$(BIN)/python -m bus_assets.demo ui
+
+test: $(VENV)/.test lint ## all tests that end in minutes
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -q
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/basedpyright
+
+crash: $(VENV)/.test ## 200 and more kills of unmodified processes, reported per window
+	$(BIN)/python -m tests.crash.campaign
+
+bench: $(VENV)/.test ## speed and memory, side by side with the bare tools
+	$(BIN)/python -m bench
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 …"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.made pyproject.toml constraints.txt
+	$(PIP) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
+	$(PIP) -e '.[demo,test,lint]'
+	@touch $@ $(VENV)/.demo
+
+clean: ## forget the environment and all embedded state
+	rm -rf $(VENV) $(BUS_HOME)

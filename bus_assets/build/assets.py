@@ -1,0 +1,224 @@
+"""The only asset decorators of the project: a stop becomes an asset, the drop-offs into one database become one step."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from dagster import (
+    AssetCheckSpec,
+    AssetExecutionContext,
+    AssetKey,
+    AssetsDefinition,
+    AssetSpec,
+    Backoff,
+    Failure,
+    Jitter,
+    MaterializeResult,
+    RetryPolicy,
+    multi_asset,
+)
+
+from bus_assets.build.keys import PARAMETERS, op_name, publish_name, source_key, stop_key, stops_of
+from bus_assets.build.lineage import column_schema
+from bus_assets.build.shown import check_results, check_specs, drop_conserved, drop_metadata, stop_metadata
+from bus_assets.contract import TableKey
+from bus_assets.drive import TRIP_TAG, Boarding, Bus, Drive, board, failed, finished, pick_up, problem_of, transform
+from bus_assets.publish import publish
+from bus_assets.route import Route
+from bus_assets.stops import DropOff, PickUp, Transform
+from resources.errors import BusError, Transient
+
+DEPOT, STAGING = "bus_depot", "bus_staging"
+RETRY_DELAY_SECONDS = 2.0
+
+
+def route_assets(route: Route) -> list[AssetsDefinition]:
+    """All assets of a route, in driving order."""
+    carrying = [stop_asset(route, stop) for stop in route.stops if not isinstance(stop, DropOff)]
+    return carrying + [publishing(route, database) for database in route.databases]
+
+
+def source_specs(routes: tuple[Route, ...]) -> list[AssetSpec]:
+    """The systems that routes read, as external assets, so that lineage begins where the data does."""
+    specs = {}
+    for route in routes:
+        for stop in route.pick_ups:
+            kind = type(stop.source).__name__
+            specs[source_key(stop)] = AssetSpec(
+                source_key(stop),
+                group_name="sources",
+                kinds={_KINDS.get(kind, "source")},
+                description=f"{kind} {stop.source.address()} on {stop.source.system}",
+            )
+    return list(specs.values())
+
+
+def stop_asset(route: Route, stop: PickUp | Transform) -> AssetsDefinition:
+    """A pick-up or transform as an asset: stage, gate, verdict."""
+    key = stop_key(route, stop.name)
+    upstream = [stop_key(route, name) for name in route.needs(stop.name)]
+    spec = AssetSpec(
+        key,
+        deps=[source_key(stop), *upstream] if isinstance(stop, PickUp) else upstream,
+        group_name=route.group or route.name,
+        kinds=_kinds(stop),
+        owners=list(stop.owners or route.owners),
+        description=stop.description or _described(stop),
+        metadata={"dagster/column_schema": column_schema(stop.contract)},
+    )
+
+    @multi_asset(
+        name=op_name(route, stop.name),
+        specs=[spec],
+        check_specs=check_specs(key, stop),
+        required_resource_keys=_resources(route, stop),
+        retry_policy=_retries(route),
+        can_subset=False,
+    )
+    def drive_stop(context: AssetExecutionContext) -> MaterializeResult:
+        drive, stopped = _guarded(context, route, stop.name, lambda d: pick_up(d, stop) if isinstance(stop, PickUp) else transform(d, stop))
+        problem = problem_of(drive, stopped)
+        if problem:
+            failed(drive, stop.name, problem)
+        else:
+            finished(drive, stop.name)
+        context.log.info(f"{stop.name}: {stopped.verdict.picked_up} in, {stopped.verdict.kept} kept, {stopped.verdict.rejected} rejected")
+        return MaterializeResult(asset_key=key, metadata=stop_metadata(drive, stopped), check_results=check_results(key, stop, stopped))
+
+    return drive_stop
+
+
+def publishing(route: Route, database: str) -> AssetsDefinition:
+    """All drop-offs into one database as one step, which yields its materialisations after the commit.
+
+    It waits for every stop of the route: nothing is published before every gate has passed.
+    """
+    drops = [drop for drop in route.drop_offs if drop.into.database == database]
+    waits = [stop_key(route, stop.name) for stop in route.stops if not isinstance(stop, DropOff)]
+    position = route.databases.index(database)
+    waits += [stop_key(route, drop.name) for drop in route.drop_offs if route.databases.index(drop.into.database) < position]
+
+    @multi_asset(
+        name=publish_name(route, database),
+        specs=[_drop_spec(route, drop, waits) for drop in drops],
+        check_specs=[AssetCheckSpec("conserved", asset=stop_key(route, drop.name), blocking=True) for drop in drops],
+        required_resource_keys={DEPOT, STAGING, *route.databases, *_parameters(route)},
+        retry_policy=_retries(route),
+        can_subset=False,
+    )
+    def drop_rows(context: AssetExecutionContext) -> Iterator[MaterializeResult]:
+        drive, dropped = _guarded(context, route, drops[0].name, lambda d: publish(d, database))
+        for drop, done in zip(drops, dropped, strict=True):
+            key = stop_key(route, drop.name)
+            context.log.info(f"{drop.name}: {done.applied.rows} rows in {drop.into}" + (", published by an earlier attempt" if done.already else ""))
+            yield MaterializeResult(asset_key=key, metadata=drop_metadata(drive, drop, done), check_results=[drop_conserved(key, done)])
+
+    return drop_rows
+
+
+def _drop_spec(route: Route, drop: DropOff, waits: list[AssetKey]) -> AssetSpec:
+    contract = route.contract_of(drop.name)
+    return AssetSpec(
+        stop_key(route, drop.name),
+        deps=list(dict.fromkeys([stop_key(route, route.upstream(drop.name)[0]), *waits])),
+        group_name=drop.group or route.group or route.name,
+        kinds={"table", drop.into.database[:30]},
+        owners=list(drop.owners or route.owners),
+        description=drop.description or f"Rows of '{route.upstream(drop.name)[0]}' in table {drop.into.name} ({drop.into.mode}).",
+        metadata={"dagster/column_schema": column_schema(contract, drop.mapping(contract)), "dagster/table_name": drop.into.name},
+    )
+
+
+def _guarded(context: AssetExecutionContext, route: Route, stop: str, work: Any) -> tuple[Drive, Any]:
+    """Board, work; on the way out the depot learns of failures, and Dagster is told which of them are worth a retry."""
+    drive = None
+    try:
+        drive = board(_bus(context, route), route, _boarding(context, route))
+        return drive, work(drive)
+    except BusError as error:
+        again = isinstance(error, Transient)
+        if drive and not (again and context.retry_number < route.retries):
+            failed(drive, stop, error)
+        raise Failure(str(error.at(route=route.name, stop=stop)), allow_retries=again) from error
+    except BaseException as error:
+        if drive:
+            failed(drive, stop, BusError(f"{type(error).__name__} ended the run"))
+        if isinstance(error, Exception):
+            raise Failure(f"route '{route.name}', stop '{stop}': {type(error).__name__}: {error}", allow_retries=False) from error
+        raise
+
+
+def _bus(context: AssetExecutionContext, route: Route) -> Bus:
+    systems = {name: getattr(context.resources, name) for name in route.systems if hasattr(context.resources, name)}
+    return Bus(getattr(context.resources, DEPOT).depot(), getattr(context.resources, STAGING).open(), systems)
+
+
+def _boarding(context: AssetExecutionContext, route: Route) -> Boarding:
+    run, tags = context.run, context.run.tags
+    resumed = tags.get("dagster/is_resume_retry") == "true" or "dagster/step_selection" in tags
+    return Boarding(
+        run=run.run_id,
+        selected=_selected(context, route),
+        trigger="cron" if "dagster/schedule_name" in tags else tags.get("bus/trigger", "person"),
+        parameters=_given(context, route),
+        tagged=tags.get(TRIP_TAG.format(route=route.name)),
+        resumed=run.parent_run_id if resumed else None,
+        run_is_over=lambda other: _is_over(context, other),
+        take_over=tags.get("bus/take_over") == "true",
+    )
+
+
+def _is_over(context: AssetExecutionContext, run_id: str) -> bool:
+    run = context.instance.get_run_by_id(run_id)
+    return run is None or run.is_finished
+
+
+def _selected(context: AssetExecutionContext, route: Route) -> frozenset[str]:
+    chosen = context.run.asset_selection
+    stops = stops_of(route, chosen) if chosen else frozenset(stop.name for stop in route.stops)
+    steps = context.run.step_keys_to_execute
+    if not steps:
+        return stops
+    return frozenset(stop for stop in stops if _step(route, stop) in steps)
+
+
+def _step(route: Route, stop: str) -> str:
+    declared = route[stop]
+    return publish_name(route, declared.into.database) if isinstance(declared, DropOff) else op_name(route, stop)
+
+
+def _given(context: AssetExecutionContext, route: Route) -> dict[str, Any]:
+    if not route.parameters:
+        return {}
+    given = getattr(context.resources, PARAMETERS.format(route=route.name))
+    return {parameter.name: getattr(given, parameter.name) for parameter in route.parameters}
+
+
+def _resources(route: Route, stop: PickUp | Transform) -> set[str]:
+    tables = {field.references.database for field in stop.contract.fields if isinstance(field.references, TableKey)}
+    source = {stop.source.system} if isinstance(stop, PickUp) else set()
+    return {DEPOT, STAGING, *source, *tables, *route.databases, *_parameters(route)}
+
+
+def _parameters(route: Route) -> set[str]:
+    return {PARAMETERS.format(route=route.name)} if route.parameters else set()
+
+
+def _retries(route: Route) -> RetryPolicy:
+    return RetryPolicy(max_retries=route.retries, delay=RETRY_DELAY_SECONDS, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS)
+
+
+_KINDS = {"TextFile": "csv", "JsonLines": "json", "ParquetFile": "parquet", "XmlFeed": "xml", "Endpoint": "api", "Query": "sql"}
+
+
+def _kinds(stop: PickUp | Transform) -> set[str]:
+    if isinstance(stop, PickUp):
+        return {_KINDS.get(type(stop.source).__name__, "source"), "parquet"}
+    return {"duckdb" if stop.is_sql else "python", "parquet"}
+
+
+def _described(stop: PickUp | Transform) -> str:
+    if isinstance(stop, PickUp):
+        return f"Picked up from {stop.source.system}: {stop.source.address()}"
+    if isinstance(stop.how, str):
+        return f"```sql\n{stop.how.strip()}\n```"
+    return (stop.how.__doc__ or f"Made by {getattr(stop.how, '__name__', 'a function')}().").strip()

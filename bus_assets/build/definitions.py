@@ -1,0 +1,103 @@
+"""Routes and resources → Dagster definitions."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dagster import (
+    AssetSelection,
+    ConfigurableResource,
+    Definitions,
+    ExecutorDefinition,
+    ScheduleDefinition,
+    define_asset_job,
+    in_process_executor,
+)
+from pydantic import create_model
+
+from bus_assets.build.assets import DEPOT, STAGING, route_assets, source_specs
+from bus_assets.build.keys import PARAMETERS, stop_key
+from bus_assets.declare import Misdeclared
+from bus_assets.route import Cron, Route
+from bus_assets.settings import settings
+from resources.depot.resource import DepotResource
+from resources.staging import StagingArea
+from sensors.schedule import cron_schedule
+
+
+def build_definitions(
+    routes: Iterable[Route],
+    resources: Mapping[str, Any],
+    *,
+    depot: DepotResource | None = None,
+    staging: StagingArea | None = None,
+    executor: ExecutorDefinition | None = None,
+) -> Definitions:
+    """Dagster definitions of ``routes``: assets, checks, one job and the schedules of each, bound to ``resources`` by name.
+
+    ``executor``  default: in process. Steps of a trip share one process then (0.3 s for four), instead of starting one each.
+    ``depot``, ``staging``  default: what :mod:`bus_assets.settings` says, where the ``bus`` command looks too.
+    Raises :class:`Misdeclared` if a route needs a resource that is not bound, or two routes share a name or an asset key.
+    """
+    routes = tuple(routes)
+    _check(routes, resources)
+    bound = {
+        **resources,
+        **{PARAMETERS.format(route=route.name): _parameters_resource(route) for route in routes if route.parameters},
+        DEPOT: depot or DepotResource(url=settings().depot_url),
+        STAGING: staging or StagingArea(url=settings().staging_url),
+    }
+    jobs = {route.name: _job(route) for route in routes}
+    return Definitions(
+        assets=[*source_specs(routes), *(asset for route in routes for asset in route_assets(route))],
+        jobs=list(jobs.values()),
+        schedules=[_schedule(route, jobs[route.name], cron, at) for route in routes for at, cron in enumerate(route.triggers)],
+        resources=bound,
+        executor=executor or in_process_executor,
+    )
+
+
+def _check(routes: tuple[Route, ...], resources: Mapping[str, Any]) -> None:
+    names = [route.name for route in routes]
+    for name in names:
+        if names.count(name) > 1:
+            raise Misdeclared(f"two routes are called {name!r}; a route's name is its job and its assets' prefix")
+    keys: dict[Any, str] = {}
+    for route in routes:
+        for system in route.systems:
+            if system not in resources:
+                raise Misdeclared(
+                    f"route {route.name!r} needs a resource {system!r}, which is not bound; bound are {', '.join(resources) or 'none'}: "
+                    f"add it to build_definitions(…, resources={{{system!r}: …}})"
+                )
+        for stop in route.stops:
+            key = stop_key(route, stop.name)
+            if key in keys:
+                raise Misdeclared(f"asset key {key.to_user_string()!r} is made by {keys[key]} and by route {route.name!r}, stop {stop.name!r}")
+            keys[key] = f"route {route.name!r}, stop {stop.name!r}"
+    for reserved in (DEPOT, STAGING):
+        if reserved in resources:
+            raise Misdeclared(f"resource name {reserved!r} is the platform's own; pass it as depot=… or staging=… instead")
+
+
+def _job(route: Route) -> Any:
+    return define_asset_job(
+        route.name,
+        selection=AssetSelection.assets(*(stop_key(route, stop.name) for stop in route.stops)),
+        description=route.description or None,
+    )
+
+
+_PYTHON = {"string": str, "integer": int, "number": float, "boolean": bool}
+
+
+def _parameters_resource(route: Route) -> Any:
+    """A resource with one typed field per parameter: the launchpad shows it, and every stop of a run sees the same values."""
+    fields: Any = {p.name: (_PYTHON[p.type], ... if p.default is None else p.default) for p in route.parameters}
+    made = create_model(f"{route.name.title().replace('_', '')}Parameters", __base__=ConfigurableResource, **fields)
+    return made.configure_at_launch()
+
+
+def _schedule(route: Route, job: Any, cron: Cron, number: int) -> ScheduleDefinition:
+    config = {"resources": {PARAMETERS.format(route=route.name): {"config": dict(cron.parameters)}}} if cron.parameters else {}
+    name = f"{route.name}_schedule" + (f"_{number + 1}" if number else "")
+    return cron_schedule(name, job, cron.schedule, cron.zone, config)

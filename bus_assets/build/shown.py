@@ -1,0 +1,157 @@
+"""What people see of a stop in the UI: counts, reasons, a preview, where the data is, the trip. Never a sensitive value."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dagster import AssetCheckResult, AssetCheckSeverity, AssetCheckSpec, AssetKey, MarkdownMetadataValue, MetadataValue
+
+from bus_assets.build.lineage import column_lineage, column_schema
+from bus_assets.contract import Contract
+from bus_assets.drive import Drive, Stopped
+from bus_assets.passengers import Passengers
+from bus_assets.publish import Dropped
+from bus_assets.stops import DropOff, PickUp, Transform
+from bus_assets.verify import BALANCE, ONCE
+
+PREVIEW_ROWS = 10
+HIDDEN_VALUE = "•••"
+
+
+def stop_metadata(drive: Drive, stopped: Stopped) -> dict[str, Any]:
+    """Metadata of a pick-up's or transform's materialisation."""
+    verdict, contract = stopped.verdict, stopped.passengers.contract
+    first = stopped.passengers.manifest.files[0].path if stopped.passengers.manifest.files else ""
+    shown: dict[str, Any] = {
+        "dagster/row_count": verdict.kept,
+        "dagster/column_schema": column_schema(contract),
+        "dagster/column_lineage": column_lineage(drive.route, verdict.stop),
+        "dagster/uri": drive.bus.staging.uri(first.rsplit("/", 1)[0]) if first else "",
+        "picked up": verdict.picked_up,
+        "rejected": verdict.rejected,
+        "preview": preview(stopped.passengers),
+        **trip_metadata(drive, verdict.attempt),
+    }
+    if verdict.rejected:
+        shown["why rejected"] = rejected_table(verdict.figures, drive, verdict.stop)
+    return shown
+
+
+def trip_metadata(drive: Drive, attempt: int) -> dict[str, Any]:
+    said: dict[str, Any] = {"trip": drive.trip.id, "attempt": attempt}
+    if drive.mode == "rehearsal":
+        said["rehearsal"] = f"on rows of trip {drive.trip.parent}; nothing is published"
+    if drive.mode in ("forward", "delivered"):
+        said["note"] = "published by an earlier attempt; nothing was picked up again"
+    return said
+
+
+def preview(passengers: Passengers) -> MarkdownMetadataValue:
+    """The first rows as a table; sensitive fields are dots."""
+    batch = next(iter(passengers.batches(passengers.contract.names)), None)
+    rows = batch.slice(0, PREVIEW_ROWS).to_pylist() if batch is not None else []
+    hidden = passengers.contract.sensitive
+    cells = [[HIDDEN_VALUE if name in hidden else row[name] for name in passengers.contract.names] for row in rows]
+    return MetadataValue.md(markdown_table(passengers.contract.names, cells) if rows else "_no rows_")
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = ["| " + " | ".join(map(_cell, header)) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else value.isoformat(sep=" ") if hasattr(value, "astimezone") else str(value)
+    text = text if len(text) <= 60 else text[:59] + "…"
+    for sign, safe in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\r", " "), ("\n", " "), ("`", "\\`"), ("*", "\\*"), ("_", "\\_"), ("[", "\\[")):
+        text = text.replace(sign, safe)
+    return text
+
+
+def rejected_table(figures: Sequence[Mapping[str, Any]], drive: Drive, stop: str) -> MarkdownMetadataValue:
+    rows = [(figure["rule"], figure["rejected"]) for figure in figures if figure["rejected"]]
+    said = markdown_table(("reason", "rows"), sorted(rows, key=lambda row: -row[1]))
+    return MetadataValue.md(f"{said}\n\n`bus quarantine list --trip {drive.trip.id} --stop {stop}` shows them.")
+
+
+def check_specs(key: AssetKey, stop: PickUp | Transform) -> list[AssetCheckSpec]:
+    """One check for the contract, one for conservation, one for each that the author adds; all but warnings block."""
+    specs = [
+        AssetCheckSpec("contract", asset=key, blocking=True, description="Every rule of the contract, recomputed from the staged rows."),
+        AssetCheckSpec("conserved", asset=key, blocking=True, description="Rows that came in = rows kept + rows rejected."),
+    ]
+    specs += [AssetCheckSpec(c.name, asset=key, blocking=c.blocking, description=c.description or None) for c in stop.checks]
+    return specs
+
+
+def check_results(key: AssetKey, stop: PickUp | Transform, stopped: Stopped) -> list[AssetCheckResult]:
+    verdict = stopped.verdict
+    broken = {figure["rule"]: figure["rows"] for figure in verdict.figures}
+    conserved = verdict.picked_up == verdict.kept + verdict.rejected
+    results = [
+        AssetCheckResult(
+            check_name="contract",
+            asset_key=key,
+            passed=verdict.passed and not verdict.rejected,
+            severity=AssetCheckSeverity.WARN if verdict.passed else AssetCheckSeverity.ERROR,
+            description=_summary(stopped),
+            metadata={
+                "rules": MetadataValue.md(
+                    markdown_table(
+                        ("rule", "rejected at the gate", "found in staged rows"), [(f["rule"], f["rejected"], f["rows"]) for f in verdict.figures]
+                    )
+                ),
+                "limit": str(stop.contract.max_rejected),
+            },
+        ),
+        AssetCheckResult(
+            check_name="conserved",
+            asset_key=key,
+            passed=conserved and not broken.get(BALANCE) and not broken.get(ONCE),
+            metadata={"picked up": verdict.picked_up, "kept": verdict.kept, "rejected": verdict.rejected},
+        ),
+    ]
+    for check in stop.checks:
+        found = verdict.counts.get(check.name, 0)
+        severity = AssetCheckSeverity.ERROR if check.blocking else AssetCheckSeverity.WARN
+        results.append(AssetCheckResult(check_name=check.name, asset_key=key, passed=not found, severity=severity, metadata={"rows found": found}))
+    return results
+
+
+def _summary(stopped: Stopped) -> str:
+    verdict = stopped.verdict
+    if stopped.findings is not None and stopped.findings.problems:
+        return "; ".join(stopped.findings.problems)
+    if verdict.rejected:
+        return f"{verdict.rejected} of {verdict.picked_up} rows wait in quarantine, within the limit"
+    return f"all {verdict.kept} rows keep the contract"
+
+
+def drop_metadata(drive: Drive, drop: DropOff, dropped: Dropped) -> dict[str, Any]:
+    """Metadata of a drop-off's materialisation."""
+    contract: Contract = drive.route.contract_of(drop.name)
+    applied = dropped.applied
+    return {
+        "dagster/row_count": applied.rows,
+        "dagster/column_schema": column_schema(contract, drop.mapping(contract)),
+        "dagster/column_lineage": column_lineage(drive.route, drop.name),
+        "dagster/table_name": drop.into.name,
+        "database": drop.into.database,
+        "mode": str(drop.into.mode),
+        "offered": dropped.offered,
+        "left out by where": dropped.left_out,
+        **applied.to_json(),
+        **trip_metadata(drive, drive.attempt),
+    }
+
+
+def drop_conserved(key: AssetKey, dropped: Dropped) -> AssetCheckResult:
+    """Rows offered = rows left out + rows that the database says it applied + rows folded into a later one of their key."""
+    applied = dropped.applied
+    accounted = dropped.left_out + applied.rows + applied.folded
+    return AssetCheckResult(
+        check_name="conserved",
+        asset_key=key,
+        passed=dropped.already or dropped.offered == accounted,
+        metadata={"offered": dropped.offered, "left out": dropped.left_out, "applied": applied.rows, "folded": applied.folded},
+    )

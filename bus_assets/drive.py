@@ -1,0 +1,370 @@
+"""Driving a trip: which trip a run drives, whether it may, and what each stop does. Knows nothing of Dagster.
+
+    board ──→ Drive ──→ pick_up / transform (stage, gate, verdict) ──→ publish (bus_assets.publish)
+
+A trip survives its attempts. Taking one over means first committing 'revoked' for the earlier attempt in the trip's first
+database, under the same key that publishing uses: whichever commit comes first wins, and a zombie's publishing is refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from bus_assets.contract import TableKey
+from bus_assets.passengers import Passengers
+from bus_assets.route import Route
+from bus_assets.stage import EXAMPLES_OF_A_FAILED_STOP, Findings, Stager, author_checks, with_checks
+from bus_assets.stops import PickUp, Transform
+from bus_assets.values import TripValues
+from resources.depot.entries import AlreadyDelivered, Attempt, AttemptLive, Trip, Verdict
+from resources.depot.process import this_process
+from resources.depot.store import Depot
+from resources.errors import BusError, ChecksFailed, Refused
+from resources.receipts import AlreadySettled
+from resources.staging import Manifest, Staging
+
+LEASE_SECONDS = 900
+"""An attempt that shows no progress for so long counts as dead. Its process's death, or its run's end, is seen at once."""
+RENEW_SECONDS = 10.0
+TRIP_TAG = "bus/trip/{route}"
+"""The run tag that says which trip of a route to drive; the same in the UI, the CLI and in sensors."""
+
+Mode = Literal["driving", "rehearsal", "forward", "delivered"]
+
+
+@dataclass(frozen=True)
+class Bus:
+    """What trips drive with: the durable record, the place for staged rows, and the systems by the names routes use."""
+
+    depot: Depot
+    staging: Staging
+    systems: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Boarding:
+    """What a run says of itself. ``selected`` are the stops that it will run; ``tagged`` and ``resumed`` name the trip, if any:
+    by tag, or by the run that this one re-executes from failure. ``run_is_over`` tells whether a run has ended."""
+
+    run: str
+    selected: frozenset[str]
+    trigger: str = "person"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    tagged: str | None = None
+    resumed: str | None = None
+    run_is_over: Callable[[str], bool] = lambda run: False
+    take_over: bool = False
+
+
+@dataclass(frozen=True)
+class Drive:
+    """One attempt at a trip by one run. ``mode``:
+
+    'driving'    stops run, drop-offs publish.
+    'rehearsal'  stops run on rows of ``parent``, nothing is published.
+    'forward'    committed in the first database already: nothing is picked up again, the other databases follow.
+    'delivered'  nothing is left to do.
+    """
+
+    bus: Bus
+    route: Route
+    trip: Trip
+    attempt: int
+    run: str
+    mode: Mode
+    selected: frozenset[str]
+
+    @property
+    def values(self) -> TripValues:
+        return TripValues(self.trip.id, self.trip.created_at, self.trip.parameters)
+
+    def verdicts(self) -> dict[str, Verdict]:
+        """The newest verdict per stop; in a rehearsal, the parent trip's for the stops that are not rehearsed."""
+        own = self.bus.depot.verdicts(self.trip.id)
+        if self.mode == "rehearsal" and self.trip.parent:
+            return {**self.bus.depot.verdicts(self.trip.parent), **own}
+        return own
+
+    def passengers(self, stop: str, verdicts: Mapping[str, Verdict] | None = None) -> Passengers:
+        """The rows that ``stop`` keeps in this trip; :class:`Refused` without a passed verdict."""
+        verdict = (verdicts or self.verdicts()).get(stop)
+        if verdict is None or not verdict.passed or verdict.manifest is None:
+            raise Refused(f"stop '{stop}' has no passed verdict in trip {self.trip.id}; drive it first", route=self.route.name, stop=stop)
+        return Passengers(stop, self.route.contract_of(stop), Manifest.from_json(verdict.manifest), self.bus.staging)
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """What one stop came to: the verdict, what was found (None where the stop had been driven before), and its rows."""
+
+    verdict: Verdict
+    findings: Findings | None
+    passengers: Passengers
+
+
+def board(bus: Bus, route: Route, boarding: Boarding) -> Drive:
+    """Find or start the run's trip and claim it. The same run boarding again (each stop does) gets the same attempt.
+
+    Raises :class:`Refused` (or a subclass) when somebody else drives the trip, or when the selection cannot be driven.
+    """
+    try:
+        trip = _trip(bus, route, boarding)
+        missing = _missing(bus, route, trip, boarding.selected)
+        if missing and (boarding.tagged or boarding.resumed):
+            raise Refused(f"trip {trip.id} has no passed gate for {_list(missing)}; select it too, or all stops of the route")
+        return _claimed(bus, route, trip, boarding, "rehearsal" if missing else "driving")
+    except BusError as error:
+        raise error.at(route=route.name) from error.__cause__
+
+
+def _trip(bus: Bus, route: Route, boarding: Boarding) -> Trip:
+    if boarding.tagged:
+        trip = bus.depot.trip(boarding.tagged)
+        if trip.route != route.name:
+            raise Refused(f"trip {trip.id} belongs to route '{trip.route}', not '{route.name}'")
+        return trip
+    if boarding.resumed and (resumed := bus.depot.trip_of_run(route.name, boarding.resumed)):
+        return resumed
+    if existing := bus.depot.trip_of_run(route.name, boarding.run):
+        return existing
+    missing = tuple(dict.fromkeys(n for s in route.order if s in boarding.selected for n in route.needs(s) if n not in boarding.selected))
+    if not missing:
+        return bus.depot.start_trip(route.name, boarding.trigger, _parameters(route, boarding.parameters), run=boarding.run)
+    parent = bus.depot.last_passed_trip(route.name, missing)
+    if parent is None:
+        raise Refused(f"the selection leaves out {_list(missing)}, and no earlier trip has rows of it; select all stops of the route")
+    only_drops = all(name in {drop.name for drop in route.drop_offs} for name in boarding.selected)
+    if only_drops:
+        raise Refused(
+            f"{_list(tuple(sorted(boarding.selected)))} alone has no rows of its own trip to drop. Select all stops of the route for a new trip, or tag "
+            f"the run {TRIP_TAG.format(route=route.name)}=TRIP to publish a trip whose gates passed (the newest: {parent.id})"
+        )
+    return bus.depot.start_trip(route.name, "rehearsal", dict(parent.parameters), run=boarding.run, parent=parent.id)
+
+
+def _parameters(route: Route, given: Mapping[str, Any]) -> dict[str, Any]:
+    from resources.errors import Misconfigured
+
+    known = {parameter.name: parameter for parameter in route.parameters}
+    for name in given:
+        if name not in known:
+            raise Misconfigured(f"parameter {name!r} is not declared; the route has {', '.join(known) or 'none'}")
+    values = {}
+    for name, parameter in known.items():
+        value = given.get(name) if given.get(name) is not None else parameter.default
+        if value is None:
+            raise Misconfigured(f"parameter {name!r} ({parameter.type}) has no default: set it, with `bus drive {route.name} --set {name}=…`")
+        values[name] = parameter.value(value)
+    return values
+
+
+def _missing(bus: Bus, route: Route, trip: Trip, selected: frozenset[str]) -> tuple[str, ...]:
+    """Stops that the selection needs, does not include, and that have not passed in this trip."""
+    needed = {n for stop in selected for n in route.needs(stop) if n not in selected}
+    passed = {stop for stop, verdict in bus.depot.verdicts(trip.id).items() if verdict.passed} if needed else set()
+    return tuple(stop for stop in route.order if stop in needed - passed)
+
+
+def _claimed(bus: Bus, route: Route, trip: Trip, boarding: Boarding, mode: Mode) -> Drive:
+    def drive(attempt: int, how: Mode) -> Drive:
+        return Drive(bus, route, trip, attempt, boarding.run, how, boarding.selected)
+
+    before = bus.depot.newest_attempt(trip.id)
+    if before and before.run != boarding.run:
+        if before.ended_at is None:
+            _take_over(bus, route, trip, before, boarding)
+        if published := _published(bus, route, trip):
+            _caught_up(bus, route, trip, published)
+    process = this_process()
+    try:
+        attempt = bus.depot.claim(
+            trip.id, boarding.run, lease_seconds=LEASE_SECONDS, host=process.host, pid=process.pid, process_started=process.started
+        )
+    except AlreadyDelivered as delivered:
+        return Drive(bus, route, delivered.trip, before.attempt if before else 1, boarding.run, "delivered", boarding.selected)
+    how = "delivered" if attempt.outcome == "published" else "forward" if bus.depot.publications(trip.id) else mode
+    return Drive(bus, route, bus.depot.trip(trip.id), attempt.attempt, boarding.run, how, boarding.selected)
+
+
+def _take_over(bus: Bus, route: Route, trip: Trip, attempt: Attempt, boarding: Boarding) -> None:
+    """End an attempt that is not ours: only if it failed, its run or process is gone, or a person insists."""
+    over = (
+        trip.state in ("failed", "stuck")
+        or boarding.take_over
+        or boarding.run_is_over(attempt.run)
+        or bus.depot.is_abandoned(attempt)
+    )
+    if not over:
+        raise AttemptLive(attempt)
+    settle(bus, route, trip, attempt)
+
+
+def settle(bus: Bus, route: Route, trip: Trip, attempt: Attempt) -> str:
+    """End ``attempt`` for good: commit 'revoked' where publishing commits. Returns what the outcome is: the first commit wins."""
+    outcome = "revoked"
+    if route.databases:
+        database = bus.systems[route.databases[0]]
+        database.prepare(())
+        try:
+            with database.transaction() as transaction:
+                transaction.record_outcome(route.name, trip.id, attempt.attempt, "revoked", attempt.run)
+        except AlreadySettled as settled:
+            outcome = settled.outcome
+    bus.depot.end_attempt(trip.id, attempt.attempt, "published" if outcome == "published" else "revoked")
+    return outcome
+
+
+def _published(bus: Bus, route: Route, trip: Trip) -> int | None:
+    """The attempt that committed this trip in the first database, if one did; asked of that database, not of the depot."""
+    if not route.databases:
+        return None
+    database = bus.systems[route.databases[0]]
+    database.prepare(())
+    with database.transaction() as transaction:
+        return transaction.published(trip.id)
+
+
+def _caught_up(bus: Bus, route: Route, trip: Trip, published: int) -> None:
+    """The depot learns of a commit whose process died before it could say so."""
+    done = {publication.database for publication in bus.depot.publications(trip.id)}
+    for name in route.databases:
+        if name in done:
+            continue
+        bus.systems[name].prepare(())
+        with bus.systems[name].transaction() as transaction:
+            if transaction.published(trip.id) is not None:
+                applied = {table: counts.to_json() for table, counts in transaction.applied(trip.id).items()}
+                bus.depot.record_publication(trip.id, published, name, applied)
+                done.add(name)
+    bus.depot.finish_trip(trip.id, "delivered" if done >= set(route.databases) else "stuck")
+
+
+def pick_up(drive: Drive, stop: PickUp) -> Stopped:
+    """Read the source through the gate into staging. Raises what the source raises, or :class:`ChecksFailed`."""
+    if drive.trip.trigger == "release" and drive.trip.parameters.get("release_stop") == stop.name:
+        raise NotImplementedError
+    return _staged(
+        drive, stop, lambda stager: stager.records(stop.source.read(_system(drive, stop.source.system), stop.found_at(), drive.values))
+    )
+
+
+def transform(drive: Drive, stop: Transform) -> Stopped:
+    """Run a transform on the staged rows of the stops before it, through its own gate into staging."""
+    from bus_assets.transforms import run_transform
+
+    verdicts = drive.verdicts()
+    inputs = [drive.passengers(name, verdicts) for name in drive.route.upstream(stop.name)]
+    made = run_transform(stop, inputs, drive.values.parameters)
+    return _staged(drive, stop, lambda stager: stager.rows(made, keeps_grain=stop.grain == "kept", inputs=inputs))
+
+
+def _staged(drive: Drive, stop: PickUp | Transform, work: Callable[[Stager], Findings]) -> Stopped:
+    if drive.mode in ("forward", "delivered"):
+        return Stopped(drive.verdicts()[stop.name], None, drive.passengers(stop.name))
+    verdicts = drive.verdicts()
+    stager = Stager(stop.name, stop.contract, drive.bus.staging, _prefix(drive, stop.name), _references(drive, stop, verdicts), Lease(drive))
+    try:
+        findings = work(stager)
+        passengers = Passengers(stop.name, stop.contract, findings.manifest, drive.bus.staging)
+        findings = with_checks(findings, stop.checks, author_checks(stop.checks, passengers))
+        verdict = _verdict(drive, stop.name, findings, verdicts)
+        quarantined = stager.spool if findings.passed else itertools.islice(stager.spool, EXAMPLES_OF_A_FAILED_STOP)
+        drive.bus.depot.record_verdict(verdict, quarantined)
+    except BusError as error:
+        raise error.at(route=drive.route.name, stop=stop.name) from error.__cause__
+    finally:
+        stager.spool.close()
+    return Stopped(verdict, findings, passengers)
+
+
+def failed(drive: Drive, stop: str, error: BusError) -> None:
+    """Record that the trip failed at ``stop``; one whose rows are committed somewhere is stuck instead, and only rolls forward."""
+    state = "stuck" if drive.bus.depot.publications(drive.trip.id) else "failed"
+    if drive.mode in ("driving", "forward"):
+        said = str(error.at(route=drive.route.name, stop=stop))
+        drive.bus.depot.finish_trip(drive.trip.id, state, said, attempt=drive.attempt)
+
+
+def finished(drive: Drive, stop: str) -> None:
+    """A trip whose selection holds no drop-offs ends with its last stop."""
+    selected = [name for name in drive.route.order if name in drive.selected]
+    if drive.mode == "rehearsal" or (drive.mode == "driving" and not drive.selected & {d.name for d in drive.route.drop_offs}):
+        verdicts = drive.bus.depot.verdicts(drive.trip.id)
+        if selected and all(name in verdicts for name in selected):
+            whole = drive.mode == "driving" and drive.selected >= {s.name for s in drive.route.stops}
+            drive.bus.depot.end_attempt(drive.trip.id, drive.attempt, "published" if whole else "rehearsed")
+            drive.bus.depot.finish_trip(drive.trip.id, "delivered" if whole else "rehearsed")
+
+
+def problem_of(drive: Drive, stopped: Stopped) -> ChecksFailed | None:
+    """The error that a stop's findings amount to, if its gate did not let it pass."""
+    if stopped.findings is None or stopped.findings.passed:
+        return None
+    return ChecksFailed("; ".join(stopped.findings.problems), route=drive.route.name, stop=stopped.verdict.stop)
+
+
+@dataclass
+class Lease:
+    """Renews the attempt's lease as rows move, at most every :data:`RENEW_SECONDS`; raises when the attempt was taken over."""
+
+    drive: Drive
+    _renewed: float = field(default_factory=time.monotonic)
+
+    def __call__(self, rows: int) -> None:
+        if time.monotonic() - self._renewed < RENEW_SECONDS:
+            return
+        self._renewed = time.monotonic()
+        if not self.drive.bus.depot.renew(self.drive.trip.id, self.drive.attempt, LEASE_SECONDS):
+            raise Refused(f"attempt {self.drive.attempt} of trip {self.drive.trip.id} was taken over; this run stops", route=self.drive.route.name)
+
+
+def _prefix(drive: Drive, stop: str) -> str:
+    """Never used twice: a step that is retried in its run stages anew beside what it left."""
+    return f"{drive.route.name}/{drive.trip.id}/{drive.attempt}/{drive.run[:8]}/{stop}/{uuid.uuid4().hex[:8]}"
+
+
+def _references(drive: Drive, stop: PickUp | Transform, verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
+    """Field → where the values it may have are: staged files and a column, or the keys of a table."""
+    import pyarrow as pa
+
+    found: dict[str, Any] = {}
+    for contract_field in stop.contract.fields:
+        target = contract_field.references
+        if isinstance(target, TableKey):
+            keys = list(_system(drive, target.database).column_keys(target.table, target.column))
+            found[contract_field.name] = pa.chunked_array(keys, type=None if keys else contract_field.parsed_type.arrow())
+        elif target:
+            name, column = target.split(".")
+            found[contract_field.name] = (drive.passengers(name, verdicts).paths(), column)
+    return found
+
+
+def _verdict(drive: Drive, stop: str, findings: Findings, verdicts: Mapping[str, Verdict]) -> Verdict:
+    return Verdict(
+        trip=drive.trip.id,
+        attempt=drive.attempt,
+        stop=stop,
+        passed=findings.passed,
+        picked_up=findings.picked_up,
+        kept=findings.kept,
+        rejected=findings.rejected,
+        produced=findings.kept,
+        manifest=findings.manifest.to_json(),
+        digest=findings.manifest.digest,
+        inputs={name: verdicts[name].digest or "" for name in drive.route.needs(stop) if name in verdicts},
+        figures=tuple({"rule": figure.rule, "rows": figure.violations, "rejected": findings.reasons.get(figure.rule, 0)} for figure in findings.figures),
+        counts=dict(findings.check_failures),
+    )
+
+
+def _system(drive: Drive, name: str) -> Any:
+    return drive.bus.systems[name]
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

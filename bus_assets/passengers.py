@@ -1,0 +1,108 @@
+"""Rows aboard: what a stop staged, read lazily."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bus_assets.contract import Contract
+
+if TYPE_CHECKING:
+    import duckdb
+    import pandas as pd
+    import pyarrow as pa
+
+    from resources.staging import Manifest, Staging
+
+ROW = "_bus_row"
+"""int64, from 1: a row's identity in its trip. Kept by transforms that keep the grain."""
+INDEX = "row"
+"""The name of the index of a transform's frame: as long as it is there, rows can be told apart."""
+ORIGIN, POSITION = "_bus_origin", "_bus_position"
+"""Where a picked-up row came from: a file, page or query, and the line, element, record or row in it."""
+
+DUCKDB_MEMORY = "192MB"
+"""DuckDB spills to disk above this, so that memory is bounded by the batch and not by the input."""
+
+
+@dataclass(frozen=True)
+class Passengers:
+    """The rows that a stop keeps, immutable. Nothing is read before it is asked for, and no more than a batch at a time."""
+
+    stop: str
+    contract: Contract
+    manifest: Manifest
+    staging: Staging
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    def batches(self, columns: tuple[str, ...] | None = None) -> Iterator[pa.RecordBatch]:
+        """Arrow batches in row order; the bytes are checked against their digests (:class:`~resources.errors.Refused`)."""
+        from resources.staging import read_batches
+
+        return read_batches(self.staging, self.manifest, columns=list(columns) if columns else None)
+
+    def to_arrow(self, columns: tuple[str, ...] | None = None) -> pa.Table:
+        import pyarrow as pa
+
+        return pa.Table.from_batches(list(self.batches(columns)))
+
+    def to_pandas(self, columns: tuple[str, ...] | None = None) -> pd.DataFrame:
+        """All rows as one frame; with :data:`ROW` among the columns (the default), that is the index too."""
+        return frame(self.to_arrow(columns))
+
+    def paths(self) -> list[str]:
+        """Local paths of the staged Parquet files, for DuckDB."""
+        return [str(self.staging.local(file.path)) for file in self.manifest.files]
+
+    def view(self, connection: duckdb.DuckDBPyConnection, *, with_row: bool = False) -> None:
+        """Make the rows known to ``connection`` under the stop's name."""
+        columns = ", ".join(quoted(name) for name in (*self.contract.names, *((ROW,) if with_row else ())))
+        connection.execute(f"CREATE VIEW {quoted(self.stop)} AS SELECT {columns} FROM read_parquet({literals(self.paths())})")  # noqa: S608
+
+
+def frame(table: pa.Table | pa.RecordBatch) -> pd.DataFrame:
+    """Rows as pandas: nullable types kept (Int64, Arrow strings), the identity both index and column."""
+    import pandas as pd
+
+    made: pd.DataFrame = table.to_pandas(types_mapper=_nullable, date_as_object=True)
+    if ROW in made.columns:
+        made.index = pd.Index(made[ROW].to_numpy(), name=INDEX)
+    return made
+
+
+def _nullable(kind: pa.DataType) -> object | None:
+    """pandas' own nullable type where the plain one would turn whole numbers or booleans with nulls into floats or objects."""
+    import pandas as pd
+    import pyarrow as pa
+
+    return {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype(), pa.string(): pd.StringDtype()}.get(kind)
+
+
+@contextmanager
+def duck() -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB of one's own: bounded memory, spilling beside the system's temporary files, no extensions fetched, UTC."""
+    import tempfile
+
+    import duckdb
+
+    with tempfile.TemporaryDirectory(prefix="bus-duckdb-") as spill:
+        settings = {"memory_limit": DUCKDB_MEMORY, "temp_directory": spill, "autoinstall_known_extensions": False}
+        connection = duckdb.connect(config={**settings, "TimeZone": "UTC"})
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+
+def quoted(identifier: str) -> str:
+    """``identifier`` as SQL: in double quotes, its own doubled."""
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def literals(texts: list[str]) -> str:
+    """A DuckDB list of texts; for file paths, which cannot be bound in a view."""
+    return "[" + ", ".join("'" + text.replace("'", "''") + "'" for text in texts) + "]"

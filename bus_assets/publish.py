@@ -1,0 +1,216 @@
+"""The transaction: claim, gate, write, receipt. The one file a reviewer must trust.
+
+For one trip and one database, in one transaction:
+
+    1. claim       (trip, attempt) = published, under a unique key; an attempt that was revoked ends here
+    2. gate        re-read this trip's verdicts, and the bytes that they name; missing, failed, stale or different: refuse
+    3. receipt     insert the trip's receipt; one that is there already means that these rows are in: nothing is written
+    4. write       every table of the route in this database, from the staged bytes
+    5. commit
+
+The first database in which this commits is the pivot: from then on the trip only rolls forward. A second database is written
+only after the first has committed. DDL happens before, in transactions of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bus_assets.drive import Drive, Lease
+from bus_assets.passengers import Passengers, duck, quoted
+from bus_assets.stops import DropOff
+from bus_assets.values import fill
+from resources.depot.entries import Verdict
+from resources.errors import BusError, Misconfigured, Refused
+from resources.receipts import AlreadySettled
+from resources.staging import Manifest
+from resources.tables import Applied, Column, TablePlan
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What one drop-off did: ``offered`` rows of the stop, of which ``where`` left out ``left_out``; the rest was ``applied``."""
+
+    drop_off: str
+    offered: int
+    left_out: int
+    applied: Applied
+    already: bool = False
+
+
+def publish(drive: Drive, database: str) -> tuple[Dropped, ...]:
+    """Publish the trip's rows into ``database``, or find that they are there. Raises :class:`Refused` and writes nothing otherwise."""
+    drops = tuple(drop for drop in drive.route.drop_offs if drop.into.database == database)
+    try:
+        _may_publish(drive, database)
+        verdicts = gates(drive)
+        system = drive.bus.systems[database]
+        system.prepare(tuple(plan(drive, drop) for drop in drops))
+        try:
+            dropped = _transaction(drive, database, drops, verdicts)
+        except AlreadySettled as settled:
+            dropped = _already(drive, database, drops, settled)
+    except BusError as error:
+        raise error.at(route=drive.route.name) from error.__cause__
+    _remember(drive, database, dropped)
+    return dropped
+
+
+def _transaction(drive: Drive, database: str, drops: tuple[DropOff, ...], verdicts: Mapping[str, Verdict]) -> tuple[Dropped, ...]:
+    system, trip = drive.bus.systems[database], drive.trip.id
+    with system.transaction() as transaction:
+        transaction.record_outcome(drive.route.name, trip, drive.attempt, "published", drive.run)
+        again = gates(drive)
+        if {stop: v.digest for stop, v in again.items()} != {stop: v.digest for stop, v in verdicts.items()}:
+            raise Refused(f"the verdicts of trip {trip} changed while it was being published; drive it again")
+        verify_gates(drive, again)
+        if transaction.record_receipts(drive.route.name, [f"trip:{trip}"], trip=trip, attempt=drive.attempt):
+            raise AlreadySettled("published")
+        dropped = []
+        for drop in drops:
+            done = _drop(drive, transaction, drop, again)
+            transaction.record_applied(trip, drop.into.name, str(drop.into.mode), done.applied)
+            dropped.append(done)
+    return tuple(dropped)
+
+
+def gates(drive: Drive) -> dict[str, Verdict]:
+    """This trip's verdicts, if every gate of the route passed on the rows that the next stop read; else :class:`Refused`."""
+    verdicts = drive.bus.depot.verdicts(drive.trip.id)
+    stops = [stop.name for stop in drive.route.stops if not isinstance(stop, DropOff)]
+    for name in stops:
+        verdict = verdicts.get(name)
+        if verdict is None:
+            raise Refused(f"stop '{name}' has no verdict in trip {drive.trip.id}, so nothing is published; drive that stop first")
+        if not verdict.passed:
+            raise Refused(f"stop '{name}' did not pass its gate in trip {drive.trip.id}, so nothing is published")
+        for needed in drive.route.needs(name):
+            read, now = verdict.inputs.get(needed), verdicts[needed].digest if needed in verdicts else None
+            if read != now:
+                raise Refused(f"stop '{name}' read other rows of '{needed}' than the ones that passed last; drive '{name}' again")
+    return {name: verdicts[name] for name in stops}
+
+
+def verify_gates(drive: Drive, verdicts: Mapping[str, Verdict]) -> None:
+    """Hold the staged bytes of every stop against the digests in its verdict."""
+    for name, verdict in verdicts.items():
+        manifest = Manifest.from_json(verdict.manifest or {})
+        if manifest.digest != verdict.digest:
+            raise Refused(f"the verdict of stop '{name}' names other bytes than its manifest; nothing is published")
+        try:
+            for file in manifest.files:
+                drive.bus.staging.read(file.path, sha256=file.sha256)
+        except BusError as error:
+            raise error.at(stop=name) from error.__cause__
+
+
+def _may_publish(drive: Drive, database: str) -> None:
+    if drive.mode == "rehearsal":
+        raise Refused(f"this run rehearses on rows of trip {drive.trip.parent} and never publishes; select all stops of the route to publish")
+    first = drive.route.databases[0]
+    done = {publication.database for publication in drive.bus.depot.publications(drive.trip.id)}
+    if database != first and first not in done:
+        raise Refused(f"database '{first}' comes first in this route and has not got trip {drive.trip.id} yet; publish it there first")
+
+
+def _already(drive: Drive, database: str, drops: tuple[DropOff, ...], settled: AlreadySettled) -> tuple[Dropped, ...]:
+    """The claim or the receipt was there: ours after a lost commit reply, or an earlier attempt's. Revoked: we are a zombie."""
+    if settled.outcome != "published":
+        raise Refused(f"attempt {drive.attempt} of trip {drive.trip.id} was revoked: another run took the trip over; nothing was written") from settled
+    with drive.bus.systems[database].transaction() as transaction:
+        applied = transaction.applied(drive.trip.id)
+    return tuple(Dropped(drop.name, 0, 0, applied.get(drop.into.name, Applied()), already=True) for drop in drops)
+
+
+def _remember(drive: Drive, database: str, dropped: tuple[Dropped, ...]) -> None:
+    depot, trip = drive.bus.depot, drive.trip.id
+    tables = {drop.drop_off: {"offered": drop.offered, "left_out": drop.left_out, **drop.applied.to_json()} for drop in dropped if not drop.already}
+    if tables or database not in {publication.database for publication in depot.publications(trip)}:
+        depot.record_publication(trip, drive.attempt, database, tables or {drop.drop_off: drop.applied.to_json() for drop in dropped})
+    if {publication.database for publication in depot.publications(trip)} >= set(drive.route.databases):
+        depot.end_attempt(trip, drive.attempt, "published")
+        depot.finish_trip(trip, "delivered")
+
+
+def plan(drive: Drive, drop: DropOff) -> TablePlan:
+    """The table as the contract says it must be."""
+    contract = drive.route.contract_of(drop.name)
+    columns = tuple(
+        Column(column, contract[name].parsed_type.arrow(), nullable=not contract[name].required and column not in drop.into.key)
+        for column, name in drop.mapping(contract).items()
+    )
+    return TablePlan(drop.into.name, columns, tuple(drop.into.key), drop.into.create)
+
+
+def _drop(drive: Drive, transaction: Any, drop: DropOff, verdicts: Mapping[str, Verdict]) -> Dropped:
+    of = drive.route.upstream(drop.name)[0]
+    passengers = drive.passengers(of, verdicts)
+    lease = Lease(drive)
+    rows = Counted(_chosen(drop, passengers), lease)
+    table, columns = drop.into, list(drop.mapping(passengers.contract))
+    try:
+        if table.mode == "append":
+            applied = transaction.append(table.name, columns, rows)
+        elif table.mode == "upsert":
+            applied = transaction.upsert(table.name, columns, tuple(table.key), rows)
+        elif table.mode == "replace":
+            applied = transaction.replace(table.name, columns, fill(table.scope or {}, drive.values), rows)
+        elif table.mode == "delete":
+            applied = transaction.delete(table.name, tuple(table.key), rows)
+        else:
+            applied = transaction.accumulate(table.name, columns, tuple(table.key), table.sums, rows)
+    except BusError as error:
+        raise error.at(stop=drop.name) from error.__cause__
+    return Dropped(drop.name, len(passengers), len(passengers) - rows.count, applied)
+
+
+@dataclass
+class Counted:
+    """Batches on their way, counted; each one renews the lease."""
+
+    batches: Iterator[pa.RecordBatch]
+    lease: Lease
+    count: int = 0
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        for batch in self.batches:
+            self.count += batch.num_rows
+            self.lease(self.count)
+            yield batch
+
+
+def _chosen(drop: DropOff, passengers: Passengers) -> Iterator[pa.RecordBatch]:
+    """The stop's rows with the destination's columns, those that meet ``where``."""
+    mapping = drop.mapping(passengers.contract)
+    fields = list(dict.fromkeys(mapping.values()))
+    if drop.where is None:
+        for batch in passengers.batches(tuple(fields)):
+            yield batch.select(fields) if list(mapping) == fields else _renamed(batch, mapping)
+        return
+    import duckdb
+
+    with duck() as connection:
+        for batch in passengers.batches(passengers.contract.names):
+            try:
+                kept = connection.from_arrow(_table(batch)).filter(drop.where).project(", ".join(quoted(name) for name in fields))
+                for found in kept.to_arrow_table().to_batches():
+                    yield _renamed(found, mapping)
+            except duckdb.Error as error:
+                raise Misconfigured(f"where={drop.where!r} does not run: {str(error).splitlines()[0]}", stop=drop.name) from error
+
+
+def _table(batch: pa.RecordBatch) -> Any:
+    import pyarrow as pa
+
+    return pa.Table.from_batches([batch])
+
+
+def _renamed(batch: pa.RecordBatch, mapping: Mapping[str, str]) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    return pa.RecordBatch.from_arrays([batch.column(name) for name in mapping.values()], names=list(mapping))

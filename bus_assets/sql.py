@@ -1,0 +1,110 @@
+"""An author's SELECT, read with sqlglot: is it one, what does it read, does it keep the grain, where does a column come from?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import sqlglot
+from sqlglot import exp
+from sqlglot.errors import SqlglotError
+from sqlglot.lineage import lineage
+
+from bus_assets.declare import Misdeclared
+
+DIALECT = "duckdb"
+
+
+def parsed(sql: str) -> exp.Query:
+    """``sql`` as a tree, if it is one SELECT; else :class:`Misdeclared` with what was not understood."""
+    try:
+        statements = sqlglot.parse(sql, dialect=DIALECT)
+    except SqlglotError as error:
+        first = error.errors[0] if getattr(error, "errors", None) else {}
+        near = f" near {first['highlight']!r}, line {first['line']}" if first.get("highlight") else ""
+        raise Misdeclared(f"its SQL is not understood{near}: {first.get('description') or error}") from None
+    if len(statements) != 1 or not isinstance(statements[0], exp.Query):
+        raise Misdeclared("its SQL must be exactly one SELECT")
+    return statements[0]
+
+
+def tables(query: exp.Query) -> frozenset[str]:
+    """The tables that ``query`` reads, its own CTEs left out. Functions that read files are refused: stops read sources."""
+    own = {cte.alias_or_name for cte in query.find_all(exp.CTE)}
+    found = set()
+    for table in query.find_all(exp.Table):
+        if not isinstance(table.this, exp.Identifier) or table.db:
+            raise Misdeclared(f"its SQL reads {table.sql(dialect=DIALECT)!r}; SQL reads only the stops in after=, by name")
+        found.add(table.name)
+    return frozenset(found - own)
+
+
+def check(sql: str, after: tuple[str, ...], *, keeps_grain: bool) -> None:
+    """Raise :class:`Misdeclared` if ``sql`` reads what is not in ``after``, or cannot keep the grain that it promises."""
+    query = parsed(sql)
+    if strangers := tables(query) - set(after):
+        raise Misdeclared(f"its SQL reads {', '.join(sorted(strangers))}, but it comes after {', '.join(after)}; add to after=")
+    if keeps_grain:
+        carrying(sql, after[0], "_bus_row")
+
+
+def carrying(sql: str, first: str, row: str) -> str:
+    """``sql`` with the identity column of the ``first`` stop added to what it selects, through subqueries and CTEs."""
+    query = parsed(sql)
+    ctes = {cte.alias_or_name: cte.this for cte in query.find_all(exp.CTE)}
+    _carry(query, first, row, ctes, set())
+    return query.sql(dialect=DIALECT)
+
+
+def _carry(query: exp.Expression, first: str, row: str, ctes: Mapping[str, exp.Expression], done: set[int]) -> None:
+    if id(query) in done:
+        return
+    done.add(id(query))
+    advice = "declare grain='changed' if it filters, multiplies or aggregates rows"
+    if not isinstance(query, exp.Select):
+        raise Misdeclared(f"its SQL combines several SELECTs, so rows lose their identity; {advice}")
+    if query.args.get("group") or query.args.get("distinct") or query.args.get("limit") or _aggregates(query):
+        raise Misdeclared(f"its SQL groups, limits or makes rows distinct, which changes the grain; {advice}")
+    source = query.args.get("from_") or query.args.get("from")
+    this = source.this if source else None
+    if isinstance(this, exp.Subquery):
+        _carry(this.this, first, row, ctes, done)
+    elif isinstance(this, exp.Table) and this.name in ctes:
+        _carry(ctes[this.name], first, row, ctes, done)
+    elif not isinstance(this, exp.Table) or this.name != first:
+        raise Misdeclared(f"its SQL must select FROM {first} (rows belong to the first stop in after=) and join the others; or {advice}")
+    stars = [p for p in query.expressions if isinstance(p, exp.Star) or (isinstance(p, exp.Column) and isinstance(p.this, exp.Star))]
+    named = {projection.alias_or_name for projection in query.expressions}
+    alias = this.alias_or_name
+    if row in named or any(isinstance(star, exp.Star) or star.table == alias for star in stars):
+        return
+    query.select(exp.column(row, table=alias or None), copy=False)
+
+
+def _aggregates(query: exp.Select) -> bool:
+    """Whether a projection aggregates over rows; a window function does not, it keeps them."""
+    return any(
+        not aggregate.find_ancestor(exp.Window) and aggregate.find_ancestor(exp.Select) is query
+        for projection in query.expressions
+        for aggregate in projection.find_all(exp.AggFunc)
+    )
+
+
+def column_sources(sql: str, columns: tuple[str, ...], schema: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[tuple[str, str], ...]]:
+    """For each output column the (stop, field) pairs that it is computed from; ``schema`` is stop → its fields."""
+    shape = {stop: dict.fromkeys(names, "varchar") for stop, names in schema.items()}
+    return {column: _sources(sql, column, shape) for column in columns}
+
+
+def _sources(sql: str, column: str, shape: Mapping[str, Mapping[str, str]]) -> tuple[tuple[str, str], ...]:
+    try:
+        root = lineage(column, sql, schema=dict(shape), dialect=DIALECT)
+    except (SqlglotError, ValueError, KeyError):
+        return ()
+    found = []
+    for node in root.walk():
+        if not node.downstream and isinstance(node.source, exp.Table) and node.source.name in shape:
+            name = node.name.rsplit(".", 1)[-1].strip('"')
+            real = next((field for field in shape[node.source.name] if field.lower() == name.lower()), None)
+            if real:
+                found.append((node.source.name, real))
+    return tuple(dict.fromkeys(found))

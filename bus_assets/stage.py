@@ -1,0 +1,306 @@
+"""Take a stop's rows through its gate into staging, and record the verdict that names the exact bytes.
+
+Row by row in Arrow (:mod:`bus_assets.gate`), across rows in DuckDB, then every rule once more from the staged rows
+(:mod:`bus_assets.verify`), which shares no code with the splitter. What is rejected goes to quarantine in the transaction that
+records the verdict.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bus_assets.contract import Contract
+from bus_assets.gate import cross_row, split
+from bus_assets.passengers import ORIGIN, POSITION, ROW, Passengers, duck, quoted
+from bus_assets.stops import Check
+from bus_assets.verify import Figure, verify
+from resources.depot.entries import QuarantinedRow, Reason
+from resources.errors import ChecksFailed
+from resources.records import Records
+from resources.staging import Manifest, StagedWriter, Staging, read_schema
+
+EXAMPLES_OF_A_FAILED_STOP = 1_000
+"""A stop that fails is driven again, so its rows are still in the source: this many are kept as examples, not all of them."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What came of staging one stop."""
+
+    manifest: Manifest
+    picked_up: int
+    kept: int
+    rejected: int
+    figures: tuple[Figure, ...]
+    reasons: Mapping[str, int]
+    check_failures: Mapping[str, int]
+    problems: tuple[str, ...]
+    undelivered: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        return not self.problems
+
+
+class RejectSpool:
+    """Rejected rows on disk until the verdict is recorded: memory stays bounded however many there are."""
+
+    def __init__(self) -> None:
+        self._file: IO[str] = tempfile.TemporaryFile("w+", prefix="bus-rejected-", encoding="utf-8", errors="surrogatepass")  # noqa: SIM115
+        self.rows = 0
+        self.reasons: dict[str, int] = {}
+
+    def add(self, row: QuarantinedRow) -> None:
+        self.rows += 1
+        for reason in row.reasons:
+            self.reasons[reason.rule] = self.reasons.get(reason.rule, 0) + 1
+        entry = [row.row_id, row.origin, row.unit, row.position, [list(reason) for reason in row.reasons], dict(row.payload)]
+        self._file.write(json.dumps(entry) + "\n")
+
+    def __iter__(self) -> Iterator[QuarantinedRow]:
+        self._file.flush()
+        self._file.seek(0)
+        for line in self._file:
+            row_id, origin, unit, position, reasons, payload = json.loads(line)
+            yield QuarantinedRow(row_id, origin, unit, position, tuple(Reason(*reason) for reason in reasons), payload)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass
+class Stager:
+    """Stages one stop once. ``progress`` is called with the rows so far after each batch, and may raise to stop."""
+
+    stop: str
+    contract: Contract
+    staging: Staging
+    prefix: str
+    references: Mapping[str, Any]
+    progress: Callable[[int], None]
+    spool: RejectSpool = field(default_factory=RejectSpool)
+    _unit: str | None = None
+
+    def records(self, runs: Iterable[Records]) -> Findings:
+        """Stage what a source gave; rows are numbered in source order, unreadable records included."""
+        writer = StagedWriter(self.staging, f"{self.prefix}/rows", self._schema(with_place=True))
+        seen = 0
+        with writer:
+            for run in runs:
+                self._unit = run.unit
+                ids = _numbers(seen + 1, run.batch.num_rows)
+                self._unreadable(run, seen)
+                kept, index = self._split(run.batch, ids, run)
+                writer.write(_with(kept, ids.take(index), run.origin, run.positions.take(index)))
+                seen += run.batch.num_rows + len(run.unreadable)
+                self.progress(seen)
+        return self._judged(writer.manifest, seen)
+
+    def rows(self, batches: Iterable[pa.RecordBatch], *, keeps_grain: bool, inputs: Sequence[Passengers]) -> Findings:
+        """Stage what a transform made. Where the grain is kept, exactly the rows of the first input must come out."""
+        writer = StagedWriter(self.staging, f"{self.prefix}/rows", self._schema(with_place=False))
+        seen = 0
+        tally = RowTally(inputs[0]) if keeps_grain else None
+        with writer:
+            for batch in batches:
+                ids = batch.column(ROW).cast(pa.int64()) if keeps_grain else _numbers(seen + 1, batch.num_rows)
+                kept, index = self._split(batch, ids, None)
+                writer.write(_with(kept, ids.take(index)))
+                seen += batch.num_rows
+                if tally:
+                    tally.add(ids)
+                self.progress(seen)
+        lost = tally.problem(self.stop) if tally else None
+        return self._judged(writer.manifest, seen, *([lost] if lost else []))
+
+    def _schema(self, *, with_place: bool) -> pa.Schema:
+        fields = [pa.field(f.name, f.parsed_type.arrow()) for f in self.contract.fields] + [pa.field(ROW, pa.int64())]
+        if with_place:
+            fields += [pa.field(ORIGIN, pa.string()), pa.field(POSITION, pa.int64())]
+        return pa.schema(fields)
+
+    def _split(self, batch: pa.RecordBatch, ids: pa.Int64Array, run: Records | None) -> tuple[pa.RecordBatch, pa.Int64Array]:
+        done = split(batch, self.contract)
+        if done.rejected:
+            at = pa.array([rejected.index for rejected in done.rejected], pa.int64())
+            numbers = ids.take(at).to_pylist()
+            positions = run.positions.take(at).to_pylist() if run else [None] * len(numbers)
+            for rejected, number, position, payload in zip(
+                done.rejected, numbers, positions, payloads(batch.take(at), self.contract.names), strict=True
+            ):
+                reasons = tuple(Reason(reason.rule, reason.message) for reason in rejected.reasons)
+                self.spool.add(
+                    QuarantinedRow(str(number), run.origin if run else None, run.unit if run else None, position, reasons, payload)
+                )
+        return done.kept, done.kept_index
+
+    def _unreadable(self, run: Records, seen: int) -> None:
+        for number, record in enumerate(run.unreadable, seen + run.batch.num_rows + 1):
+            reason = Reason("readable", record.reason)
+            self.spool.add(QuarantinedRow(str(number), run.origin, run.unit, record.position, (reason,), {"": record.raw}))
+
+    def _judged(self, manifest: Manifest, picked_up: int, *problems: str) -> Findings:
+        with duck() as connection:
+            manifest = self._across_rows(connection, manifest)
+            rejected = self.spool.rows
+            figures = verify(
+                connection, self._paths(manifest), self.contract, self.references, picked_up=picked_up, rejected=rejected
+            )
+        found = [*problems, *self._too_many(rejected, picked_up)]
+        if manifest.rows < self.contract.min_rows:
+            found.append(f"{manifest.rows} rows passed, but the contract asks for at least {self.contract.min_rows}")
+        found += [f"{figure.violations} staged rows break '{figure.rule}', though the gate let them pass" for figure in figures if figure.violations]
+        return Findings(
+            manifest, picked_up, manifest.rows, rejected, tuple(figures), dict(self.spool.reasons), {}, tuple(found)
+        )
+
+    def _too_many(self, rejected: int, picked_up: int) -> list[str]:
+        if self.contract.allows(rejected, picked_up):
+            return []
+        limit = self.contract.max_rejected
+        said = f"{limit * 100:g} %" if isinstance(limit, float) else f"{limit}"
+        most = sorted(self.spool.reasons.items(), key=lambda entry: -entry[1])[:3]
+        example = next(iter(self.spool), None)
+        at = f"; first: {example.origin}, {example.unit} {example.position}: {example.reasons[0].message}" if example and example.origin else ""
+        if example and not example.origin:
+            at = f"; first: row {example.row_id}: {example.reasons[0].message}"
+        return [f"{rejected} of {picked_up} rows were rejected, more than max_rejected ({said}): " + ", ".join(f"{r} ×{n}" for r, n in most) + at]
+
+    def _paths(self, manifest: Manifest) -> list[str]:
+        return [str(self.staging.local(file.path)) for file in manifest.files]
+
+    def _across_rows(self, connection: Any, manifest: Manifest) -> Manifest:
+        """Take rows out that break a key or a reference; most often there are none, and the files stay as they are."""
+        if not self.contract.keys and not self.references:
+            return manifest
+        paths = self._paths(manifest)
+        found: dict[int, list[Reason]] = {}
+        for row, rule, message in cross_row(connection, paths, self.contract, self.references, unit=self._unit or "row"):
+            found.setdefault(row, []).append(Reason(rule, message))
+        if not found:
+            return manifest
+        writer = StagedWriter(self.staging, f"{self.prefix}/kept", read_schema(self.staging, manifest))
+        bad = pa.array(sorted(found), pa.int64())
+        with writer:
+            for batch in Passengers(self.stop, self.contract, manifest, self.staging).batches():
+                mask = pc.is_in(batch.column(ROW), value_set=bad)
+                for payload, row, place in self._taken_out(batch.filter(mask)):
+                    self.spool.add(QuarantinedRow(str(row), place[0], self._unit, place[1], tuple(found[row]), payload))
+                writer.write(batch.filter(pc.invert(mask)))
+        return writer.manifest
+
+    def _taken_out(self, batch: pa.RecordBatch) -> Iterator[tuple[dict[str, str | None], int, tuple[str | None, int | None]]]:
+        rows = batch.column(ROW).to_pylist()
+        placed = ORIGIN in batch.schema.names
+        origins = batch.column(ORIGIN).to_pylist() if placed else [None] * len(rows)
+        positions = batch.column(POSITION).to_pylist() if placed else [None] * len(rows)
+        yield from zip(payloads(batch, self.contract.names), rows, zip(origins, positions, strict=True), strict=True)
+
+
+class RowTally:
+    """Does every row of the first input come out exactly once? Compared in step while the order holds, by counting after."""
+
+    def __init__(self, first: Passengers):
+        self._first = first
+        self._expected = (batch.column(ROW) for batch in first.batches((ROW,)))
+        self._buffer = pa.array([], pa.int64())
+        self._in_step = True
+        self._spill: list[pa.Array] = []
+        self.rows = 0
+
+    def add(self, ids: pa.Int64Array) -> None:
+        self.rows += len(ids)
+        if self._in_step:
+            while len(self._buffer) < len(ids) and (more := next(self._expected, None)) is not None:
+                self._buffer = pa.concat_arrays([self._buffer, more])
+            if self._buffer.slice(0, len(ids)).equals(ids):
+                self._buffer = self._buffer.slice(len(ids))
+                return
+            self._in_step = False
+            before = self.rows - len(ids)
+            self._spill = [batch.column(ROW) for batch in self._first.batches((ROW,))]
+            self._spill = [pa.concat_arrays(self._spill).slice(0, before)] if before else []
+        self._spill.append(ids)
+
+    def problem(self, stop: str) -> str | None:
+        """One sentence if rows were lost, made up or multiplied, else None."""
+        if self._in_step and self.rows == len(self._first):
+            return None
+        came = pc.value_counts(pa.concat_arrays(self._spill)) if not self._in_step else None
+        went = pa.concat_arrays([batch.column(ROW) for batch in self._first.batches((ROW,))]) if len(self._first) else pa.array([], pa.int64())
+        advice = "declare grain='changed' if that is meant"
+        if came is None:
+            return f"{len(self._first) - self.rows} of {len(self._first)} rows did not come out; {advice}"
+        values, counts = came.field("values"), came.field("counts")
+        many = pc.sum(pc.cast(pc.greater(counts, 1), pa.int64())).as_py() or 0
+        if many:
+            row = values.filter(pc.greater(counts, 1))[0].as_py()
+            return f"{many} rows came out more than once (row {row}, say: does a join find several partners?); {advice}"
+        if values.null_count or len(values.filter(pc.invert(pc.is_in(values, value_set=went)))):
+            return f"rows came out that were never aboard ('{ROW}' was changed); carry it along untouched, or {advice}"
+        lost = len(went) - len(values)
+        return f"{lost} of {len(went)} rows did not come out (a filter, or an inner join without a partner?); {advice}" if lost else None
+
+
+def author_checks(checks: Sequence[Check], passengers: Passengers) -> dict[str, int]:
+    """How many rows each check's SELECT finds in the staged rows. Raises :class:`ChecksFailed` for SQL that does not run."""
+    import duckdb
+
+    found = {}
+    if not checks:
+        return found
+    with duck() as connection:
+        passengers.view(connection)
+        for check in checks:
+            try:
+                counted = connection.execute(f"SELECT count(*) FROM ({check.sql.rstrip().rstrip(';')}) AS {quoted('offending')}").fetchone()  # noqa: S608
+            except duckdb.Error as error:
+                raise ChecksFailed(f"check '{check.name}' does not run: {str(error).splitlines()[0]}") from error
+            found[check.name] = counted[0] if counted else 0
+    return found
+
+
+def with_checks(findings: Findings, checks: Sequence[Check], failures: Mapping[str, int]) -> Findings:
+    """``findings`` with what the author's checks found; those that block are problems."""
+    blocked = tuple(f"check '{c.name}' found {failures[c.name]} rows" for c in checks if c.blocking and failures[c.name])
+    return replace(findings, check_failures=dict(failures), problems=findings.problems + blocked)
+
+
+def payloads(batch: pa.RecordBatch, names: Sequence[str]) -> Iterator[dict[str, str | None]]:
+    """Each row as text columns, in the form in which a source would give it: what a release puts aboard again."""
+    present = [name for name in names if name in batch.schema.names]
+    for row in batch.select(present).to_pylist():
+        yield {name: _text(value) for name, value in row.items()}
+
+
+def _text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, (list, dict)):
+        return json.dumps(value, default=_text, ensure_ascii=False)
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _with(kept: pa.RecordBatch, ids: pa.Array, origin: str | None = None, positions: pa.Array | None = None) -> pa.RecordBatch:
+    columns, names = [*kept.columns, ids], [*kept.schema.names, ROW]
+    if origin is not None:
+        columns += [pa.repeat(origin, len(ids)), positions]
+        names += [ORIGIN, POSITION]
+    return pa.RecordBatch.from_arrays(columns, names=names)
+
+
+def _numbers(first: int, count: int) -> pa.Int64Array:
+    import numpy as np
+
+    return pa.array(np.arange(first, first + count, dtype="int64"))

@@ -1,0 +1,155 @@
+"""Run a transform: SQL in DuckDB, or a function on pandas or Arrow; one Arrow batch after the other comes out."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from bus_assets.passengers import INDEX, ROW, Passengers, duck, frame
+from bus_assets.sql import carrying
+from bus_assets.stops import Transform
+from resources.errors import BusError, Misconfigured, Poison
+
+BATCH_ROWS = 65_536
+
+
+def run_transform(stop: Transform, inputs: Sequence[Passengers], parameters: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
+    """Yield the transform's rows with the contract's columns as far as there are any, and :data:`ROW` where the grain is kept.
+
+    Raises :class:`Misconfigured` for missing columns or lost identity, :class:`Poison` for what the author's code raised.
+    """
+    made = _run_sql(stop, inputs) if stop.is_sql else _run_function(stop, inputs, parameters)
+    for batch in made:
+        yield _with_contract(stop, batch)
+
+
+def _run_sql(stop: Transform, inputs: Sequence[Passengers]) -> Iterator[pa.RecordBatch]:
+    import duckdb
+
+    assert isinstance(stop.how, str)
+    keeps = stop.grain == "kept"
+    sql = carrying(stop.how, inputs[0].stop, ROW) if keeps else stop.how
+    with duck() as connection:
+        for number, passengers in enumerate(inputs):
+            passengers.view(connection, with_row=keeps and number == 0)
+        try:
+            yield from connection.sql(sql).to_arrow_reader(BATCH_ROWS)
+        except duckdb.Error as error:
+            raise Poison(f"its SQL failed: {_first_line(error)}") from error
+
+
+def _run_function(stop: Transform, inputs: Sequence[Passengers], parameters: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
+    assert callable(stop.how)
+    forms = _forms(stop.how, len(inputs))
+    given = [_as(form, passengers, first=passengers is inputs[0]) for form, passengers in zip(forms, inputs, strict=True)]
+    keywords = {"params": dict(parameters)} if "params" in inspect.signature(stop.how).parameters else {}
+    name = getattr(stop.how, "__name__", "function")
+    try:
+        made = stop.how(*given, **keywords)
+        results = made if inspect.isgenerator(made) or isinstance(made, Iterator) else iter([made])
+        for result in results:
+            yield from _batches(stop, name, result)
+    except BusError:
+        raise
+    except Exception as error:  # the author's code may raise anything; it is told where, and not swallowed
+        raise Poison(f"{name}() raised {type(error).__name__}: {_shown(stop, inputs, error)}") from error
+
+
+def _shown(stop: Transform, inputs: Sequence[Passengers], error: Exception) -> str:
+    """The author's error text, unless it might quote a sensitive value: pandas puts values in its messages."""
+    secret = stop.contract.sensitive.union(*(passengers.contract.sensitive for passengers in inputs))
+    line = error.__traceback__
+    while line and line.tb_next:
+        line = line.tb_next
+    at = f" (line {line.tb_lineno} of {line.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]})" if line else ""
+    return ("the text is not shown, as rows here hold sensitive fields" if secret else _first_line(error)) + at
+
+
+def _forms(function: Callable[..., Any], count: int) -> list[str]:
+    """'pandas', 'batches' or 'arrow' for each argument, as its annotation says; pandas where there is none."""
+    try:
+        hints = typing.get_type_hints(function)
+    except (NameError, TypeError):
+        hints = dict(getattr(function, "__annotations__", {}))
+    names = [name for name in inspect.signature(function).parameters if name != "params"][:count]
+    return [_form(str(hints.get(name, ""))) for name in names]
+
+
+def _form(annotation: str) -> str:
+    if "Iterator" in annotation or "Iterable" in annotation:
+        return "arrow batches" if "RecordBatch" in annotation or "pyarrow" in annotation else "batches"
+    if "Table" in annotation:
+        return "arrow"
+    return "passengers" if "Passengers" in annotation else "pandas"
+
+
+def _as(form: str, passengers: Passengers, *, first: bool) -> Any:
+    """Only the first stop's rows carry the identity: two columns of one name would get suffixes in a merge."""
+    columns = (*passengers.contract.names, *((ROW,) if first else ()))
+    if form == "batches":
+        return (frame(batch) for batch in passengers.batches(columns))
+    if form == "arrow batches":
+        return passengers.batches(columns)
+    if form == "arrow":
+        return passengers.to_arrow(columns)
+    return passengers if form == "passengers" else passengers.to_pandas(columns)
+
+
+def _batches(stop: Transform, name: str, result: Any) -> Iterator[pa.RecordBatch]:
+    if isinstance(result, pa.RecordBatch):
+        yield result
+    elif isinstance(result, pa.Table):
+        yield from result.to_batches(BATCH_ROWS)
+    elif hasattr(result, "columns") and hasattr(result, "index"):
+        yield from _from_frame(stop, result).to_batches(BATCH_ROWS)
+    elif result is None:
+        raise Misconfigured(f"{name}() returned nothing; it must return a frame with {', '.join(stop.contract.names)}")
+    else:
+        raise Misconfigured(f"{name}() returned a {type(result).__name__}; expected a pandas.DataFrame or a pyarrow.Table")
+
+
+def _from_frame(stop: Transform, made: Any) -> pa.Table:
+    """A pandas result as Arrow, its identity taken from the index where the column was not carried along."""
+    if made.columns.duplicated().any():
+        twice = sorted({str(name) for name in made.columns[made.columns.duplicated()]})
+        raise Misconfigured(f"its function returned column {', '.join(twice)} more than once")
+    if stop.grain == "kept" and ROW not in made.columns:
+        if made.index.name != INDEX:
+            raise Misconfigured(
+                "its function's rows cannot be told apart any more (a merge or reset_index made a new index): carry the column "
+                f"'{ROW}' along or keep the index, or declare grain='changed' if rows are filtered, multiplied or aggregated"
+            )
+        made = made.assign(**{ROW: made.index})
+    wanted = [name for name in (*stop.contract.names, ROW) if name in made.columns]
+    return pa.table({name: _column(stop, made, name) for name in wanted})
+
+
+def _column(stop: Transform, made: Any, name: str) -> pa.Array:
+    if name == ROW:
+        return pa.array(made[name], type=pa.int64(), from_pandas=True)
+    try:
+        array = pa.array(made[name], from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        texts = [None if value is None or value != value else str(value) for value in made[name]]  # noqa: PLR0124
+        return pa.array(texts, type=pa.string())
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def _with_contract(stop: Transform, batch: pa.RecordBatch) -> pa.RecordBatch:
+    missing = [name for name in stop.contract.names if name not in batch.schema.names]
+    if missing:
+        raise Misconfigured(
+            f"it returned no column {', '.join(missing)}, which its contract promises; it returned {', '.join(batch.schema.names) or 'none'}"
+        )
+    if stop.grain == "kept" and ROW not in batch.schema.names:
+        raise Misconfigured(f"it returned no column '{ROW}', so rows cannot be told apart; carry it along, or declare grain='changed'")
+    names = [*stop.contract.names, ROW] if stop.grain == "kept" else list(stop.contract.names)
+    return batch.select(names)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

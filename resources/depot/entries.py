@@ -1,0 +1,184 @@
+"""What the depot remembers, as frozen values; and the ways in which it says no."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, NamedTuple
+
+from resources.errors import Misconfigured, Refused
+
+TripState = Literal["driving", "delivered", "failed", "rehearsed", "stuck"]
+Outcome = Literal["published", "failed", "revoked", "rehearsed"]
+RowState = Literal["held", "released", "discarded"]
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_TRIP_ID = re.compile(r"[0-9a-z][0-9a-z_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Trip:
+    """One drive of a route. ``run`` is the Dagster run that started it; ``parent`` the trip that a release or rehearsal reads from."""
+
+    id: str
+    route: str
+    trigger: str
+    parameters: Mapping[str, Any]
+    partition: str | None
+    run: str | None
+    parent: str | None
+    created_at: datetime
+    state: TripState
+    ended_at: datetime | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a trip by one run. Live while ``ended_at`` is None. ``lease_until`` is on the depot's clock."""
+
+    trip: str
+    attempt: int
+    run: str
+    claimed_at: datetime
+    lease_until: datetime
+    host: str | None
+    pid: int | None
+    process_started: str | None
+    ended_at: datetime | None
+    outcome: Outcome | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The recorded result of a stop's checks.
+
+    ``picked_up`` = ``kept`` + ``rejected`` rows that came in; ``produced`` rows went out; ``counts`` has whatever else is counted.
+    ``manifest`` names the exact staged bytes (``Manifest.to_json()``) and ``digest`` is its digest; ``inputs`` gives per upstream
+    stop the digest that was read; ``figures`` are ``{"rule": …, "rows": …}``. ``created_at`` is set by the depot.
+    """
+
+    trip: str
+    attempt: int
+    stop: str
+    passed: bool
+    picked_up: int
+    kept: int
+    rejected: int
+    produced: int
+    manifest: Mapping[str, Any] | None
+    digest: str | None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    figures: tuple[Mapping[str, Any], ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    created_at: datetime | None = None
+
+
+class Reason(NamedTuple):
+    """Why a row was rejected: ``rule`` as the contract names it, ``message`` for a person."""
+
+    rule: str
+    message: str
+
+
+@dataclass(frozen=True)
+class QuarantinedRow:
+    """A row that broke its contract. ``payload`` is the record as text columns, as it was picked up.
+
+    ``row_id`` identifies the row within its stop; ``position`` is the ``unit`` ('line', 'element', …) in ``origin`` where it
+    starts. What follows ``payload`` is filled in by the depot. ``payload`` may be sensitive: it is not in the repr.
+    """
+
+    row_id: str
+    origin: str | None
+    unit: str | None
+    position: int | None
+    reasons: tuple[Reason, ...]
+    payload: Mapping[str, str | None] = field(repr=False)
+    id: int | None = None
+    route: str = ""
+    trip: str = ""
+    attempt: int = 0
+    stop: str = ""
+    state: RowState = "held"
+    released_trip: str | None = None
+    reason: str | None = None
+    created_at: datetime | None = None
+    trip_state: TripState | None = None
+
+    @property
+    def is_releasable(self) -> bool:
+        """Only rows of a delivered trip are: another trip may still be driven again and pick its rows up anew."""
+        return self.state == "held" and self.trip_state == "delivered"
+
+
+@dataclass(frozen=True)
+class QuarantineCount:
+    """``rows`` with this reason (a row with two reasons is counted under both), of which ``releasable`` may be released now."""
+
+    route: str
+    stop: str
+    rule: str
+    rows: int
+    releasable: int
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A trip's rows are committed in ``database``; ``tables`` says what was done to each."""
+
+    trip: str
+    database: str
+    attempt: int
+    at: datetime
+    tables: Mapping[str, Any]
+
+
+class NoSuchTrip(Refused):
+    """The depot knows no trip of that id."""
+
+
+class AttemptLive(Refused):
+    """Somebody else drives this trip now: ``attempt``."""
+
+    def __init__(self, attempt: Attempt):
+        super().__init__(
+            f"attempt {attempt.attempt} of trip {attempt.trip} is still live: run {attempt.run} on {attempt.host or 'an unknown host'}, "
+            f"lease until {attempt.lease_until:%Y-%m-%d %H:%M:%S} UTC; wait for it to end, or revoke it first"
+        )
+        self.attempt = attempt
+
+
+class AttemptEnded(Refused):
+    """This attempt was ended (``revoked`` by somebody, or ``failed``) or never claimed: its run must stop."""
+
+    def __init__(self, trip: str, attempt: int, found: str):
+        super().__init__(f"attempt {attempt} of trip {trip} {found}; stop this run and drive the trip again")
+        self.trip = trip
+        self.attempt = attempt
+
+
+class AlreadyDelivered(Refused):
+    """The trip is delivered: driving it again could only deliver it twice."""
+
+    def __init__(self, trip: Trip):
+        super().__init__(f"trip {trip.id} is delivered already; to move the data again, start a new trip of route '{trip.route}'")
+        self.trip = trip
+
+
+def checked_name(value: str, what: str) -> str:
+    """``value`` if it is usable in paths, tags and keys; else :class:`Misconfigured`."""
+    if not _NAME.fullmatch(value):
+        raise Misconfigured(
+            f"{what} {value!r} is not a usable name: lower-case letters, digits and underscores, starting with a letter, at most 63"
+        )
+    return value
+
+
+def checked_trip_id(value: str) -> str:
+    if not _TRIP_ID.fullmatch(value):
+        raise Misconfigured(f"trip id {value[:80]!r} is not usable: lower-case letters, digits, '-' and '_', at most 64")
+    return value

@@ -1,0 +1,116 @@
+"""The SQL of the quarantine. Every function runs in the caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from resources.depot.connections import now
+from resources.depot.entries import QuarantineCount, QuarantinedRow, Reason, Trip, Verdict
+from resources.depot.schema import quarantine, storable, trips
+from resources.errors import Misconfigured, Refused
+
+T = TypeVar("T")
+
+INSERT_ROWS = 2_000
+"""Rows per round trip: 100,000 rows pass through as a stream, never as one list."""
+
+UPDATE_IDS = 5_000
+"""Ids per statement; SQLite takes at most 32,766 bound values."""
+
+
+def replace_held(connection: sa.Connection, trip: Trip, verdict: Verdict, rows: Iterable[QuarantinedRow]) -> int:
+    """Quarantine ``rows`` in the place of what this (trip, stop) still held; released and discarded ones stay."""
+    of_stop = (quarantine.c.trip == trip.id) & (quarantine.c.stop == verdict.stop)
+    connection.execute(sa.delete(quarantine).where(of_stop, quarantine.c.state == "held"))
+    every = {"route": trip.route, "trip": trip.id, "attempt": verdict.attempt, "stop": verdict.stop}
+    every |= {"state": "held", "created_at": now(connection)}
+    written = 0
+    for some in _chunks(rows, INSERT_ROWS):
+        connection.execute(sa.insert(quarantine), [every | _values(row, verdict) for row in some])
+        written += len(some)
+    return written
+
+
+def _values(row: QuarantinedRow, verdict: Verdict) -> dict[str, Any]:
+    if (row.trip and row.trip != verdict.trip) or (row.stop and row.stop != verdict.stop):
+        raise Misconfigured(f"a row of trip {row.trip}, stop {row.stop} came with the verdict of trip {verdict.trip}, stop {verdict.stop}")
+    # Postgres reads the text of a reason when it counts them: a NUL in it would fail then. The payload is only handed back.
+    reasons = [{"rule": storable(reason.rule), "message": storable(reason.message)} for reason in row.reasons]
+    return {
+        "row_id": row.row_id,
+        "origin": row.origin,
+        "unit": row.unit,
+        "position": row.position,
+        "reasons": reasons,
+        "payload": dict(row.payload),
+    }
+
+
+def listed(connection: sa.Connection, filters: Mapping[str, str | None], limit: int, after: int) -> list[QuarantinedRow]:
+    query = sa.select(quarantine, trips.c.state.label("trip_state")).select_from(_with_trips()).where(quarantine.c.id > after)
+    query = query.where(*_conditions(filters)).order_by(quarantine.c.id).limit(limit)
+    return [_row(row) for row in connection.execute(query).mappings()]
+
+
+def _row(row: Mapping[Any, Any]) -> QuarantinedRow:
+    values = dict(row)
+    reasons = tuple(Reason(reason["rule"], reason["message"]) for reason in values.pop("reasons"))
+    return QuarantinedRow(reasons=reasons, **values)
+
+
+def counted(connection: sa.Connection, filters: Mapping[str, str | None]) -> list[QuarantineCount]:
+    each, text = ("json_each", "$.rule") if connection.dialect.name == "sqlite" else ("json_array_elements", "rule")
+    reasons = getattr(sa.func, each)(quarantine.c.reasons).table_valued("value", joins_implicitly=True)
+    read = sa.func.json_extract if connection.dialect.name == "sqlite" else sa.func.json_extract_path_text
+    rule = read(reasons.c.value, text).label("rule")
+    releasable = sa.func.count(sa.case(((quarantine.c.state == "held") & (trips.c.state == "delivered"), 1)))
+    query = sa.select(quarantine.c.route, quarantine.c.stop, rule, sa.func.count().label("rows"), releasable.label("releasable"))
+    query = query.select_from(_with_trips(), reasons).where(*_conditions(filters))
+    query = query.group_by(quarantine.c.route, quarantine.c.stop, rule).order_by(quarantine.c.route, quarantine.c.stop, rule)
+    return [QuarantineCount(**row) for row in connection.execute(query).mappings()]
+
+
+def _with_trips() -> sa.FromClause:
+    return quarantine.outerjoin(trips, trips.c.id == quarantine.c.trip)
+
+
+def _conditions(filters: Mapping[str, str | None]) -> list[sa.ColumnElement[bool]]:
+    return [quarantine.c[name] == value for name, value in filters.items() if value is not None]
+
+
+def release(connection: sa.Connection, ids: Sequence[int], trip: str) -> None:
+    delivered = sa.select(trips.c.id).where(trips.c.state == "delivered")
+    is_releasable = (quarantine.c.state == "held") & quarantine.c.trip.in_(delivered)
+    is_released = (quarantine.c.state == "released") & (quarantine.c.released_trip == trip)
+    _change(connection, ids, is_releasable | is_released, {"state": "released", "released_trip": trip}, "held by a delivered trip")
+
+
+def unrelease(connection: sa.Connection, trip: str) -> int:
+    released = (quarantine.c.released_trip == trip) & (quarantine.c.state == "released")
+    return connection.execute(sa.update(quarantine).where(released).values(state="held", released_trip=None)).rowcount
+
+
+def discard(connection: sa.Connection, ids: Sequence[int], reason: str) -> None:
+    _change(connection, ids, quarantine.c.state == "held", {"state": "discarded", "reason": reason}, "held")
+
+
+def _change(connection: sa.Connection, ids: Sequence[int], may: sa.ColumnElement[bool], values: dict[str, Any], wanted: str) -> None:
+    """Change all of ``ids``; if one may not be, Refused, and the transaction takes the others back."""
+    for some in _chunks(dict.fromkeys(ids), UPDATE_IDS):
+        changed = connection.execute(sa.update(quarantine).where(quarantine.c.id.in_(some), may).values(values)).rowcount
+        if changed != len(some):
+            raise Refused(f"{len(some) - changed} of the {len(some)} rows {_brief(some)} are not {wanted}; nothing was changed")
+
+
+def _brief(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids[:5])) + (", …" if len(ids) > 5 else "")
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while some := list(islice(iterator, size)):
+        yield some

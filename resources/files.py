@@ -1,0 +1,382 @@
+"""Files in a folder or in a bucket behind one seam: list what matches, open what was listed.
+
+The same declaration reads from either, so both speak the same patterns and raise the same errors; one conformance suite
+(tests/conformance/test_files_seam.py) holds them to it.
+"""
+
+import difflib
+import errno
+import io
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn, Protocol, runtime_checkable
+
+from dagster import ConfigurableResource
+from pydantic import PrivateAttr
+
+from resources.errors import BusError, Misconfigured, Poison, Transient
+
+READ_AHEAD_BYTES = 1 << 20
+"""How much is fetched at a time for callers that read in small pieces (gzip, XML)."""
+NAMES_IN_A_MESSAGE = 5
+KEYS_LOOKED_AT_FOR_A_MESSAGE = 1000
+"""One page of ListObjectsV2, its documented maximum."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file as it was when it was listed. ``version`` is opaque; ``open(name, version)`` gets these bytes or fails."""
+
+    name: str
+    size_bytes: int
+    version: str
+
+
+@runtime_checkable
+class Files(Protocol):
+    """A place with named files. Names use ``/`` and are relative to it; ``..`` and absolute names are Misconfigured.
+
+    Every method, and every read of an opened stream, raises :class:`Transient` for time-outs, throttling, 5xx and connections
+    that end too early, and :class:`Misconfigured` where access is denied or the place itself does not exist.
+    """
+
+    @property
+    def where(self) -> str:
+        """The place in words, for messages: ``/data/landing`` or ``s3://bucket/prefix``. Never a secret."""
+        ...
+
+    def list(self, pattern: str) -> tuple[Listed, ...]:
+        """Files that match, sorted by name; none: an empty tuple.
+
+        ``*`` and ``?`` stay within one folder, ``**`` as a whole segment spans any number of them; none matches a leading dot
+        (uploads in progress hide there). ``[*]``, ``[?]`` and ``[[]`` stand for the characters themselves, see :func:`as_pattern`.
+        """
+        ...
+
+    def open(self, name: str, version: str | None = None) -> BinaryIO:
+        """A stream of the bytes, read as it is consumed; the caller closes it.
+
+        Raises Misconfigured if there is no such file (and says which names are near), Poison if ``version`` is given and the
+        file has changed since it was listed.
+        """
+        ...
+
+
+def matching(files: Files, pattern: str) -> tuple[Listed, ...]:
+    """What ``pattern`` matches, at least one file; Misconfigured that names pattern and place if there is none."""
+    listed = files.list(pattern)
+    if not listed:
+        raise Misconfigured(f"no file matches {pattern!r} in {files.where}; check the name, or wait until the file has arrived")
+    return listed
+
+
+def as_pattern(name: str) -> str:
+    """The pattern that matches the file ``name`` and no other, also if the name contains ``*``, ``?`` or ``[``."""
+    return re.sub(r"[*?[]", r"[\g<0>]", name)
+
+
+_LITERAL = re.compile(r"\[([*?[])\]")
+
+
+def _plain_name(pattern: str) -> str | None:
+    """The one name that ``pattern`` can match, or None if it has wildcards."""
+    return None if re.search(r"[*?]", _LITERAL.sub("", pattern)) else _LITERAL.sub(r"\1", pattern)
+
+
+def _segment_regex(segment: str) -> str:
+    parts = re.split(r"(\[[*?[]\]|\*+|\?)", segment)
+    wild = {"*": "[^/]*", "?": "[^/]"}
+    text = "".join(wild.get(part[:1], re.escape(_LITERAL.sub(r"\1", part))) for part in parts)
+    return (r"(?!\.)" if segment[:1] in ("*", "?") else "") + text
+
+
+def _glob_regex(pattern: str) -> re.Pattern[str]:
+    segments = _segments(pattern)
+    text = "".join(r"(?:(?!\.)[^/]+/)*" if part == "**" else _segment_regex(part) + "/" for part in segments[:-1])
+    return re.compile(text + _segment_regex(segments[-1]), re.DOTALL)
+
+
+def _segments(pattern: str) -> list[str]:
+    segments = pattern.split("/")
+    return [*segments, "*"] if segments[-1] == "**" else segments
+
+
+def _checked(name: str, where: str) -> str:
+    """``name`` if it can only mean something inside the place."""
+    if not name or "\0" in name or name.startswith("/") or {".", ".."} & set(name.split("/")):
+        raise Misconfigured(f"{name!r} is not a name inside {where}: it must be relative, without '.' or '..' segments")
+    return name
+
+
+def _missing(name: str, where: str, there: Sequence[str]) -> Misconfigured:
+    near = difflib.get_close_matches(name, there, NAMES_IN_A_MESSAGE, cutoff=0.5) or list(there[:NAMES_IN_A_MESSAGE])
+    said = f"there is {', '.join(map(repr, near))}" if near else "there is nothing beside it"
+    return Misconfigured(f"there is no file {name!r} in {where}; {said}")
+
+
+class LocalFiles(ConfigurableResource):
+    """Files below the folder ``root``. Nothing outside it can be reached: not by name and not by a symbolic link.
+
+    A version is modification time and size: a rewrite that keeps both goes unnoticed.
+    """
+
+    root: str
+
+    @property
+    def where(self) -> str:
+        return self.root
+
+    def list(self, pattern: str) -> tuple[Listed, ...]:
+        _checked(pattern, self.where)
+        root = self._root()
+        name = _plain_name(pattern)
+        if name is not None:
+            found = {name} if self._inside(root, name).is_file() else set()
+        else:
+            found = set(_walk(root, "", _segments(pattern)))
+        return tuple(listed for name in sorted(found) if (listed := self._listed(root, name)))
+
+    def open(self, name: str, version: str | None = None) -> BinaryIO:
+        root = self._root()
+        path = self._inside(root, _checked(name, self.where))
+        if not path.is_file():  # a pipe would block for ever
+            raise _missing(name, self.where, _names_beside(root, name))
+        try:
+            raw = _LocalFile(path)
+        except OSError as error:
+            raise _local_error(name, error) from error
+        now = _local_version(os.fstat(raw.fileno()))
+        if version is not None and now != version:
+            raw.close()
+            raise _changed(name, version, now)
+        return io.BufferedReader(raw, READ_AHEAD_BYTES)
+
+    def _root(self) -> Path:
+        root = Path(self.root).resolve()
+        if not root.is_dir():
+            raise Misconfigured(f"folder {self.root!r} does not exist; create it or correct root")
+        return root
+
+    def _inside(self, root: Path, name: str) -> Path:
+        try:
+            path = (root / name).resolve()
+        except (OSError, RuntimeError) as error:
+            raise Misconfigured(f"{name!r} cannot be followed: {error}", place=name) from error
+        if not path.is_relative_to(root):
+            raise Misconfigured(f"{name!r} is a link that leads out of {self.where}; copy the file in, or set root to where it is")
+        return path
+
+    def _listed(self, root: Path, name: str) -> Listed | None:
+        try:
+            found = self._inside(root, name).stat()
+        except FileNotFoundError:
+            return None  # gone since the folder was read
+        except OSError as error:
+            raise _local_error(name, error) from error
+        return Listed(name, found.st_size, _local_version(found)) if stat.S_ISREG(found.st_mode) else None
+
+
+class _LocalFile(io.FileIO):
+    """A file whose read errors (a failing disk, a stale network mount) say what to do next."""
+
+    def readinto(self, buffer: Any, /) -> int:
+        try:
+            return super().readinto(buffer)
+        except OSError as error:
+            raise _local_error(str(self.name), error) from error
+
+
+def _walk(folder: Path, prefix: str, segments: list[str]) -> Iterator[str]:
+    """Names of files below ``folder`` that match; ``**`` does not follow links to folders, so that a loop ends."""
+    head, rest = segments[0], segments[1:]
+    if head == "**":
+        yield from _walk(folder, prefix, rest)
+    matches = re.compile("(?!\\.).*" if head == "**" else _segment_regex(head), re.DOTALL).fullmatch
+    for entry in _entries(folder, prefix):
+        name = prefix + entry.name
+        if not matches(entry.name):
+            continue
+        if head == "**":
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(folder / entry.name, f"{name}/", segments)
+        elif rest:
+            if entry.is_dir():
+                yield from _walk(folder / entry.name, f"{name}/", rest)
+        elif entry.is_symlink() or entry.is_file():
+            yield name
+
+
+def _entries(folder: Path, prefix: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise _local_error(prefix or str(folder), error) from error
+
+
+def _names_beside(root: Path, name: str) -> list[str]:
+    folder, _, _ = name.rpartition("/")
+    prefix = f"{folder}/" if folder else ""
+    return sorted(prefix + entry.name for entry in _entries(root / folder, prefix) if entry.is_file())
+
+
+def _local_version(found: os.stat_result) -> str:
+    return f"{found.st_mtime_ns}-{found.st_size}"
+
+
+def _local_error(name: str, error: OSError) -> BusError:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return Misconfigured(f"access to {name!r} is denied; give this user the right to read it", place=name)
+    if error.errno in (errno.ENAMETOOLONG, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP):
+        return Misconfigured(f"{name!r} cannot be opened: {error.strerror}", place=name)
+    return Transient(f"reading {name!r} failed: {error.strerror or error}", place=name)
+
+
+def _changed(name: str, listed: str, now: str) -> Poison:
+    return Poison(f"{name!r} has changed since it was listed (was {listed}, is {now}); start a new trip to read the new one", place=name)
+
+
+class S3Files(ConfigurableResource):
+    """Objects in ``bucket`` whose keys begin with ``prefix`` (which names leave out).
+
+    Credentials come from boto3's own chain. A version is the object's VersionId where the bucket keeps versions and the file
+    was named, else its ETag, quotes included; ``open`` tells them apart by the quotes. Listing by wildcard needs
+    ``s3:ListBucket``, one plain name only ``s3:GetObject``.
+    """
+
+    bucket: str
+    prefix: str = ""
+    region: str | None = None
+    endpoint_url: str | None = None
+    _client: Any = PrivateAttr(default=None)
+
+    @property
+    def where(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}"
+
+    def list(self, pattern: str) -> tuple[Listed, ...]:
+        _checked(pattern, self.where)
+        name = _plain_name(pattern)
+        return tuple(sorted(self._head(name) if name is not None else self._find(pattern), key=lambda listed: listed.name))
+
+    def open(self, name: str, version: str | None = None) -> BinaryIO:
+        wanted = {"Bucket": self.bucket, "Key": self.prefix + _checked(name, self.where)}
+        if version is not None:
+            wanted["IfMatch" if version.startswith('"') else "VersionId"] = version
+        try:
+            answer = self._s3().get_object(**wanted)
+        except _s3_errors() as error:
+            if version is not None and _code(error) in ("PreconditionFailed", "412"):
+                raise _changed(name, version, "another") from error
+            if _code(error) in _S3_MISSING:
+                raise _missing(name, self.where, self._names_beside(name)) from error
+            self._raise(name, error)
+        return io.BufferedReader(_S3Body(answer["Body"], name), READ_AHEAD_BYTES)
+
+    def _head(self, name: str) -> Iterator[Listed]:
+        try:
+            head = self._s3().head_object(Bucket=self.bucket, Key=self.prefix + name)
+        except _s3_errors() as error:
+            if _code(error) in _S3_MISSING:
+                return
+            self._raise(name, error)
+        kept = head.get("VersionId")
+        yield Listed(name, head["ContentLength"], kept if kept not in (None, "null") else head["ETag"])
+
+    def _find(self, pattern: str) -> Iterator[Listed]:
+        matches = _glob_regex(pattern).fullmatch
+        literal = re.split(r"[*?[]", pattern, maxsplit=1)[0]
+        try:
+            for page in self._s3().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + literal):
+                for item in page.get("Contents", ()):
+                    name = item["Key"][len(self.prefix) :]
+                    if matches(name):
+                        yield Listed(name, item["Size"], item["ETag"])
+        except _s3_errors() as error:
+            self._raise(pattern, error)
+
+    def _names_beside(self, name: str) -> tuple[str, ...]:
+        """For a message only: where listing is not allowed, the message goes without names."""
+        folder = self.prefix + name[: name.rfind("/") + 1]
+        try:
+            page = self._s3().list_objects_v2(Bucket=self.bucket, Prefix=folder, MaxKeys=KEYS_LOOKED_AT_FOR_A_MESSAGE)
+        except _s3_errors():
+            return ()
+        return tuple(item["Key"][len(self.prefix) :] for item in page.get("Contents", ()))
+
+    def _s3(self) -> Any:
+        if self._client is None:
+            import boto3
+            from botocore.config import Config
+
+            # A session of its own: boto3's default session is not safe to share between threads.
+            session = boto3.session.Session(region_name=self.region)
+            retries = Config(retries={"mode": "standard"}, connect_timeout=10, read_timeout=60)
+            try:
+                self._client = session.client("s3", endpoint_url=self.endpoint_url, config=retries)
+            except (*_s3_errors(), ValueError) as error:
+                raise Misconfigured(f"no S3 client for {self.where}: {error}") from error
+        return self._client
+
+    def _raise(self, name: str, error: Exception) -> NoReturn:
+        raise _s3_error(name, self.where, error) from error
+
+
+_S3_MISSING = ("NoSuchKey", "NoSuchVersion", "404")
+_S3_RETRY = ("SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestTimeTooSkewed", "RequestLimitExceeded")
+
+
+def _s3_errors() -> tuple[type[Exception], ...]:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    return BotoCoreError, ClientError
+
+
+def _code(error: Exception) -> str:
+    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
+
+
+def _s3_error(name: str, where: str, error: Exception) -> BusError:
+    from botocore.exceptions import ConnectionError as Unreachable
+    from botocore.exceptions import HTTPClientError
+
+    code, status = _code(error), getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if isinstance(error, (Unreachable, HTTPClientError)) or code in _S3_RETRY or status >= 500 or status == 429:
+        return Transient(f"S3 did not answer for {name!r} in {where}: {code or error}", place=name)
+    if status in (401, 403):
+        return Misconfigured(f"access to {name!r} in {where} is denied ({code}); allow s3:GetObject and s3:ListBucket there", place=name)
+    if code == "NoSuchBucket":
+        return Misconfigured(f"bucket of {where} does not exist; check its name and region")
+    return Misconfigured(f"S3 refused {name!r} in {where}: {error}", place=name)
+
+
+class _S3Body(io.RawIOBase):
+    """An object's bytes as they arrive; a connection that breaks or ends before the announced length is Transient."""
+
+    def __init__(self, body: Any, name: str):
+        self._body = body
+        self._name = name
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        from urllib3.exceptions import HTTPError
+
+        try:
+            data = self._body.read(len(buffer))
+        except (*_s3_errors(), HTTPError, OSError) as error:
+            raise Transient(f"the connection broke while {self._name!r} was read: {type(error).__name__}", place=self._name) from error
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._body.close()
+        super().close()

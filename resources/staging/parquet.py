@@ -1,0 +1,174 @@
+"""Arrow batches to staged Parquet files, and back."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from resources.errors import Misconfigured, Refused
+from resources.staging.manifest import Manifest, StagedFile
+from resources.staging.seam import Staging
+
+ROWS_PER_FILE = 262_144
+BYTES_PER_FILE = 64 << 20
+"""A file is encoded in memory before it is written: wide rows end it earlier than ``rows_per_file`` does."""
+
+ROWS_PER_GROUP = 65_536
+BYTES_PER_GROUP = 32 << 20
+"""What is collected (as Arrow) before it is encoded: a batch of 100 rows of its own would be a poor row group."""
+
+DICTIONARY_SHARE = 0.25
+"""A dictionary pays for a column with at most this share of distinct values; elsewhere its hashing doubles the time of writing."""
+
+_DICTIONARY_SAMPLE = 16_384
+
+
+class StagedWriter:
+    """Writes batches of one ``schema`` as Parquet files of at most ``rows_per_file`` rows below ``prefix``.
+
+    Each writer's file names are its own, so a second try below the same prefix meets nothing of the first. No rows at all give
+    one file that knows the schema. Memory: a row group and an encoded file. Used as a context manager, or ``close()`` d; until
+    then there is no manifest, and without one its files count for nothing. Raises what ``Staging.write`` raises.
+    """
+
+    def __init__(self, staging: Staging, prefix: str, schema: pa.Schema, *, rows_per_file: int = ROWS_PER_FILE):
+        if rows_per_file < 1:
+            raise Misconfigured(f"rows_per_file is {rows_per_file}; a file has at least one row")
+        self._staging, self._prefix, self._schema = staging, prefix, schema
+        self._rows_per_file = rows_per_file
+        self._token = secrets.token_hex(4)
+        self._waiting: list[pa.RecordBatch] = []
+        self._waiting_rows = self._waiting_bytes = self._file_rows = 0
+        self._files: list[StagedFile] = []
+        self._sink: pa.BufferOutputStream | None = None
+        self._encoder: pq.ParquetWriter | None = None
+        self._manifest: Manifest | None = None
+
+    def __enter__(self) -> StagedWriter:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.close()
+
+    @property
+    def manifest(self) -> Manifest:
+        """What was written; only once the writer is closed."""
+        if self._manifest is None:
+            raise Refused("the writer is not closed: what it staged is not whole yet", place=self._prefix)
+        return self._manifest
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        if not batch.schema.equals(self._schema):
+            raise Misconfigured(f"the batch has {_columns(batch.schema)}; this stop stages {_columns(self._schema)}", place=self._prefix)
+        if self._manifest is not None:
+            raise Refused("the writer is closed", place=self._prefix)
+        while batch.num_rows:
+            room = min(self._rows_per_file - self._file_rows, ROWS_PER_GROUP) - self._waiting_rows
+            taken, batch = batch.slice(0, room), batch.slice(room)
+            self._waiting.append(taken)
+            self._waiting_rows += taken.num_rows
+            self._waiting_bytes += taken.nbytes
+            if self._waiting_rows >= min(self._rows_per_file - self._file_rows, ROWS_PER_GROUP) or self._waiting_bytes >= BYTES_PER_GROUP:
+                self._encode_group()
+
+    def close(self) -> Manifest:
+        """Write what is left; the manifest. Closing twice gives the same."""
+        if self._manifest is None:
+            if self._waiting or not self._files:
+                self._encode_group()
+            self._end_file()
+            self._manifest = Manifest.of(tuple(self._files))
+        return self._manifest
+
+    def _encode_group(self) -> None:
+        group = pa.Table.from_batches(self._waiting, self._schema).combine_chunks()
+        self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
+        if self._encoder is None or self._sink is None:
+            self._sink = pa.BufferOutputStream()
+            self._encoder = _encoder(self._sink, group)
+        self._encoder.write_table(group, row_group_size=max(group.num_rows, 1))
+        self._file_rows += group.num_rows
+        if self._file_rows >= self._rows_per_file or self._sink.tell() >= BYTES_PER_FILE:
+            self._end_file()
+
+    def _end_file(self) -> None:
+        if self._encoder is None or self._sink is None:
+            return
+        self._encoder.close()
+        content = self._sink.getvalue()
+        path = f"{self._prefix}/{len(self._files):05d}-{self._token}.parquet"
+        stored = self._staging.write(path, memoryview(content))
+        self._files.append(StagedFile(path, self._file_rows, stored.bytes, stored.sha256))
+        self._encoder = self._sink = None
+        self._file_rows = 0
+
+
+def _encoder(sink: Any, first: pa.Table) -> pq.ParquetWriter:
+    # 1 M rows x 8 columns: 0.13 s and 24 MB so; 0.30 s and 29 MB with dictionaries everywhere and statistics.
+    return pq.ParquetWriter(sink, first.schema, compression="lz4", use_dictionary=_repetitive(first), write_statistics=False)
+
+
+def _repetitive(table: pa.Table) -> list[str]:
+    """The columns in which few values come again and again."""
+    sample = table.slice(0, _DICTIONARY_SAMPLE)
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_integer, pa.types.is_decimal, pa.types.is_temporal)
+    chosen = []
+    for field, column in zip(table.schema, sample.columns, strict=True):
+        if any(is_kind(field.type) for is_kind in kinds) and pc.count_distinct(column).as_py() <= DICTIONARY_SHARE * sample.num_rows:
+            chosen.append(field.name)
+    return chosen
+
+
+def read_batches(
+    staging: Staging, manifest: Manifest, columns: Sequence[str] | None = None, batch_rows: int = 65_536
+) -> Iterator[pa.RecordBatch]:
+    """The staged rows in order; at least one batch, an empty one if there are no rows, so that the schema is known.
+
+    Each file's bytes are read once, compared with the manifest's digest, and those very bytes decoded. ``columns`` selects and
+    orders; one that is not there is Misconfigured. Refused if a file is missing, altered or has another number of rows.
+    Memory: one encoded file and one decoded batch.
+    """
+    for file in manifest.files:
+        source = _opened(staging, file)
+        wanted = _wanted(source.schema_arrow, columns, file)
+        for batch in source.iter_batches(batch_size=batch_rows, columns=wanted):
+            yield batch.select(wanted)
+    if not manifest.rows and manifest.files:
+        schema = read_schema(staging, manifest)
+        yield pa.RecordBatch.from_pylist([], schema).select(_wanted(schema, columns, manifest.files[0]))
+
+
+def read_schema(staging: Staging, manifest: Manifest) -> pa.Schema:
+    """The schema of the staged rows; Refused as for ``read_batches``."""
+    if not manifest.files:
+        raise Refused("the manifest names no file; drive the trip again")
+    return _opened(staging, manifest.files[0]).schema_arrow
+
+
+def _opened(staging: Staging, file: StagedFile) -> pq.ParquetFile:
+    content = staging.read(file.path, sha256=file.sha256)
+    try:
+        source = pq.ParquetFile(pa.BufferReader(content))
+    except (pa.ArrowException, OSError) as error:
+        raise Refused("the staged file is not Parquet; drive the trip again", place=file.path) from error
+    if source.metadata.num_rows != file.rows:
+        raise Refused(f"the staged file has {source.metadata.num_rows} rows, its manifest says {file.rows}", place=file.path)
+    return source
+
+
+def _wanted(schema: pa.Schema, columns: Sequence[str] | None, file: StagedFile) -> list[str]:
+    if columns is None:
+        return schema.names
+    if absent := [name for name in columns if name not in schema.names]:
+        raise Misconfigured(f"no column {', '.join(absent)}; staged are {', '.join(schema.names)}", place=file.path)
+    return list(columns)
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}{'' if field.nullable else ' not null'}" for field in schema)
