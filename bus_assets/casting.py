@@ -1,17 +1,19 @@
 """A column of a source as the type that a field promises: exactly, or not at all.
 
-Text is read as :mod:`bus_assets.reading` says. Columns with a type of their own are widened where no information can be lost:
+Text is read as :mod:`bus_assets.reading` and :mod:`bus_assets.moments` say.
+Columns with a type of their own are widened where no information can be lost:
 
-| into         | from                                                                                                 |
-|--------------|------------------------------------------------------------------------------------------------------|
-| string       | integers, decimals, booleans, dates, as their plain text                                             |
-| integer      | integers, whole floats and decimals                                                                  |
-| number       | floats, decimals, integers that a double holds exactly                                               |
-| decimal      | decimals, integers, and floats by their shortest digits, if they fit without rounding                |
-| boolean      | booleans, 0 and 1                                                                                    |
-| date         | dates, wall clock times at midnight (what pandas makes of a date)                                    |
-| time, timestamp, timestamptz, binary | themselves, in any unit that comes out exact; wall clock times as instants only where the field names a zone |
-| list, struct | lists and structs, item by item and member by member; JSON text                                      |
+| into         | from                                                                                     |
+|--------------|------------------------------------------------------------------------------------------|
+| string       | integers, decimals, booleans, dates, as their plain text                                 |
+| integer      | integers, whole floats and decimals                                                      |
+| number       | floats, decimals, integers that a double holds exactly                                   |
+| decimal      | decimals, integers, and floats by their shortest digits, if they fit without rounding    |
+| boolean      | booleans, 0 and 1                                                                        |
+| date         | dates, wall clock times at midnight (what pandas makes of a date)                        |
+| time, timestamp, binary | themselves, in any unit that comes out exact                                  |
+| timestamptz  | instants; wall clock times only where the field names a zone                             |
+| list, struct | lists and structs, item by item and member by member; JSON text                          |
 
 NaN counts as null, because pandas has no other null for floats; infinities are refused. A struct's members that the field does not
 name are left out, those that are missing are null. What cannot be cast is a fault of its row, never an exception.
@@ -21,25 +23,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bus_assets.reading import (
-    Cast,
-    Target,
-    by_halves,
-    exact_dates,
-    explain_zone,
-    faults_of,
-    localised_or_null,
-    plain_decimals,
-    read_text,
-    within_calendar,
-)
+from bus_assets.moments import exact_dates, explain_zone, localised_or_null, read_moment, within_calendar
+from bus_assets.reading import Cast, Target, by_halves, faults_of, plain_decimals, read_text
 from bus_assets.types import Type
 
 _BY_TEXT = {
@@ -79,7 +70,7 @@ def cast_column(column: pa.Array, target: Target) -> Cast:
     if wanted in ("list", "struct"):
         return _nested(column, found, target)
     if found == "string":
-        return read_text(column, target)
+        return _read(column, target)
     if (found, wanted) in _BY_TEXT:
         return _by_text(column, target)
     if (found, wanted) in _DIRECT:
@@ -130,6 +121,10 @@ def _family(kind: pa.DataType) -> str:
     return next((name for belongs, name in _FAMILIES if belongs(kind)), str(kind))
 
 
+def _read(texts: pa.StringArray, target: Target) -> Cast:
+    return read_moment(texts, target) if target.type.kind in ("date", "time", "timestamp", "timestamptz") else read_text(texts, target)
+
+
 def _nan_as_null(column: pa.Array) -> pa.Array:
     missing = pc.is_nan(column)
     return pc.if_else(missing, pa.scalar(None, column.type), column) if pc.any(missing).as_py() else column
@@ -166,15 +161,11 @@ def _into_instants(column: pa.Array, target: Target) -> Cast:
     if zone is None:
         return _refused(column, target, "has no offset from UTC, and the field names no zone")
     naive = by_halves(column, lambda part: within_calendar(part.cast(pa.timestamp("us"))), pa.timestamp("us"))
-    return _with_faults(column, localised_or_null(naive, zone), target, lambda value: _explain_wall_clock(value, zone))
-
-
-def _explain_wall_clock(value: datetime, zone: str) -> str:
-    return explain_zone(value, zone)
+    return _with_faults(column, localised_or_null(naive, zone), target, lambda value: explain_zone(value, zone))
 
 
 def _refused(column: pa.Array, target: Target, why: str = "") -> Cast:
-    why = why or f"is a {_family(column.type)}, not a {target.type.kind}"
+    why = why or f"is {_a(_family(column.type))}, not {_a(target.type.kind)}"
     return _with_faults(column, pa.nulls(len(column), target.type.arrow()), target, lambda value: why)
 
 
@@ -278,15 +269,19 @@ def _built(found: Sequence[Any], target: Target) -> Cast:
 def _misfit(value: Any, target: Target) -> str:
     if isinstance(value, _Unreadable):
         return value.why
-    found = {list: "a list", dict: "an object", bool: "a boolean", str: "a single value"}[type(value)]
-    return f"{target.show(value)} is {found}, not a {target.type.kind}"
+    found = {list: "a list", dict: "an object"}.get(type(value)) or target.show(value)
+    return f"{found} is not {_a(target.type.kind)}"
+
+
+def _a(kind: str) -> str:
+    return f"an {kind}" if kind == "integer" else f"a {kind}"
 
 
 def _leaves(found: list[Any], target: Target) -> Cast:
     texts = [str(value).lower() if isinstance(value, bool) else value for value in found]
     halves = {row: "has half a surrogate pair, which is no character" for row, text in enumerate(texts) if text and not _is_text(text)}
     column = pa.array([None if row in halves else text for row, text in enumerate(texts)], pa.string())
-    read = read_text(column, target)
+    read = _read(column, target)
     faults = {row: target.fault(texts[row], why) for row, why in halves.items()}
     return Cast(read.values, {**read.faults, **faults})
 

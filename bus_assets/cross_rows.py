@@ -30,7 +30,6 @@ ROWS_AT_A_TIME = 10_000
 _KINDS = {
     "BOOLEAN": "boolean",
     "VARCHAR": "text",
-    "UUID": "text",
     "BLOB": "binary",
     "DATE": "date or timestamp",
     "TIME": "time",
@@ -106,7 +105,9 @@ def _know(cursor: duckdb.DuckDBPyConnection, name: str, known: Known) -> str:
 def _check_kind(cursor: duckdb.DuckDBPyConnection, rule: Rule, known: str) -> None:
     here = str(cursor.execute(f"DESCRIBE SELECT {_quoted(rule.fields[0])} FROM kept").fetchall()[0][1])
     if known.strip('"') != "NULL" and _kind_of(known) != _kind_of(here):
-        raise Misconfigured(f"field {rule.fields[0]!r} is {here}, {rule.detail} is {known}: their values cannot be compared; give both one type")
+        raise Misconfigured(
+            f"field {rule.fields[0]!r} is {here}, {rule.detail} is {known}: their values cannot be compared; give both one type"
+        )
 
 
 def _kind_of(duckdb_type: str) -> str:
@@ -147,9 +148,10 @@ def _sharing(contract: Contract, number: int, key: tuple[str, ...], placed: bool
     same = " AND ".join(f"kept.{_quoted(name)} = twice.{_quoted(name)}" for name in key)
     place = "CAST(_bus_origin AS VARCHAR), _bus_position" if placed else "NULL, NULL"
     values = ", ".join(_text(contract, name, "kept.") for name in key)
+    first = f"SELECT {columns}, min(_bus_row) AS first FROM kept WHERE {_complete(key)} GROUP BY {columns} HAVING count(*) > 1"
+    dangles = "_bus_row IN (SELECT row FROM dangling)"
     return (
-        f"SELECT _bus_row AS row, {number} AS key, twice.first, _bus_row IN (SELECT row FROM dangling), {place}, [{values}] FROM kept "
-        f"JOIN (SELECT {columns}, min(_bus_row) AS first FROM kept WHERE {_complete(key)} GROUP BY {columns} HAVING count(*) > 1) AS twice ON {same}"
+        f"SELECT _bus_row AS row, {number} AS key, twice.first, {dangles}, {place}, [{values}] FROM kept JOIN ({first}) AS twice ON {same}"
     )
 
 

@@ -357,9 +357,16 @@ def _verdict(drive: Drive, stop: str, findings: Findings, verdicts: Mapping[str,
         manifest=findings.manifest.to_json(),
         digest=findings.manifest.digest,
         inputs={name: verdicts[name].digest or "" for name in drive.route.needs(stop) if name in verdicts},
-        figures=tuple({"rule": figure.rule, "rows": figure.violations, "rejected": findings.reasons.get(figure.rule, 0)} for figure in findings.figures),
+        figures=_figures(findings),
         counts=dict(findings.check_failures),
     )
+
+
+def _figures(findings: Findings) -> tuple[dict[str, Any], ...]:
+    """Per rule: rows that the gate rejected for it, and staged rows that break it (none, unless the gate is wrong)."""
+    found = {figure.rule: figure.violations for figure in findings.figures}
+    rules = [rule for rule in findings.reasons if rule not in found] + list(found)
+    return tuple({"rule": rule, "rows": found.get(rule, 0), "rejected": findings.reasons.get(rule, 0)} for rule in rules)
 
 
 def _system(drive: Drive, name: str) -> Any:

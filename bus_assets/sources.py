@@ -39,6 +39,7 @@ class TextFile:
     """Delimited text: one file or a glob (``orders/*.csv``), from a local directory or S3, plain or gzip.
 
     ``header=False`` needs ``columns``, the names in order. ``null_values`` are texts that mean 'no value'.
+    ``longest_record_bytes``  a longer record fails the file; memory grows with it (about 32 of them are read ahead).
     Rows with too many or too few fields go to quarantine with their line; a file that cannot be read at all fails the stop.
     """
 
@@ -51,6 +52,7 @@ class TextFile:
     encoding: str = "utf-8"
     compression: Literal["infer", "gzip", "none"] = "infer"
     null_values: tuple[str, ...] = ("",)
+    longest_record_bytes: int = 1 << 20
     fields: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -79,7 +81,7 @@ class TextFile:
 
     def _options(self) -> dict[str, Any]:
         names = ("delimiter", "quote", "header", "columns", "encoding", "compression", "null_values")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"block_bytes": self.longest_record_bytes}
 
     def address(self) -> str:
         return self.path

@@ -32,6 +32,8 @@ _SQL_TYPES = {
     "binary": "BLOB",
 }
 _LARGEST_INTEGER = 2**63 - 1
+_EXACT = Context(prec=1000)
+"""More digits than anybody writes in a bound; Python's own 28 are fewer than a decimal(38,10) has."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,9 @@ class _Statement:
         return f"read_parquet({_paths(self.files)})"
 
     def sql(self) -> str:
-        each = f"(SELECT {', '.join(['count(*) AS rows', *self.broken])} FROM (SELECT {', '.join(['*', *self.members])} FROM {self._staged}))"
+        each = (
+            f"(SELECT {', '.join(['count(*) AS rows', *self.broken])} FROM (SELECT {', '.join(['*', *self.members])} FROM {self._staged}))"
+        )
         once = f"(SELECT count(DISTINCT _bus_row) AS numbers FROM {self._staged})"
         return f"SELECT {', '.join(['rows', 'numbers', *self.columns])} FROM {', '.join([each, once, *self.distinct])}"
 
@@ -192,20 +196,25 @@ def _bound(statement: _Statement, column: str, kind: Type, bound: Any, *, lower:
     """Count values beyond ``bound``. One that the type cannot hold is beyond all values or none; between two steps of a decimal the
     nearer step inside counts."""
     if kind.kind == "decimal":
-        steps = (bound * (10**kind.scale)) if not bound else bound.scaleb(kind.scale, Context(prec=1000))
-        whole = int(steps.to_integral_value(ROUND_CEILING if lower else ROUND_FLOOR))
-        bound = Decimal(whole).scaleb(-kind.scale, Context(prec=1000))
+        steps = _steps(bound, kind).to_integral_value(ROUND_CEILING if lower else ROUND_FLOOR)
+        bound = steps.scaleb(-kind.scale, _EXACT)
     if _holds(kind, bound):
         statement.count_where(f"{column} {'<' if lower else '>'} ?", bound)
     else:
         statement.count_where(f"{column} IS NOT NULL" if (bound > 0) == lower else "false")
 
 
+def _steps(value: Decimal, kind: Type) -> Decimal:
+    """``value`` in units of the last digit that the type keeps."""
+    return value.scaleb(kind.scale, _EXACT)
+
+
 def _holds(kind: Type, value: Any) -> bool:
     if kind.kind == "integer":
         return -_LARGEST_INTEGER - 1 <= value <= _LARGEST_INTEGER
     if kind.kind == "decimal":
-        return abs(value) < 10 ** (kind.precision - kind.scale) and value * 10**kind.scale == int(value * 10**kind.scale)
+        steps = _steps(value, kind)
+        return steps == steps.to_integral_value() and steps.copy_abs() < 10**kind.precision
     return True
 
 

@@ -134,10 +134,7 @@ class LocalFiles(ConfigurableResource):
         _checked(pattern, self.where)
         root = self._root()
         name = _plain_name(pattern)
-        if name is not None:
-            found = {name} if self._inside(root, name).is_file() else set()
-        else:
-            found = set(_walk(root, "", _segments(pattern)))
+        found = {name} if name is not None else set(_walk(root, "", _segments(pattern)))
         return tuple(listed for name in sorted(found) if (listed := self._listed(root, name)))
 
     def open(self, name: str, version: str | None = None) -> BinaryIO:
@@ -173,8 +170,8 @@ class LocalFiles(ConfigurableResource):
     def _listed(self, root: Path, name: str) -> Listed | None:
         try:
             found = self._inside(root, name).stat()
-        except FileNotFoundError:
-            return None  # gone since the folder was read
+        except (FileNotFoundError, NotADirectoryError):
+            return None  # never there, or gone since the folder was read
         except OSError as error:
             raise _local_error(name, error) from error
         return Listed(name, found.st_size, _local_version(found)) if stat.S_ISREG(found.st_mode) else None
@@ -283,11 +280,21 @@ class S3Files(ConfigurableResource):
         try:
             head = self._s3().head_object(Bucket=self.bucket, Key=self.prefix + name)
         except _s3_errors() as error:
+            if _code(error):
+                self._check_in_words(name)
             if _code(error) in _S3_MISSING:
                 return
             self._raise(name, error)
         kept = head.get("VersionId")
         yield Listed(name, head["ContentLength"], kept if kept not in (None, "null") else head["ETag"])
+
+    def _check_in_words(self, name: str) -> None:
+        """Raises unless the object is merely missing or there after all: the answer to a HEAD has no body to say what is wrong."""
+        try:
+            self._s3().get_object(Bucket=self.bucket, Key=self.prefix + name)["Body"].close()
+        except _s3_errors() as error:
+            if _code(error) not in _S3_MISSING:
+                self._raise(name, error)
 
     def _find(self, pattern: str) -> Iterator[Listed]:
         matches = _glob_regex(pattern).fullmatch
@@ -316,7 +323,7 @@ class S3Files(ConfigurableResource):
             from botocore.config import Config
 
             # A session of its own: boto3's default session is not safe to share between threads.
-            session = boto3.session.Session(region_name=self.region)
+            session = boto3.Session(region_name=self.region)
             retries = Config(retries={"mode": "standard"}, connect_timeout=10, read_timeout=60)
             try:
                 self._client = session.client("s3", endpoint_url=self.endpoint_url, config=retries)

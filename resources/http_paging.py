@@ -36,7 +36,7 @@ def checked_paging(paging: Mapping[str, object] | None) -> dict[str, Any]:
     """``paging`` with its defaults filled in; Misconfigured that names what is not understood and what would be."""
     said = dict(paging or {"kind": "none"})
     kind = said.pop("kind", None)
-    if kind not in _KEYS:
+    if not isinstance(kind, str) or kind not in _KEYS:
         raise Misconfigured(f"paging kind {kind!r} is not known; known are {', '.join(_KEYS)}")
     keys = _KEYS[kind]
     if unknown := sorted(set(said) - set(keys)):

@@ -148,9 +148,7 @@ def count_json_lines(files: Files, pattern: str, *, encoding: str = "utf-8", com
     return count
 
 
-def _read(
-    files: Files, pattern: str, fields: dict[str, str], encoding: str, compression: str, batch_rows: int
-) -> Iterator[Records]:
+def _read(files: Files, pattern: str, fields: dict[str, str], encoding: str, compression: str, batch_rows: int) -> Iterator[Records]:
     for listed in matching(files, pattern):
         with utf8(files, listed, encoding, compression) as stream:
             yield from _read_file(stream, fields, batch_rows)
@@ -221,7 +219,8 @@ def _lines(stream: Utf8Stream) -> Iterator[tuple[int, bytes]]:
             whole[0] = tail + whole[0]
             tail = b""
         tail += rest
-        for number, line in enumerate(whole, number + 1):  # noqa: B020, B007 - goes on counting where the last block ended
+        for line in whole:
+            number += 1
             yield number, line.strip()
         if len(tail) > MAX_LINE_BYTES:
             said = f"the line here is longer than {MAX_LINE_BYTES >> 20} MiB"

@@ -2,8 +2,8 @@
 
 Arrow's reader tells neither lines nor blank lines apart, so the text is marked on its way in: a blank line gets a token that
 comes back as a record of its own (or, inside quotes, is taken out of the value again), and the last line is a token of ours.
-That one missing at the end means that a quote is still open. NUL travels as a token too: behind one, Arrow 26 overlooks a quote in
-the same eight bytes. Tokens are random: no file can contain them on purpose.
+That one missing at the end means that a quote is still open. NUL travels as a token too: behind one, Arrow 26, where it cuts
+blocks, overlooks a quote in the same eight bytes. Tokens are random: no file can contain them on purpose.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from resources.errors import Poison
 from resources.records import Records, Unreadable, place_of
 from resources.textstream import Utf8Stream, count_breaks
+
+pc: Any = pyarrow.compute  # its functions are made at import; no type checker knows them
 
 MAX_RAGGED_AT_START = 100_000
 """So many records that do not fit before the first that does: the declaration is wrong; holding more costs memory."""
@@ -106,8 +108,8 @@ class _Odd:
 class Ledger:
     """Every physical line of one file is accounted for here: header, record, unreadable or blank.
 
-    ``text`` is what Arrow reads, ``refuse`` its handler of rows that do not fit; ``account`` turns Arrow's batches, in order, into :class:`Records`
-    of the wanted columns; ``close`` compares the sum with the lines that the stream counted.
+    ``text`` is what Arrow reads, ``refuse`` its handler of rows that do not fit; ``account`` turns Arrow's batches, in order, into
+    :class:`Records` of the wanted columns; ``close`` compares the sum with the lines that the stream counted.
     """
 
     def __init__(self, stream: Utf8Stream, first: bytes, shape: Shape):

@@ -95,8 +95,6 @@ class Utf8Stream:
     def _decoded(self, chunk: bytes) -> bytes:
         start = self._fed_bytes
         self._fed_bytes += len(chunk)
-        if self._is_utf8 and start == 0:
-            chunk = chunk.removeprefix(codecs.BOM_UTF8)
         if self._is_utf8 and chunk.isascii() and not self._decoder.getstate()[0]:
             return chunk
         try:
@@ -116,8 +114,8 @@ class Utf8Stream:
         line = self.lines + count_breaks(self._held + before) + 1
         sample = error.object[max(0, error.start - SAMPLE_BYTES) : error.start + SAMPLE_BYTES]
         others = [name for name in LIKELY_ENCODINGS if codecs.lookup(name).name != error.encoding and _decodes(sample, name)]
-        found = error.object[error.start : error.start + 4].hex(" ")
-        said = f"bytes {found} at byte {offset + 1} are not {self._encoding} ({error.reason})"
+        found = error.object[error.start : error.end].hex(" ")
+        said = f"{found} at byte {offset + 1} is not {self._encoding} ({error.reason})"
         hint = f"the encoding may be {' or '.join(others)}" if others else "the file may be cut or not text"
         return Poison(f"{said}; {hint}", place=place_of(self.name, "line", line))
 

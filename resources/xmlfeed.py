@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
-from lxml import etree
+from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] - it has no stubs
 
 from resources import xmlscan
 from resources.errors import Misconfigured, Poison
 from resources.files import Files, Listed, matching
 from resources.records import Records, Unreadable, place_of
-from resources.xmlscan import RowPath, Scanner, chunks, clark, survey
+from resources.xmlpaths import Plan, RowPath, Step, plan_of
+from resources.xmlscan import CHUNK_BYTES, Prolog, chunks, survey
 
 BATCH_ROWS = 16_384
 PACK_ROWS = 1024
 """Python values become Arrow after so many rows: while they fit the processor's cache this is a quarter faster than per batch."""
+MAX_PROLOG_CHUNKS = (1 << 20) // CHUNK_BYTES
 _BLANK = " \t\r\n"
 _UNDECLARED = ("WAR_UNDECLARED_ENTITY", "ERR_UNDECLARED_ENTITY")
 _NO_NAMESPACES: Mapping[str, str] = MappingProxyType({})
@@ -50,7 +51,7 @@ def read_xml(
     beyond libxml2's limits (10 MB). Misconfigured: paths that do not read, no file, and a feed that has other elements than ``row``.
     """
     wanted = RowPath.parse(row, namespaces)
-    plan = _plan(fields, namespaces)
+    plan = plan_of(fields, namespaces)
     return (records for listed in matching(files, pattern) for records in _read_feed(files, listed, wanted, plan, batch_rows))
 
 
@@ -60,70 +61,11 @@ def count_xml(files: Files, pattern: str, *, row: str, namespaces: Mapping[str, 
     return sum(xmlscan.count_xml(files, listed, wanted) for listed in matching(files, pattern))
 
 
-class _Step(NamedTuple):
-    """What to take from an element, by slot, and from the elements in it. ``lone_text``: the slot if it is one single text only."""
-
-    texts: tuple[int, ...]
-    attributes: tuple[tuple[str, int], ...]
-    inner: Mapping[Any, _Step]
-    lone_text: int | None
-
-
-@dataclass(frozen=True)
-class _Plan:
-    names: tuple[str, ...]
-    paths: tuple[str, ...]
-    many: tuple[bool, ...]
-    row: _Step
-
-
 class _Unusable(Exception):
     """This row cannot be taken apart; the text says why."""
 
 
-def _plan(fields: Mapping[str, str], namespaces: Mapping[str, str]) -> _Plan:
-    if not fields:
-        raise Misconfigured("no fields are asked for; name at least one, as in fields={'name': 'name'}")
-    paths = [_path(text, namespaces) for text in fields.values()]
-    many = tuple(path.many for path in paths)
-    return _Plan(tuple(fields), tuple(fields.values()), many, _step(list(enumerate(paths)), many))
-
-
-class _Path(NamedTuple):
-    elements: tuple[str, ...]
-    attribute: str | None
-    many: bool
-
-
-def _path(text: str, namespaces: Mapping[str, str]) -> _Path:
-    if text == ".":
-        return _Path((), None, False)
-    *before, last = text.split("/")
-    elements, attribute = (before, last[1:]) if last.startswith("@") else ([*before, last], None)
-    many = bool(elements) and elements[-1].endswith("[]")
-    if many:
-        elements = [*elements[:-1], elements[-1].removesuffix("[]")]
-    if any("[" in step for step in elements):
-        raise Misconfigured(f"field path {text!r}: [] belongs at the end of the last element, as in 'tags/tag[]' or 'tag[]/@id'")
-    names = tuple(clark(step, namespaces) for step in elements)
-    return _Path(names, clark(attribute, namespaces, attribute=True) if attribute is not None else None, many)
-
-
-def _step(paths: list[tuple[int, _Path]], many: tuple[bool, ...]) -> _Step:
-    """What is to be taken from an element where ``paths`` (by slot) begin."""
-    ends = [(slot, path) for slot, path in paths if not path.elements]
-    texts = tuple(slot for slot, path in ends if path.attribute is None)
-    attributes = tuple((path.attribute, slot) for slot, path in ends if path.attribute is not None)
-    further: dict[str, list[tuple[int, _Path]]] = {}
-    for slot, path in paths:
-        if path.elements:
-            further.setdefault(path.elements[0], []).append((slot, path._replace(elements=path.elements[1:])))
-    inner = {tag: _step(rest, many) for tag, rest in further.items()}
-    is_lone = len(texts) == 1 and not attributes and not inner and not many[texts[0]]
-    return _Step(texts, attributes, inner, texts[0] if is_lone else None)
-
-
-def _read_feed(files: Files, listed: Listed, wanted: RowPath, plan: _Plan, batch_rows: int) -> Iterator[Records]:
+def _read_feed(files: Files, listed: Listed, wanted: RowPath, plan: Plan, batch_rows: int) -> Iterator[Records]:
     rows = _Rows(plan, listed.name)
     for element in _row_elements(files, listed, wanted):
         rows.take(element)
@@ -151,7 +93,7 @@ class _Feed:
     def __init__(self, name: str, wanted: RowPath):
         self._name = name
         self._wanted = wanted
-        self._guard = Scanner(name)
+        self._prolog = Prolog(name)
         self._parser: Any = None
         self._held: list[bytes] = []
         self._root: Any = None
@@ -162,12 +104,14 @@ class _Feed:
     def rows_in(self, chunk: bytes) -> Iterator[Any]:
         if self._parser is None:
             self._held.append(chunk)
-            self._guard.feed(chunk)
-            if self._guard.root is None:
+            self._prolog.feed(chunk)
+            if self._prolog.root is None:
+                if len(self._held) > MAX_PROLOG_CHUNKS:
+                    raise Poison("no root element in the first megabyte; this is not an XML feed", place=self._name)
                 return
             chunk = b"".join(self._held)
             self._held.clear()
-            self._parser = self._new_parser(self._guard.root)
+            self._parser = self._new_parser(self._prolog.root)
         try:
             self._parser.feed(chunk)
         except etree.XMLSyntaxError as error:
@@ -178,7 +122,8 @@ class _Feed:
 
     def rows_at_the_end(self) -> Iterator[Any]:
         if self._parser is None:
-            self._guard.feed(b"", last=True)
+            self._prolog.feed(b"", last=True)
+            return
         try:
             self._parser.close()
         except etree.XMLSyntaxError as error:
@@ -228,32 +173,29 @@ class _Feed:
         while node is not None and node is not self._row and len(node):
             del node[:-1]
             node = node[-1]
-            if node is not self._row and isinstance(node.tag, str):
-                continue
-            break
 
     def _refuse_undeclared_entities(self) -> None:
         """lxml would leave them out of the text without a word."""
         for entry in self._parser.feed_error_log.filter_from_warnings():
             if entry.type_name in _UNDECLARED:
-                said = f"{entry.message}, and external definitions are never fetched; have the feed sent with characters instead of entities"
+                said = (
+                    f"{entry.message}, and external definitions are never fetched; have the feed sent with characters instead of entities"
+                )
                 raise Poison(said, place=place_of(self._name, "line", entry.line))
 
     def _broken(self, error: etree.XMLSyntaxError) -> Poison:
-        complete = self._complete + sum(1 for _ in self._ended_rows_left())
-        said = f"the XML is cut or broken: {(error.msg or '').strip()}; {complete} {self._wanted.text!r} elements before it are complete"
+        for _ in self._ended_rows():
+            pass  # only to count them
+        said = (
+            f"the XML is cut or broken: {(error.msg or '').strip()}; {self._complete} {self._wanted.text!r} elements before it are complete"
+        )
         return Poison(f"{said}; have the feed sent again", place=place_of(self._name, "line", error.lineno or 1))
-
-    def _ended_rows_left(self) -> Iterator[Any]:
-        before = self._complete
-        yield from self._ended_rows()
-        self._complete = before
 
 
 class _Rows:
     """Rows on their way into a batch. ``seen`` is how many row elements there were, ``given`` how many were handed on."""
 
-    def __init__(self, plan: _Plan, name: str):
+    def __init__(self, plan: Plan, name: str):
         self.seen = 0
         self.given = 0
         self._plan = plan
@@ -302,7 +244,7 @@ class _Rows:
             texts = [text or None for text in column]
         return pa.array(texts, pa.string())
 
-    def _read(self, element: Any, step: _Step, values: list[Any], *, is_row: bool = False) -> None:
+    def _read(self, element: Any, step: Step, values: list[Any], *, is_row: bool = False) -> None:
         """Fill ``values``; an element that is there but empty is '' until the batch is made, so that a second one is noticed."""
         if step.texts:
             text = element.text

@@ -3,57 +3,27 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import gzip
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 from xml.parsers import expat
 
-from resources.errors import Misconfigured, Poison
+from resources.errors import Poison
 from resources.files import Files, Listed
 from resources.records import place_of
+from resources.xmlpaths import RowPath
 
 CHUNK_BYTES = 1 << 17
 MAX_PATHS = 1000
 """Different element paths that a survey tells apart: a feed with more has no regular shape to describe."""
-_NAME = re.compile(r"(?:[\w.-]+:)?[\w.-]+")
 _BLANK = " \t\r\n"
 _EXPAT_KNOWS = frozenset({"utf-8", "utf-16", "iso8859-1", "ascii"})
 _DECLARED = re.compile(rb"""^<\?xml[^>]{0,200}?\bencoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
-
-
-def clark(name: str, namespaces: Mapping[str, str], *, attribute: bool = False) -> str:
-    """``n:product`` as ``{http://x}product``. The prefix '' is the namespace of elements written without one."""
-    if not _NAME.fullmatch(name):
-        raise Misconfigured(f"{name!r} is not the name of an element or attribute; paths look like 'price/amount' or 'price/@currency'")
-    prefix, colon, local = name.rpartition(":")
-    if colon and prefix not in namespaces:
-        raise Misconfigured(f"prefix {prefix!r} in {name!r} is not declared; add it to namespaces={{{prefix!r}: 'http://…'}}")
-    uri = "" if attribute and not colon else namespaces.get(prefix, "")
-    return f"{{{uri}}}{local}" if uri else local
-
-
-@dataclass(frozen=True)
-class RowPath:
-    """Which elements are rows. ``parents``: names from the root down to the row's parent; None: wherever ``tag`` stands.
-
-    A row inside a row is part of the outer one.
-    """
-
-    text: str
-    tag: str
-    parents: tuple[str, ...] | None
-
-    @classmethod
-    def parse(cls, row: str, namespaces: Mapping[str, str]) -> RowPath:
-        *parents, tag = (clark(step, namespaces) for step in row.removeprefix("/").split("/"))
-        return cls(row, tag, tuple(parents) if parents or row.startswith("/") else None)
-
-    def matches(self, tag: str, parents: tuple[str, ...]) -> bool:
-        return tag == self.tag and self.parents in (None, parents)
 
 
 def chunks(files: Files, listed: Listed) -> Iterator[bytes]:
@@ -132,6 +102,21 @@ class Scanner:
     def said(self, text: str) -> None: ...
 
 
+class _RootSeen(Exception):
+    """The declarations are over."""
+
+
+class Prolog(Scanner):
+    """Reads up to the root element and leaves everything after it to others."""
+
+    def feed(self, chunk: bytes, *, last: bool = False) -> None:
+        with contextlib.suppress(_RootSeen):
+            super().feed(chunk, last=last)
+
+    def started(self, tag: str, attributes: dict[str, str]) -> None:
+        raise _RootSeen
+
+
 class _Counter(Scanner):
     def __init__(self, name: str, row: RowPath):
         super().__init__(name)
@@ -190,9 +175,9 @@ class Survey(Scanner):
 
     def explain(self, row: RowPath) -> str:
         """What the feed has instead of ``row``, and what to write to read it."""
-        below_root = {path: times for path, times in self.paths.items() if len(path) > 1} or self.paths
-        likely = self._namesakes(row) or [max(below_root, key=lambda path: (below_root[path], -len(path)))]
-        path, uri = likely[0], likely[0][-1][1:].partition("}")[0] if likely[0][-1].startswith("{") else ""
+        below_root = [path for path in self.paths if len(path) > 1] or list(self.paths)
+        path = (self._namesakes(row) or [max(below_root, key=lambda path: (self.paths[path], -len(path)))])[0]
+        uri = path[-1][1:].partition("}")[0] if path[-1].startswith("{") else ""
         declare = f"namespaces={{'n': {uri!r}}} and row='n:{_local(path[-1])}'" if uri else f"row={_spelt(path, row)!r}"
         others = ", ".join(f"{tag} {times}x" for tag, times in self._by_name().most_common(5))
         return (

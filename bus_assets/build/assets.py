@@ -1,7 +1,7 @@
 """The only asset decorators of the project: a stop becomes an asset, the drop-offs into one database become one step."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from dagster import (
     AssetCheckSpec,
@@ -22,13 +22,15 @@ from bus_assets.build.lineage import column_schema
 from bus_assets.build.shown import check_results, check_specs, drop_conserved, drop_metadata, stop_metadata
 from bus_assets.contract import TableKey
 from bus_assets.drive import TRIP_TAG, Boarding, Bus, Drive, board, failed, finished, pick_up, problem_of, transform
-from bus_assets.publish import publish
+from bus_assets.publish import Dropped, publish
 from bus_assets.route import Route
 from bus_assets.stops import DropOff, PickUp, Transform
 from resources.errors import BusError, Transient
 
 DEPOT, STAGING = "bus_depot", "bus_staging"
 RETRY_DELAY_SECONDS = 2.0
+
+T = TypeVar("T")
 
 
 def route_assets(route: Route) -> list[AssetsDefinition]:
@@ -75,14 +77,19 @@ def stop_asset(route: Route, stop: PickUp | Transform) -> AssetsDefinition:
         can_subset=False,
     )
     def drive_stop(context: AssetExecutionContext) -> MaterializeResult:
-        drive, stopped = _guarded(context, route, stop.name, lambda d: pick_up(d, stop) if isinstance(stop, PickUp) else transform(d, stop))
-        problem = problem_of(drive, stopped)
-        if problem:
-            failed(drive, stop.name, problem)
-        else:
-            finished(drive, stop.name)
-        context.log.info(f"{stop.name}: {stopped.verdict.picked_up} in, {stopped.verdict.kept} kept, {stopped.verdict.rejected} rejected")
-        return MaterializeResult(asset_key=key, metadata=stop_metadata(drive, stopped), check_results=check_results(key, stop, stopped))
+        def halt(drive: Drive) -> MaterializeResult:
+            stopped = pick_up(drive, stop) if isinstance(stop, PickUp) else transform(drive, stop)
+            verdict = stopped.verdict
+            context.log.info(f"{stop.name}: {verdict.picked_up} rows in, {verdict.kept} kept, {verdict.rejected} rejected")
+            shown = MaterializeResult(asset_key=key, metadata=stop_metadata(drive, stopped), check_results=check_results(key, stop, stopped))
+            problem = problem_of(drive, stopped)
+            if problem:
+                failed(drive, stop.name, problem)
+            else:
+                finished(drive, stop.name)
+            return shown
+
+        return _guarded(context, route, stop.name, halt)
 
     return drive_stop
 
@@ -106,13 +113,18 @@ def publishing(route: Route, database: str) -> AssetsDefinition:
         can_subset=False,
     )
     def drop_rows(context: AssetExecutionContext) -> Iterator[MaterializeResult]:
-        drive, dropped = _guarded(context, route, drops[0].name, lambda d: publish(d, database))
-        for drop, done in zip(drops, dropped, strict=True):
-            key = stop_key(route, drop.name)
-            context.log.info(f"{drop.name}: {done.applied.rows} rows in {drop.into}" + (", published by an earlier attempt" if done.already else ""))
-            yield MaterializeResult(asset_key=key, metadata=drop_metadata(drive, drop, done), check_results=[drop_conserved(key, done)])
+        def halt(drive: Drive) -> list[MaterializeResult]:
+            return [_dropped(context, drive, drop, done) for drop, done in zip(drops, publish(drive, database), strict=True)]
+
+        yield from _guarded(context, route, drops[0].name, halt)
 
     return drop_rows
+
+
+def _dropped(context: AssetExecutionContext, drive: Drive, drop: DropOff, done: Dropped) -> MaterializeResult:
+    key = stop_key(drive.route, drop.name)
+    context.log.info(f"{drop.name}: {done.applied.rows} rows in {drop.into}" + (", published by an earlier attempt" if done.already else ""))
+    return MaterializeResult(asset_key=key, metadata=drop_metadata(drive, drop, done), check_results=[drop_conserved(key, done)])
 
 
 def _drop_spec(route: Route, drop: DropOff, waits: list[AssetKey]) -> AssetSpec:
@@ -128,12 +140,12 @@ def _drop_spec(route: Route, drop: DropOff, waits: list[AssetKey]) -> AssetSpec:
     )
 
 
-def _guarded(context: AssetExecutionContext, route: Route, stop: str, work: Any) -> tuple[Drive, Any]:
-    """Board, work; on the way out the depot learns of failures, and Dagster is told which of them are worth a retry."""
+def _guarded(context: AssetExecutionContext, route: Route, stop: str, halt: Callable[[Drive], T]) -> T:
+    """Board, halt at the stop; on the way out the depot learns of failures, and Dagster is told which of them are worth a retry."""
     drive = None
     try:
         drive = board(_bus(context, route), route, _boarding(context, route))
-        return drive, work(drive)
+        return halt(drive)
     except BusError as error:
         again = isinstance(error, Transient)
         if drive and not (again and context.retry_number < route.retries):

@@ -17,7 +17,7 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy import exc
+from sqlalchemy import event, exc
 
 from resources.depot import migrate
 from resources.errors import BusError, Misconfigured, Poison, Transient
@@ -28,7 +28,13 @@ BUSY_SECONDS = 30
 CONNECT_SECONDS = 10
 
 _SQLITE_MISCONFIGURED = {"SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_AUTH", "SQLITE_NOTADB", "SQLITE_CORRUPT"}
-_LIBPQ_MISCONFIGURED = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied", "could not translate host")
+_LIBPQ_MISCONFIGURED = (
+    "authentication failed",
+    "does not exist",
+    "no pg_hba.conf entry",
+    "no password supplied",
+    "could not translate host",
+)
 _SQLSTATE: dict[str, type[BusError]] = {
     "08": Transient,  # connection lost
     "22": Poison,  # a value that the column does not take
@@ -128,11 +134,11 @@ def _engine(url: sa.URL) -> sa.Engine:
     if url.get_backend_name() == "sqlite":
         _make_parent(url)
         engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **common)
-        sa.event.listen(engine, "connect", _set_up_sqlite)
-        sa.event.listen(engine, "begin", _begin_sqlite)
+        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
         return engine
     engine = sa.create_engine(url, connect_args={"connect_timeout": CONNECT_SECONDS}, pool_pre_ping=True, **common)
-    sa.event.listen(engine, "connect", _set_up_postgres)
+    event.listen(engine, "connect", _set_up_postgres)
     return engine
 
 
@@ -243,7 +249,7 @@ def _from_sqlite(code: str, error: exc.DBAPIError, place: str) -> BusError:
     if code == "SQLITE_FULL":
         return Transient("the disk is full; free space there, then drive the trip again", place=place)
     if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return Transient(f"somebody else kept it locked; retry, or end that process", place=place)
+        return Transient("somebody else kept it locked; retry, or end that process", place=place)
     if any(code.startswith(name) for name in _SQLITE_MISCONFIGURED):
         return Misconfigured(f"{error.orig}; the file and its directory must be writable, and a depot's", place=place)
     if isinstance(error, exc.OperationalError) and code != "SQLITE_ERROR":
@@ -263,5 +269,3 @@ def _from_postgres(error: exc.DBAPIError, place: str) -> BusError:
     if state == "53100":
         return Transient("the server's disk is full; free space there, then drive the trip again", place=place)
     return kind(f"{text} (SQLSTATE {state})", place=place)
-
-

@@ -45,7 +45,7 @@ def _run_migrations(connection: sa.Connection) -> None:
 
 def _revision(connection: sa.Connection) -> str | None:
     try:
-        return connection.execute(sa.text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
+        return connection.execute(sa.select(sa.column("version_num")).select_from(sa.table(VERSION_TABLE))).scalar()
     except (exc.ProgrammingError, exc.OperationalError) as error:
         if getattr(error.orig, "sqlstate", None) == "42P01" or "no such table" in str(error.orig):
             return None

@@ -59,9 +59,7 @@ def _json() -> Any:
     return sa.JSON(none_as_null=True)
 
 
-metadata = sa.MetaData(
-    naming_convention={"pk": "pk_%(table_name)s", "fk": "fk_%(table_name)s_%(column_0_name)s", "ix": "ix_%(table_name)s_%(column_0_N_name)s"}
-)
+metadata = sa.MetaData(naming_convention={"pk": "pk_%(table_name)s", "fk": "fk_%(table_name)s_%(column_0_name)s"})
 
 trips = sa.Table(
     "depot_trips",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -172,7 +172,7 @@ def replace_verdict(connection: sa.Connection, verdict: Verdict) -> Trip:
 
 def verdicts_of(connection: sa.Connection, trip: str) -> dict[str, Verdict]:
     query = sa.select(verdicts).where(verdicts.c.trip == trip).order_by(verdicts.c.attempt)
-    rows: Iterable[Mapping[str, Any]] = connection.execute(query).mappings()
+    rows: list[dict[str, Any]] = [dict(row) for row in connection.execute(query).mappings()]
     return {row["stop"]: Verdict(**{**row, "figures": tuple(row["figures"])}) for row in rows}
 
 

@@ -15,7 +15,7 @@ from resources.errors import BusError, Misconfigured, Refused, Transient
 from resources.staging.seam import CHUNK_BYTES, Content, StoredFile, altered, checked_path, missing
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_PERSON = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOTSUP, errno.ENAMETOOLONG}
+_PERSON = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOTSUP, errno.ENAMETOOLONG}
 
 
 class LocalStaging:
@@ -64,6 +64,9 @@ class LocalStaging:
         target = self._inside(path)
         with on_disk(target):
             return target.is_file()
+
+    def uri(self, path: str) -> str:
+        return self._inside(path).absolute().as_uri()
 
     def delete_prefix(self, prefix: str) -> int:
         folder = self._inside(prefix)

@@ -50,7 +50,7 @@ class S3Staging:
     def write(self, path: str, content: Content) -> StoredFile:
         size, digest = _measured(content)
         if size > PUT_BYTES:
-            raise Refused(f"{size} bytes are more than one S3 write takes ({PUT_BYTES}); stage fewer rows per file", place=self._place(path))
+            raise Refused(f"{size} bytes are more than one S3 write takes; stage fewer rows per file", place=self._place(path))
         writer = secrets.token_hex(16)
         with self._ours(path), ExitStack() as stack:
             body = stack.enter_context(content.open("rb")) if isinstance(content, Path) else io.BytesIO(content)
@@ -62,9 +62,8 @@ class S3Staging:
 
         try:
             # S3 itself compares the checksum with what arrived, so the digest is that of the stored bytes.
-            self._client.put_object(
-                Bucket=self.bucket, Key=self._key(path), Body=body, IfNoneMatch="*", ChecksumSHA256=checksum, Metadata={"bus-writer": writer}
-            )
+            options = {"IfNoneMatch": "*", "ChecksumSHA256": checksum, "Metadata": {"bus-writer": writer}}
+            self._client.put_object(Bucket=self.bucket, Key=self._key(path), Body=body, **options)
         except ClientError as error:
             if _status(error) != 412:
                 raise
@@ -114,6 +113,9 @@ class S3Staging:
                 raise
         return True
 
+    def uri(self, path: str) -> str:
+        return f"s3://{self.bucket}/{self._key(path)}"
+
     def delete_prefix(self, prefix: str) -> int:
         deleted = 0
         with self._ours(prefix):
@@ -152,7 +154,7 @@ class S3Staging:
 
         retries = {"mode": "standard", "max_attempts": 5}
         config = Config(retries=retries, connect_timeout=10, read_timeout=60)  # pyright: ignore[reportArgumentType]
-        return boto3.session.Session().client("s3", region_name=self._region, endpoint_url=self._endpoint_url, config=config)
+        return boto3.Session().client("s3", region_name=self._region, endpoint_url=self._endpoint_url, config=config)
 
     def _key(self, path: str) -> str:
         return self.prefix + checked_path(path)
@@ -162,8 +164,14 @@ class S3Staging:
 
     @contextmanager
     def _ours(self, path: str) -> Iterator[None]:
-        from botocore.exceptions import BotoCoreError, ClientError
-        from botocore.exceptions import NoCredentialsError, NoRegionError, PartialCredentialsError, ProfileNotFound
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            NoCredentialsError,
+            NoRegionError,
+            PartialCredentialsError,
+            ProfileNotFound,
+        )
 
         place = self._place(path)
         try:

@@ -48,6 +48,10 @@ class Staging(Protocol):
 
     def exists(self, path: str) -> bool: ...
 
+    def uri(self, path: str) -> str:
+        """Where a person finds the file or directory: ``file:///…`` or ``s3://…``. Never a secret."""
+        ...
+
     def delete_prefix(self, prefix: str) -> int:
         """Delete all files below the directory ``prefix`` ('a/1' does not touch 'a/10'); how many there were."""
         ...

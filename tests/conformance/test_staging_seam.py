@@ -46,18 +46,22 @@ def client(s3_url):
     client.close()
 
 
+@pytest.fixture
+def s3_area(client, s3_url, tmp_path):
+    bucket = f"b{hashlib.sha1(str(tmp_path).encode()).hexdigest()}"
+    client.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
+    staging = S3Staging(bucket, "deep/prefix", endpoint_url=s3_url)
+    yield staging, lambda path, content: client.put_object(Bucket=bucket, Key=f"deep/prefix/{path}", Body=content)
+    staging.close()
+
+
 @pytest.fixture(params=["local", "s3"])
 def area(request, tmp_path):
     """(the staging, a function that overwrites a staged file behind its back)"""
-    if request.param == "local":
-        yield LocalStaging(tmp_path / "new" / "staging"), lambda path, content: (tmp_path / "new" / "staging" / path).write_bytes(content)
-        return
-    client, url = request.getfixturevalue("client"), request.getfixturevalue("s3_url")
-    bucket = f"b{hashlib.sha1(str(tmp_path).encode()).hexdigest()}"
-    client.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
-    staging = S3Staging(bucket, "deep/prefix", endpoint_url=url)
-    yield staging, lambda path, content: client.put_object(Bucket=bucket, Key=f"deep/prefix/{path}", Body=content)
-    staging.close()
+    if request.param == "s3":
+        return request.getfixturevalue("s3_area")
+    root = tmp_path / "new" / "staging"
+    return LocalStaging(root), lambda path, content: (root / path).write_bytes(content)
 
 
 @pytest.fixture
@@ -110,7 +114,7 @@ def test_what_was_written_reads_back_byte_for_byte(staging, tmp_path, content):
 def test_a_staged_file_is_never_overwritten(staging):
     first = staging.write("a/x", b"first")
     for content in (b"second", b"first"):
-        with pytest.raises(Refused, match="a/x.*exists already"):
+        with pytest.raises(Refused, match=r"a/x.*exists already"):
             staging.write("a/x", content)
     assert staging.read("a/x", sha256=first.sha256) == b"first"
 
@@ -135,23 +139,32 @@ def test_altered_bytes_are_refused_by_name(staging, overwrite):
     stored = staging.write("a/x", b"0123456789")
     overwrite("a/x", b"0123456780")
     for read in (staging.read, staging.local):
-        with pytest.raises(Refused, match="a/x.*not those that were checked"):
+        with pytest.raises(Refused, match=r"a/x.*not those that were checked"):
             read("a/x", sha256=stored.sha256)
 
 
 def test_a_missing_file_is_refused_by_name(staging):
     for read in (lambda: staging.read("a/x", sha256="0"), lambda: staging.local("a/x"), lambda: staging.local("a/x", sha256="0")):
-        with pytest.raises(Refused, match="a/x.*missing"):
+        with pytest.raises(Refused, match=r"a/x.*missing"):
             read()
     staging.write("a/y", b"")
-    with pytest.raises(Refused, match="a/x.*missing"):
+    with pytest.raises(Refused, match=r"a/x.*missing"):
         staging.read("a/x", sha256="0")
+
+
+def test_a_uri_leads_a_person_to_the_file(staging):
+    staging.write("a/x", b"x")
+    uri = staging.uri("a/x")
+    assert uri.startswith(("file:///", "s3://"))
+    assert uri.endswith("/a/x")
+    assert open_staging(uri.removesuffix("/a/x"), endpoint_url=getattr(staging, "_endpoint_url", None)).exists("a/x")
 
 
 def test_exists_is_about_files(staging):
     assert not staging.exists("a/x")
     staging.write("a/x", b"")
-    assert staging.exists("a/x") and not staging.exists("a")
+    assert staging.exists("a/x")
+    assert not staging.exists("a")
 
 
 def test_deleting_a_prefix_takes_its_directory_and_nothing_else(staging):
@@ -163,7 +176,9 @@ def test_deleting_a_prefix_takes_its_directory_and_nothing_else(staging):
     staging.write("t/1/a", b"again")
 
 
-@pytest.mark.parametrize("path", ["", "/etc/passwd", "../x", "a/../../x", "a//b", "a/./b", "a\\b", "a/", ".hidden", "a\0b", "a/" + "x" * 201, "é"])
+@pytest.mark.parametrize(
+    "path", ["", "/etc/passwd", "../x", "a/../../x", "a//b", "a/./b", "a\\b", "a/", ".hidden", "a\0b", "a/" + "x" * 201, "é"]
+)
 def test_paths_that_could_leave_the_area_are_refused(staging, path):
     for use in (
         lambda: staging.write(path, b""),
@@ -181,7 +196,8 @@ def test_paths_that_could_leave_the_area_are_refused(staging, path):
 
 def test_batches_read_back_in_order_whatever_their_cuts(staging):
     manifest = staged(staging, batch(10), batch(0), batch(1, 10), batch(95, 11), rows_per_file=40)
-    assert [file.rows for file in manifest.files] == [40, 40, 26] and manifest.rows == 106
+    assert [file.rows for file in manifest.files] == [40, 40, 26]
+    assert manifest.rows == 106
     assert pa.Table.from_batches(read_batches(staging, manifest)) == pa.Table.from_batches([batch(106)])
     assert [one.num_rows for one in read_batches(staging, manifest, batch_rows=30)] == [30, 10, 30, 10, 26]
     assert all(file.path.startswith("orders/t1/1/r1/raw/") for file in manifest.files)
@@ -199,7 +215,8 @@ def test_no_rows_give_one_file_that_knows_the_schema(staging):
     manifest = staged(staging)
     assert (len(manifest.files), manifest.rows) == (1, 0)
     [found] = read_batches(staging, manifest)
-    assert found.num_rows == 0 and found.schema == SCHEMA == read_schema(staging, manifest)
+    assert found.num_rows == 0
+    assert found.schema == SCHEMA == read_schema(staging, manifest)
     [found] = read_batches(staging, manifest, ["name"])
     assert found.schema.names == ["name"]
 
@@ -239,9 +256,14 @@ def test_a_second_try_below_the_same_prefix_meets_nothing_of_the_first(staging):
 
 
 def test_a_writer_that_failed_has_no_manifest(staging):
-    with pytest.raises(RuntimeError), StagedWriter(staging, "a", SCHEMA) as writer:
-        writer.write(batch(3))
-        raise RuntimeError
+    def fails(writer):
+        with writer:
+            writer.write(batch(3))
+            raise RuntimeError
+
+    writer = StagedWriter(staging, "a", SCHEMA)
+    with pytest.raises(RuntimeError):
+        fails(writer)
     with pytest.raises(Refused, match="not closed"):
         _ = writer.manifest
 
@@ -262,7 +284,7 @@ def test_wide_rows_end_a_file_early(staging, monkeypatch):
     with StagedWriter(staging, "a", schema) as writer:
         for _ in range(20):
             writer.write(pa.RecordBatch.from_pydict({"blob": [os.urandom(50_000)]}, schema))
-    assert len(writer.manifest.files) == 3 and writer.manifest.rows == 20
+    assert [file.rows for file in writer.manifest.files] == [6, 6, 6, 2]
 
 
 # The manifest
@@ -327,9 +349,11 @@ LocalStaging(sys.argv[1]).write("a/x", Path(sys.argv[2]))
             writer.send_signal(signal.SIGKILL)
             writer.wait()
     staging = LocalStaging(tmp_path / "area")
-    assert list((tmp_path / "area" / "a").iterdir()) and not staging.exists("a/x")
+    assert list((tmp_path / "area" / "a").iterdir())
+    assert not staging.exists("a/x")
     staging.write("a/x", b"whole")
-    assert staging.delete_prefix("a") == 1 and not (tmp_path / "area" / "a").exists()
+    assert staging.delete_prefix("a") == 1
+    assert not (tmp_path / "area" / "a").exists()
 
 
 def test_a_full_disk_is_transient_and_leaves_nothing(tmp_path):
@@ -337,9 +361,10 @@ def test_a_full_disk_is_transient_and_leaves_nothing(tmp_path):
     staging = LocalStaging(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "open", lambda self, mode="r", _open=Path.open: _open(Path("/dev/full") if mode == "xb" else self, "r+b"))
-        with pytest.raises(Transient, match="a/x.*disk is full"):
+        with pytest.raises(Transient, match=r"a/x.*disk is full"):
             staging.write("a/x", b"x" * 100_000)
-    assert not staging.exists("a/x") and list((tmp_path / "a").iterdir()) == []
+    assert not staging.exists("a/x")
+    assert list((tmp_path / "a").iterdir()) == []
 
 
 def test_a_file_size_limit_leaves_nothing(tmp_path):
@@ -384,7 +409,7 @@ def test_an_area_that_cannot_be_made_is_misconfigured(tmp_path):
 
 
 def test_a_bucket_that_is_not_there_is_misconfigured(s3_url):
-    with pytest.raises(Misconfigured, match="NoSuchBucket.*check the bucket"):
+    with pytest.raises(Misconfigured, match=r"NoSuchBucket.*check the bucket"):
         S3Staging("nowhere", endpoint_url=s3_url).write("a/x", b"")
 
 
@@ -403,15 +428,32 @@ def test_an_s3_without_credentials_is_misconfigured(s3_url, monkeypatch):
         S3Staging("bucket", endpoint_url=s3_url).write("a/x", b"")
 
 
-def test_downloads_go_when_the_area_closes(area, request):
-    staging, _ = area
-    if not isinstance(staging, S3Staging):
-        pytest.skip("a local area downloads nothing")
+def test_downloads_go_when_the_area_closes(s3_area):
+    staging, _ = s3_area
     staging.write("a/x", b"x")
     path = staging.local("a/x")
     assert staging.local("a/x") == path
     staging.close()
     assert not path.exists()
+
+
+def test_a_write_repeated_after_a_lost_answer_is_not_a_conflict(s3_area):
+    staging, _ = s3_area
+    sent = []
+
+    def send_twice(model, params, **_):
+        if not sent:
+            sent.append(params["headers"]["x-amz-meta-bus-writer"])
+            staging._client.put_object(
+                Bucket=staging.bucket, Key="deep/prefix/a/x", Body=b"once", Metadata={"bus-writer": sent[0]}, IfNoneMatch="*"
+            )
+
+    staging._client.meta.events.register("before-call.s3.PutObject", send_twice)
+    stored = staging.write("a/x", b"once")
+    assert sent
+    assert staging.read("a/x", sha256=stored.sha256) == b"once"
+    with pytest.raises(Refused, match="exists already"):
+        staging.write("a/x", b"once")
 
 
 # URLs

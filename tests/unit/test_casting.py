@@ -17,7 +17,9 @@ from bus_assets.reading import Target, hidden, shown
 from bus_assets.types import parse_type
 
 
-def cast(values: Any, kind: str, *, format: str | None = None, zone: str | None = None, show: Any = shown) -> tuple[list[Any], dict[int, str]]:
+def cast(
+    values: Any, kind: str, *, format: str | None = None, zone: str | None = None, show: Any = shown
+) -> tuple[list[Any], dict[int, str]]:
     column = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, pa.string())
     target = Target(parse_type(kind), format, zone, show)
     found = cast_column(column, target)
@@ -98,7 +100,7 @@ REFUSED = [
     ("integer", "1.0", "'1.0' is not an integer"),
     ("integer", "1e5", "'1e5' is not an integer"),
     ("integer", "1_000", "'1_000' is not an integer"),
-    ("integer", "١", "'١' is not an integer"),
+    ("integer", "\u0661", "'\u0661' is not an integer"),
     ("integer", "--1", "'--1' is not an integer"),
     ("integer", "9223372036854775808", "'9223372036854775808' does not fit in 64 bits"),
     ("number", "nan", "'nan' is not a finite number"),
@@ -139,9 +141,9 @@ REFUSED = [
     ("string", "x\0y", r"'x\x00y' contains a NUL character, which SQL databases refuse"),
     ("list<integer>", "[1,", "'[1,' is not JSON"),
     ("list<integer>", "[NaN]", "'[NaN]' is not JSON"),
-    ("list<integer>", "1", "'1' is a single value, not a list"),
+    ("list<integer>", "1", "'1' is not a list"),
     ("list<integer>", '[1, "x"]', "item 2: 'x' is not an integer"),
-    ("list<integer>", "[[1]]", "item 1: [1] is a list, not a integer"),
+    ("list<integer>", "[[1]]", "item 1: a list is not an integer"),
     ("list<string>", '["a\\u0000"]', r"item 1: 'a\x00' contains a NUL character, which SQL databases refuse"),
     ("list<string>", '["\\ud800"]', r"item 1: '\ud800' has half a surrogate pair, which is no character"),
     ("struct<a: integer>", '{"a": 1.5}', "a: '1.5' is not an integer"),
@@ -160,7 +162,7 @@ def test_text_is_refused_with_what_was_found_and_expected(kind: str, text: str, 
 @pytest.mark.parametrize(("kind", "text", "message"), REFUSED)
 def test_a_sensitive_value_is_in_no_message(kind: str, text: str, message: str) -> None:
     _, faults = cast([text], kind, show=hidden)
-    assert "the value" in faults[0]
+    assert "the value" in faults[0] or "a list is not" in faults[0]
     assert len(text) < 3 or text not in faults[0]
 
 
@@ -194,7 +196,7 @@ def test_text_reads_by_the_format_of_its_field(kind: str, format: str, text: str
         ("date", "%d.%m.%Y", "31.02.2013", "is not a date of the format %d.%m.%Y"),
         ("date", "%d.%m.%Y", " 28.02.2013", "is not a date of the format %d.%m.%Y"),
         ("date", "%d.%m.%Y", "28.02.2013 x", "is not a date of the format %d.%m.%Y"),
-        ("date", "%d.%m.%Y", "٢٨.02.2013", "is not a date of the format %d.%m.%Y"),
+        ("date", "%d.%m.%Y", "\u0662\u0668.02.2013", "is not a date of the format %d.%m.%Y"),
         ("date", "%Y%m%d", "2013111", "is not a date of the format %Y%m%d"),
         ("time", "%H%M", "517", "is not a time of the format %H%M"),
         ("date", "%Y-%m-%d %H:%M", "2013-02-28 00:01", "has a time of day, a date has none"),
@@ -291,7 +293,7 @@ REFUSED_TYPED = [
     (pa.array([12345]), "decimal(4,0)", "12345 has no exact value as decimal(4,0)"),
     (pa.array([Decimal("1.505")]), "decimal(12,2)", "1.505 has no exact value as decimal(12,2)"),
     (pa.array([2]), "boolean", "2 has no exact value as boolean"),
-    (pa.array([True]), "integer", "true is a boolean, not a integer"),
+    (pa.array([True]), "integer", "true is a boolean, not an integer"),
     (pa.array([1.5]), "string", "1.5 is a number, not a string"),
     (pa.array([date(2013, 1, 1)]), "timestamp", "2013-01-01 is a date, not a timestamp"),
     (pa.array([datetime(2013, 1, 1, 5)]), "date", "2013-01-01T05:00:00 has a time of day, a date has none"),
@@ -344,6 +346,16 @@ def test_floats_as_integers_keep_every_whole_number_and_no_other(floats: list[fl
     values, faults = cast(pa.array(floats, pa.float64()), "integer")
     for row, value in enumerate(floats):
         absent = value is None or np.isnan(value)
-        whole = not absent and np.isfinite(value) and value == int(value) and -(2.0**63) <= value < 2.0**63
+        whole = value is not None and bool(np.isfinite(value)) and value.is_integer() and -(2.0**63) <= value < 2.0**63
         assert values[row] == (int(value) if whole and value is not None else None)
         assert (row in faults) == (not absent and not whole)
+
+
+@pytest.mark.parametrize("kind", ["date", "timestamp", "timestamptz"])
+def test_typed_days_outside_the_calendar_are_refused(kind: str) -> None:
+    before = pa.array([-719_163, 0], pa.int32()).view(pa.date32())
+    column = before if kind == "date" else before.cast(pa.timestamp("s"))
+    values, faults = cast(column, kind, zone="UTC" if kind == "timestamptz" else None)
+    assert values[0] is None
+    assert values[1] is not None
+    assert list(faults) == [0]

@@ -68,7 +68,7 @@ def test_nesting_bombs_are_poison(bomb: str) -> None:
 
 def test_many_brackets_side_by_side_or_in_strings_are_no_bomb() -> None:
     assert len(loads_exact("[" + ",".join(["{}"] * 1000) + "]")) == 1000
-    assert loads_exact('{"v": "%s\\"["}' % ("[" * 1000)) == {"v": "[" * 1000 + '"['}  # noqa: UP031
+    assert loads_exact('{"v": "%s\\"["}' % ("[" * 1000)) == {"v": "[" * 1000 + '"['}
     assert loads_exact("[" * 100 + "]" * 100)
 
 

@@ -1,0 +1,157 @@
+"""Column types: which one keeps every value of an Arrow type, and whether one that is there would lose some."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import sqlalchemy as sa
+from sqlalchemy import exc
+from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.engine import Dialect
+
+from resources.errors import Misconfigured
+
+MYSQL_KEY_CHARACTERS = 255
+"""InnoDB indexes at most 3072 bytes, 768 characters of utf8mb4: three such columns."""
+SQLITE_EXACT_DIGITS = 15
+"""A double gives back decimals of up to 15 digits (DBL_DIG)."""
+
+
+def sql_type(kind: pa.DataType, dialect: Dialect, *, in_key: bool = False) -> sa.types.TypeEngine[Any]:
+    """The column type that keeps every value of Arrow type ``kind``; see :mod:`resources.sql_values` for what is stored as text."""
+    if pa.types.is_decimal(kind):
+        return sa.Text() if dialect.name == "sqlite" else sa.Numeric(kind.precision, kind.scale)
+    if pa.types.is_timestamp(kind):
+        if dialect.name in ("mysql", "mariadb"):
+            return mysql.DATETIME(fsp=6)
+        return sa.TIMESTAMP(timezone=kind.tz is not None)
+    if pa.types.is_nested(kind):
+        return {"postgresql": postgresql.JSONB(), "mysql": sa.JSON(), "mariadb": sa.JSON()}.get(dialect.name, sa.Text())
+    if pa.types.is_time(kind):
+        return mysql.TIME(fsp=6) if dialect.name in ("mysql", "mariadb") else sa.Time()
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        if dialect.name in ("mysql", "mariadb"):
+            return sa.VARBINARY(MYSQL_KEY_CHARACTERS) if in_key else mysql.LONGBLOB()
+        return sa.LargeBinary()
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return exact_text(dialect, MYSQL_KEY_CHARACTERS if in_key else None)
+    for matches, made in _PLAIN:
+        if matches(kind):
+            return made
+    raise Misconfigured(f"there is no column type for Arrow's {kind}")
+
+
+_PLAIN: tuple[tuple[Any, sa.types.TypeEngine[Any]], ...] = (
+    (pa.types.is_integer, sa.BigInteger()),
+    (pa.types.is_floating, sa.Double()),
+    (pa.types.is_boolean, sa.Boolean()),
+    (pa.types.is_date, sa.Date()),
+)
+
+
+def exact_text(dialect: Dialect, characters: int | None) -> sa.types.TypeEngine[Any]:
+    """Text that compares by its bytes: MariaDB's and MySQL's usual collations take 'a', 'A' and 'a ' for the same key."""
+    if dialect.name not in ("mysql", "mariadb"):
+        return sa.Text()
+    collation = "utf8mb4_nopad_bin" if getattr(dialect, "is_mariadb", False) else "utf8mb4_0900_bin"
+    return mysql.VARCHAR(characters, collation=collation) if characters else mysql.LONGTEXT(collation=collation)
+
+
+def ddl(kind: sa.types.TypeEngine[Any], dialect: Dialect) -> str:
+    try:
+        return kind.compile(dialect=dialect)
+    except exc.CompileError:
+        return "of a type that is not known here"
+
+
+def loss(kind: pa.DataType, column: sa.types.TypeEngine[Any], dialect: Dialect) -> str:
+    """What would be lost or refused if values of ``kind`` went into ``column``; '' if nothing.
+
+    Text columns take everything but bytes. Types that SQLAlchemy does not know are left to the database.
+    """
+    if isinstance(column, (sa.types.NullType, sa.types.UserDefinedType)):
+        return ""
+    for matches, judged in _JUDGES:
+        if matches(kind):
+            is_text = isinstance(column, sa.String) and not pa.types.is_binary(kind)
+            return "" if is_text else judged(kind, column, dialect)
+    return ""
+
+
+def _string(_kind: pa.DataType, column: Any, _dialect: Dialect) -> str:
+    strict = (sa.Integer, sa.Numeric, sa.Float, sa.Boolean, sa.Date, sa.DateTime, sa.Time, sa.LargeBinary, sa.types._Binary, postgresql.ARRAY)
+    return "text does not fit" if isinstance(column, strict) else ""
+
+
+def _integer(kind: pa.DataType, column: Any, dialect: Dialect) -> str:
+    if isinstance(column, sa.Float):
+        return "a double keeps 53 of 64 bits"
+    return "" if isinstance(column, (sa.Integer, sa.Numeric)) else "whole numbers do not fit"
+
+
+def _floating(_kind: pa.DataType, column: Any, dialect: Dialect) -> str:
+    if isinstance(column, sa.Float):
+        return "single precision loses digits" if isinstance(column, sa.REAL) and dialect.name == "postgresql" else ""
+    if isinstance(column, sa.Numeric):
+        return "" if column.scale is None or dialect.name == "sqlite" else "a fixed scale rounds"
+    return "numbers do not fit"
+
+
+def _decimal(kind: Any, column: Any, dialect: Dialect) -> str:
+    if dialect.name == "sqlite" and isinstance(column, (sa.Numeric, sa.Float)):
+        too_many = kind.precision > SQLITE_EXACT_DIGITS
+        return f"SQLite keeps {SQLITE_EXACT_DIGITS} digits in such a column, TEXT keeps all" if too_many else ""
+    if isinstance(column, sa.Float):
+        return "a double is not exact"
+    if isinstance(column, sa.Integer):
+        return "decimals would be cut" if kind.scale > 0 else ""
+    if not isinstance(column, sa.Numeric):
+        return "decimals do not fit"
+    if column.precision is not None and (column.scale or 0) < kind.scale:
+        return f"{kind.scale} decimals would be rounded to {column.scale or 0}"
+    return ""
+
+
+def _boolean(_kind: pa.DataType, column: Any, dialect: Dialect) -> str:
+    as_number = dialect.name != "postgresql" and isinstance(column, sa.Integer)
+    return "" if isinstance(column, sa.Boolean) or as_number else "true and false do not fit"
+
+
+def _date(_kind: pa.DataType, column: Any, _dialect: Dialect) -> str:
+    zoned = isinstance(column, sa.DateTime) and column.timezone
+    return "" if isinstance(column, (sa.Date, sa.DateTime)) and not zoned else "dates do not fit"
+
+
+def _timestamp(kind: Any, column: Any, dialect: Dialect) -> str:
+    if not isinstance(column, sa.DateTime):
+        return "timestamps do not fit"
+    if dialect.name == "postgresql" and bool(column.timezone) != (kind.tz is not None):
+        return "the zone would be lost" if kind.tz is not None else "a wall clock would be taken for an instant"
+    return ""
+
+
+def _time(_kind: pa.DataType, column: Any, _dialect: Dialect) -> str:
+    return "" if isinstance(column, sa.Time) else "times do not fit"
+
+
+def _binary(_kind: pa.DataType, column: Any, _dialect: Dialect) -> str:
+    return "" if isinstance(column, (sa.LargeBinary, sa.types._Binary)) else "bytes do not fit"
+
+
+def _nested(_kind: pa.DataType, column: Any, _dialect: Dialect) -> str:
+    return "" if isinstance(column, sa.JSON) else "lists and structs are written as JSON"
+
+
+_JUDGES: tuple[tuple[Any, Any], ...] = (
+    (lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind), _string),
+    (pa.types.is_integer, _integer),
+    (pa.types.is_floating, _floating),
+    (pa.types.is_decimal, _decimal),
+    (pa.types.is_boolean, _boolean),
+    (pa.types.is_date, _date),
+    (pa.types.is_timestamp, _timestamp),
+    (pa.types.is_time, _time),
+    (lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind), _binary),
+    (pa.types.is_nested, _nested),
+)

@@ -1,0 +1,154 @@
+"""Connections to SQL databases as they are used here: URL to engine, what each dialect is told about locks, zones and waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event, exc
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.pool import NullPool
+
+from resources.decimals import register_decimals
+from resources.errors import Misconfigured
+from resources.sql_errors import explained
+
+READING = "bus_reading"
+MYSQL_LIKE = ("mysql", "mariadb")
+_DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """How long to wait, in seconds; 0 for ``statement`` is for ever."""
+
+    statement: float = 0
+    lock: float = 30
+    connect: float = 10
+
+
+def parsed(url: str) -> URL:
+    """``url`` read, with psycopg 3 as the driver of plain ``postgresql://``; Misconfigured, without the URL's text, if unreadable."""
+    try:
+        made = make_url(url)
+        made = made.set(drivername=_DRIVERS.get(made.drivername, made.drivername))
+        made.get_dialect()
+    except (exc.ArgumentError, ValueError):
+        raise Misconfigured("the database URL cannot be read; expected dialect://user:password@host:port/database") from None
+    except (exc.NoSuchModuleError, ImportError):
+        raise Misconfigured(f"no driver is installed for {made.drivername!r}; install it, or check the URL's beginning") from None
+    if made.get_backend_name() == "sqlite" and made.database in (None, "", ":memory:"):
+        raise Misconfigured("an in-memory SQLite database is gone with its connection; name a file: sqlite:////path/to/file.db")
+    return made
+
+
+def in_words(url: URL) -> str:
+    """``postgresql://host:5432/warehouse``: the database for messages, without user, password or options."""
+    host = (url.host or "") + (f":{url.port}" if url.port else "")
+    return f"{url.get_backend_name()}://{host}/{url.database or ''}"
+
+
+def sqlite_file(url: URL) -> Path | None:
+    """The file of a SQLite URL; None for other dialects and for SQLite's own ``file:`` URIs."""
+    if url.get_backend_name() != "sqlite" or (url.database or "").startswith("file:"):
+        return None
+    return Path(url.database or "")
+
+
+def make_engine(url: URL, waiting: Waiting) -> Engine:
+    """An engine that keeps no connection: none is inherited by a fork, and none is dead when it is needed."""
+    backend = url.get_backend_name()
+    arguments: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    if backend == "postgresql" and url.get_driver_name() == "psycopg":
+        # Prepared statements belong to a server connection, which a pooler between may change under us.
+        arguments = {"connect_timeout": max(1, round(waiting.connect)), "prepare_threshold": None, "client_encoding": "utf8"}
+    elif backend == "sqlite":
+        arguments = {"timeout": waiting.lock, "check_same_thread": False}
+    elif backend in MYSQL_LIKE:
+        arguments = {"connect_timeout": max(1, round(waiting.connect)), "charset": "utf8mb4"}
+        options = {"isolation_level": "READ COMMITTED"}
+    try:
+        engine = sa.create_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=arguments, **options)
+    except ImportError as error:
+        raise Misconfigured(f"no driver is installed for {url.drivername!r}: {error}") from error
+    if backend == "sqlite":
+        event.listen(engine, "connect", _sqlite_connected)
+        event.listen(engine, "begin", _sqlite_begins)
+    elif backend in MYSQL_LIKE:
+        event.listen(engine, "connect", lambda raw, _record: _mysql_connected(raw, waiting))
+    return engine
+
+
+def _sqlite_connected(raw: Any, _record: Any) -> None:
+    raw.isolation_level = None  # the driver's own BEGINs come late and are never IMMEDIATE
+    raw.execute("PRAGMA foreign_keys = ON")
+    register_decimals(raw)
+
+
+def _sqlite_begins(connection: Connection) -> None:
+    if connection.get_execution_options().get(READING):
+        connection.exec_driver_sql("PRAGMA query_only = ON")
+        connection.exec_driver_sql("BEGIN")
+        return
+    if connection.exec_driver_sql("PRAGMA journal_mode").scalar() != "wal":
+        connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+    # A transaction that reads first and writes later can fail with BUSY at once, whatever the time-out.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _mysql_connected(raw: Any, waiting: Waiting) -> None:
+    with raw.cursor() as cursor:
+        cursor.execute("SET SESSION time_zone = '+00:00', sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES')")
+        cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {max(1, round(waiting.lock))}, lock_wait_timeout = {max(1, round(waiting.lock))}")
+
+
+@contextmanager
+def connected(engine: Engine, where: str, waiting: Waiting, *, reading: bool = False) -> Iterator[Connection]:
+    """A connection in a transaction that nobody has committed; rolled back and closed at the end unless the caller committed."""
+    with explained(where, "connecting"):
+        connection = engine.connect()
+    try:
+        with explained(where, "beginning a transaction"):
+            if reading:
+                options: dict[str, Any] = {READING: True}
+                if engine.dialect.name == "postgresql":
+                    options["postgresql_readonly"] = True
+                connection = connection.execution_options(**options)
+            _begin(connection, waiting, reading=reading)
+        yield connection
+    finally:
+        _close(connection)
+
+
+def _begin(connection: Connection, waiting: Waiting, *, reading: bool) -> None:
+    backend = connection.dialect.name
+    if reading and backend in MYSQL_LIKE:
+        connection.exec_driver_sql("SET SESSION TRANSACTION READ ONLY")
+        connection.commit()
+    if connection.get_transaction() is None:
+        connection.begin()
+    if backend == "postgresql":
+        # LOCAL, not per session: behind a pooler the session is somebody else's next.
+        settings = {"lock_timeout": waiting.lock * 1000, "statement_timeout": waiting.statement * 1000}
+        connection.execute(
+            sa.text(
+                "SELECT set_config('lock_timeout', :lock, true), set_config('statement_timeout', :statement, true),"
+                " set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO, YMD', true), set_config('IntervalStyle', 'iso_8601', true)"
+            ),
+            {"lock": f"{settings['lock_timeout']:.0f}", "statement": f"{settings['statement_timeout']:.0f}"},
+        )
+    elif backend in MYSQL_LIKE and waiting.statement and getattr(connection.dialect, "is_mariadb", False):
+        connection.exec_driver_sql(f"SET SESSION max_statement_time = {float(waiting.statement)}")
+
+
+def _close(connection: Connection) -> None:
+    try:
+        connection.close()
+    except exc.SQLAlchemyError:
+        connection.invalidate()  # it was lost; the server rolls back what it had
+        connection.close()

@@ -1,0 +1,136 @@
+"""A paged service counted again by urllib and paging of its own, so that a fault of dlt, requests or ours would show."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from email.message import Message
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
+
+from resources.errors import Poison, Transient
+from resources.http_answers import MAX_WAIT_SECONDS, Answers, asked_wait_seconds
+from resources.http_paging import find, record_list
+
+
+@dataclass(frozen=True, repr=False)
+class Fetch:
+    """GET by urllib with as many attempts; ``secrets`` are headers for base_url's own host."""
+
+    answers: Answers
+    secrets: Mapping[str, str]
+    timeout_seconds: float
+    backoff_seconds: float
+
+    def __call__(self, address: str, place: str) -> tuple[bytes, Message]:
+        for attempt in range(1, self.answers.attempts + 1):
+            wait = self.backoff_seconds * 2 ** (attempt - 1)
+            try:
+                return self._get(address)
+            except urllib.error.HTTPError as error:
+                with error:
+                    refused = self.answers.refusal(error.code, error.url, error.headers, error.read(1000), place)
+                asked = asked_wait_seconds(error.headers) or 0
+                if not isinstance(refused, Transient) or attempt == self.answers.attempts or asked > MAX_WAIT_SECONDS:
+                    raise refused from None
+                wait = asked or wait
+            except (OSError, http.client.HTTPException) as error:
+                if attempt == self.answers.attempts:
+                    said = f"the service did not answer or broke off ({type(error).__name__}), {self.answers.attempts} attempts"
+                    raise Transient(said, place=place) from None
+            time.sleep(wait)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _get(self, address: str) -> tuple[bytes, Message]:
+        request = urllib.request.Request(address, headers={"User-Agent": "bus-assets"})  # noqa: S310 - http(s) only, checked
+        self._sign(request)
+        with urllib.request.build_opener(_Redirects(self._sign)).open(request, timeout=self.timeout_seconds) as answer:
+            return answer.read(), answer.headers
+
+    def _sign(self, request: urllib.request.Request) -> None:
+        ours, theirs = urlsplit(self.answers.base_url), urlsplit(request.full_url)
+        if (ours.scheme, ours.netloc) == (theirs.scheme, theirs.netloc):
+            for name, value in self.secrets.items():
+                request.add_unredirected_header(name, value)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def __init__(self, sign: Callable[[urllib.request.Request], None]):
+        self._sign = sign
+
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> urllib.request.Request | None:
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if request is not None:
+            self._sign(request)
+        return request
+
+
+def count_records(fetch: Fetch, path: str, params: dict[str, Any], records: str | None, rules: Mapping[str, Any], max_pages: int) -> int:
+    """Records on all pages. Poison if there is no end, as when reading."""
+    address: str | None = _with(urljoin(fetch.answers.base_url.rstrip("/") + "/", path.lstrip("/")), params | _first(rules))
+    counted, seen = 0, set[str]()
+    while address is not None:
+        place = f"{urlsplit(address).path}, page {len(seen) + 1}"
+        if address in seen or len(seen) >= max_pages:
+            raise Poison("paging never ends; check paging", place=place)
+        seen.add(address)
+        text, headers = fetch(address, place)
+        try:
+            body = json.loads(text)
+        except ValueError:
+            raise Poison("the body is not JSON", place=place) from None
+        on_page = len(record_list(body, records, place))
+        counted += on_page
+        address = _next(address, body, headers, on_page, len(seen), rules)
+    return counted
+
+
+def _first(rules: Mapping[str, Any]) -> dict[str, Any]:
+    if rules["kind"] == "page":
+        return {rules["param"]: rules["first"]}
+    if rules["kind"] == "offset":
+        return {rules["param"]: rules["first"], rules["limit_param"]: rules["limit"]}
+    return {}
+
+
+def _next(address: str, body: Any, headers: Message, on_page: int, pages: int, rules: Mapping[str, Any]) -> str | None:
+    """The next page's address, None at the end."""
+    kind = rules["kind"]
+    if kind == "link_header":
+        return next((urljoin(address, url) for url in _next_links(headers)), None)
+    if kind == "next_url":
+        link = find(body, rules["path"])
+        return urljoin(address, link) if link else None
+    if kind == "none" or (rules["has_more"] and not _is_true(find(body, rules["has_more"]))):
+        return None
+    if kind == "cursor":
+        cursor = find(body, rules["path"])
+        return _with(address, {rules["param"]: cursor}) if cursor else None
+    if not on_page:
+        return None
+    upto = rules["first"] + pages if kind == "page" else rules["first"] + pages * rules["limit"]
+    total = rules["total_pages"] if kind == "page" else rules["total"]
+    ends = int(find(body, total)) + (rules["first"] if kind == "page" else 0) if total else None
+    return None if ends is not None and upto >= ends else _with(address, {rules["param"]: upto})
+
+
+def _is_true(value: Any) -> bool:
+    return value is True or str(value).lower() in ("true", "yes", "1")
+
+
+def _next_links(headers: Message) -> list[str]:
+    parts = [part for line in headers.get_all("Link") or [] for part in line.split(",")]
+    return [part.partition("<")[2].partition(">")[0] for part in parts if 'rel="next"' in part.replace("rel=next", 'rel="next"')]
+
+
+def _with(address: str, params: Mapping[str, Any]) -> str:
+    """``address`` with ``params`` in its query, instead of those of the same name."""
+    parts = urlsplit(address)
+    kept = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name not in params]
+    added = urlencode([(name, value) for name, value in params.items() if value is not None], doseq=True)
+    return urlunsplit(parts._replace(query="&".join(filter(None, (urlencode(kept), added)))))

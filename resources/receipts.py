@@ -1,0 +1,229 @@
+"""What a destination remembers of the trips that changed it: outcomes, receipts and counts, committed with the data they are about.
+
+    bus_outcomes   one row per (trip, attempt): 'published' or 'revoked', whichever transaction committed first
+    bus_receipts   one row per (route, key, part): this message's rows are applied
+    bus_applied    what each table of a trip got, from the database's own row counts
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+
+import sqlalchemy as sa
+from sqlalchemy import exc
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Connection, Dialect
+
+from resources.column_types import exact_text
+from resources.errors import Refused
+
+PUBLISHED = "published"
+KEY_CHARACTERS = 400
+"""Longer keys are stored as their beginning and a digest: Postgres indexes at most 2704 bytes, InnoDB 768 characters in all columns."""
+NAME_CHARACTERS = 120
+KEYS_AT_ONCE = 500
+"""Bound parameters in one statement; SQLite before 3.32 takes 999."""
+RACES = 3
+"""How often a lost race for keys is looked at again before the database's error counts."""
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What became of the rows for one table, from the database's row counts.
+
+    ``inserted + updated + folded`` is the number of rows given (not for delete). ``folded``: rows of a key that came again later
+    in the same load, and so do not stand in the table by themselves. ``deleted``: rows taken away, by delete or before a replace.
+    """
+
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    folded: int = 0
+
+    def __add__(self, other: Applied) -> Applied:
+        return Applied(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class AppliedTo:
+    """:class:`Applied`, with the table and mode it is about."""
+
+    table: str
+    mode: str
+    rows: Applied
+
+
+class AlreadySettled(Refused):
+    """Another transaction has settled this attempt first; ``outcome`` is what it said. Nothing was written by this one."""
+
+    def __init__(self, trip: str, attempt: int, outcome: str):
+        super().__init__(f"attempt {attempt} of trip {trip} is settled already: {outcome}; this transaction must be given up")
+        self.outcome = outcome
+
+
+def ledger_tables(dialect: Dialect, schema: str | None) -> sa.MetaData:
+    """The three tables as ``dialect`` needs them."""
+    made = sa.MetaData(schema=schema)
+
+    def name(column: str, characters: int = NAME_CHARACTERS, *, primary_key: bool = False) -> sa.Column[str]:
+        return sa.Column(column, exact_text(dialect, characters), nullable=False, primary_key=primary_key)
+
+    def now() -> sa.Column[object]:
+        return sa.Column("at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.current_timestamp())
+
+    def number(column: str, *, primary_key: bool = False) -> sa.Column[int]:
+        return sa.Column(column, sa.BigInteger, nullable=False, primary_key=primary_key, autoincrement=False)
+
+    engine = {"mysql_engine": "InnoDB", "mariadb_engine": "InnoDB"}
+    sa.Table(
+        "bus_outcomes",
+        made,
+        name("trip", primary_key=True),
+        number("attempt", primary_key=True),
+        name("route"),
+        name("outcome"),
+        name("run"),
+        now(),
+        **engine,
+    )
+    sa.Table(
+        "bus_receipts",
+        made,
+        name("route", primary_key=True),
+        name("key", KEY_CHARACTERS, primary_key=True),
+        name("part", primary_key=True),
+        name("trip"),
+        number("attempt"),
+        now(),
+        **engine,
+    )
+    sa.Table(
+        "bus_applied",
+        made,
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+        sa.Column("trip", exact_text(dialect, NAME_CHARACTERS), nullable=False, index=True),
+        name("table", 2 * NAME_CHARACTERS),
+        name("mode"),
+        number("inserted"),
+        number("updated"),
+        number("deleted"),
+        number("folded"),
+        **engine,
+    )
+    return made
+
+
+class Ledger:
+    """The bookkeeping inside one transaction on ``connection``."""
+
+    def __init__(self, connection: Connection, schema: str | None):
+        self._connection = connection
+        tables = ledger_tables(connection.dialect, schema).tables
+        prefix = f"{schema}." if schema else ""
+        self._outcomes, self._receipts, self._applied = (tables[prefix + name] for name in ("bus_outcomes", "bus_receipts", "bus_applied"))
+
+    def outcome(self, trip: str, attempt: int) -> str | None:
+        t = self._outcomes
+        return self._connection.scalar(sa.select(t.c.outcome).where(t.c.trip == trip, t.c.attempt == attempt))
+
+    def published(self, trip: str) -> int | None:
+        t = self._outcomes
+        query = sa.select(sa.func.min(t.c.attempt)).where(t.c.trip == trip, t.c.outcome == PUBLISHED)
+        return self._connection.scalar(query)
+
+    def record_outcome(self, route: str, trip: str, attempt: int, outcome: str, run: str) -> None:
+        row = {"route": route, "trip": trip, "attempt": attempt, "outcome": outcome, "run": run}
+        if not self._inserted(self._outcomes, [row]):
+            raise AlreadySettled(trip, attempt, self.outcome(trip, attempt) or "by a transaction that is not visible yet")
+
+    def receipts(self, route: str, keys: Sequence[str], part: str = "") -> frozenset[str]:
+        found = self._stored_receipts(route, [stored_key(key) for key in keys], part)
+        return frozenset(key for key in keys if stored_key(key) in found)
+
+    def record_receipts(self, route: str, keys: Sequence[str], *, part: str, trip: str, attempt: int) -> tuple[str, ...]:
+        by_stored = {stored_key(key): key for key in keys}
+        # Sorted: two transactions that want the same keys wait for each other at the first, instead of colliding crosswise.
+        rows = [{"route": route, "key": key, "part": part, "trip": trip, "attempt": attempt} for key in sorted(by_stored)]
+        fresh = self._inserted_keys(route, part, rows)
+        return tuple(key for stored, key in by_stored.items() if stored not in fresh)
+
+    def record_applied(self, trip: str, table: str, mode: str, rows: Applied) -> None:
+        counts = {"inserted": rows.inserted, "updated": rows.updated, "deleted": rows.deleted, "folded": rows.folded}
+        self._connection.execute(sa.insert(self._applied), {"trip": trip, "table": table, "mode": mode, **counts})
+
+    def applied(self, trip: str) -> tuple[AppliedTo, ...]:
+        t = self._applied
+        query = sa.select(t.c.table, t.c.mode, t.c.inserted, t.c.updated, t.c.deleted, t.c.folded)
+        rows = self._connection.execute(query.where(t.c.trip == trip).order_by(t.c.id))
+        return tuple(AppliedTo(table, mode, Applied(*counts)) for table, mode, *counts in rows)
+
+    def forget(self, trip: str) -> None:
+        """Take away the outcomes of ``trip``: for the probe's own."""
+        self._connection.execute(sa.delete(self._outcomes).where(self._outcomes.c.trip == trip))
+
+    def _inserted_keys(self, route: str, part: str, rows: list[dict[str, object]]) -> set[str]:
+        fresh: set[str] = set()
+        for chunk in _chunks(rows):
+            if self._connection.dialect.name == "postgresql":
+                t = self._receipts
+                insert = postgresql.insert(t).values(chunk).on_conflict_do_nothing().returning(t.c.key)
+                fresh.update(self._connection.scalars(insert))
+            else:
+                fresh.update(self._inserted_where_absent(route, part, chunk))
+        return fresh
+
+    def _inserted_where_absent(self, route: str, part: str, rows: Sequence[dict[str, object]]) -> set[str]:
+        def insert_absent() -> set[str]:
+            there = self._stored_receipts(route, [str(row["key"]) for row in rows], part)
+            absent = [row for row in rows if row["key"] not in there]
+            if absent:
+                self._connection.execute(sa.insert(self._receipts), absent)
+            return {str(row["key"]) for row in absent}
+
+        return again_after_race(self._connection, insert_absent)
+
+    def _inserted(self, table: sa.Table, rows: list[dict[str, object]]) -> bool:
+        """Insert ``rows``; False if one is there. Waits for a transaction that is about to insert the same."""
+        if self._connection.dialect.name in ("postgresql", "sqlite"):
+            dialect = sa.dialects.postgresql if self._connection.dialect.name == "postgresql" else sa.dialects.sqlite
+            return self._connection.execute(dialect.insert(table).on_conflict_do_nothing(), rows[0]).rowcount == len(rows)
+        try:
+            with self._connection.begin_nested():
+                self._connection.execute(sa.insert(table), rows)
+        except exc.IntegrityError:
+            return False
+        return True
+
+    def _stored_receipts(self, route: str, stored: Sequence[str], part: str) -> set[str]:
+        t, found = self._receipts, set[str]()
+        for chunk in _chunks(stored):
+            query = sa.select(t.c.key).where(t.c.route == route, t.c.part == part, t.c.key.in_(chunk))
+            found.update(self._connection.scalars(query))
+        return found
+
+
+def again_after_race[T](connection: Connection, work: Callable[[], T]) -> T:
+    """``work`` in a savepoint; once more if somebody inserted the same key between its look and its insert."""
+    for _ in range(RACES - 1):
+        try:
+            with connection.begin_nested():
+                return work()
+        except exc.IntegrityError:
+            continue
+    with connection.begin_nested():
+        return work()
+
+
+def stored_key(key: str) -> str:
+    """``key`` as it stands in the table: itself, or its beginning and its digest if it is too long for an index."""
+    if len(key) <= KEY_CHARACTERS:
+        return key
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    return f"{key[: KEY_CHARACTERS - len(digest) - 1]}#{digest}"
+
+
+def _chunks[T](items: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), KEYS_AT_ONCE):
+        yield items[start : start + KEYS_AT_ONCE]

@@ -1,0 +1,168 @@
+"""What a database's own errors mean here: one table per dialect, from its code to what to do next.
+
+Nothing a row says may reach a message: what a database writes about a *value* ("invalid input syntax …: '4711'", "Key (…)=(…)
+already exists") is replaced by words of our own, and the foreign error is not chained to a :class:`Poison`, because whoever
+prints the chain would print the value. Errors about objects, access and connections keep the database's text: it names no value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sqlalchemy import exc
+
+from resources.errors import BusError, Misconfigured, Poison, Transient
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What one of a database's codes means: which of our errors, in words, and what to do."""
+
+    kind: type[BusError]
+    words: str
+    advice: str = ""
+    is_lost: bool = False
+
+
+_AGAIN = "it will be tried again"
+LOST = Meaning(Transient, "the connection was lost", _AGAIN, is_lost=True)
+LOCKED = Meaning(Transient, "somebody else holds a lock for too long", f"{_AGAIN}; if it goes on, find who holds the lock")
+DEADLOCK = Meaning(Transient, "it collided with another transaction", _AGAIN)
+TIMED_OUT = Meaning(Transient, "it took longer than allowed", f"{_AGAIN}; if it goes on, raise the time-out or make the statement cheaper")
+DISK_FULL = Meaning(Transient, "the database's disk is full", "free space there; it will be tried again")
+BUSY_SERVER = Meaning(Transient, "the server cannot serve it now", _AGAIN)
+REFUSED_LOGIN = Meaning(Misconfigured, "the login was refused", "check user, password and the server's access rules")
+NO_DATABASE = Meaning(Misconfigured, "there is no such database", "check the URL or create the database")
+DENIED = Meaning(Misconfigured, "permission denied", "grant it to the user in the URL")
+BAD_STATEMENT = Meaning(Misconfigured, "the statement does not fit the database", "check names and syntax")
+READ_ONLY = Meaning(Misconfigured, "nothing may be written here", "reading must not change data; for writing check the server's or file's mode")
+NOT_A_DATABASE = Meaning(Misconfigured, "the file cannot be used as a database", "check the path and the file")
+NUL_IN_TEXT = Meaning(Poison, "a text has a character that the database cannot store (NUL or broken encoding)")
+TOO_LONG = Meaning(Poison, "a value is too long for its column")
+OUT_OF_RANGE = Meaning(Poison, "a number is out of its column's range")
+NOT_NULL = Meaning(Poison, "a null is in a column that must have a value")
+NOT_UNIQUE = Meaning(Poison, "a value is there already that must be unique")
+NO_PARENT = Meaning(Poison, "a foreign key is broken")
+CHECK_BROKEN = Meaning(Poison, "a check of the table is broken")
+WRONG_TYPE = Meaning(Poison, "a value does not read as its column's type")
+BAD_VALUE = Meaning(Poison, "a value was refused")
+
+_POSTGRES = {  # https://www.postgresql.org/docs/current/errcodes-appendix.html; the longest prefix counts
+    "08": LOST, "57P01": LOST, "57P02": LOST, "57P03": BUSY_SERVER, "57P05": LOST, "25P03": LOST,
+    "55P03": LOCKED, "40P01": DEADLOCK, "40": DEADLOCK, "57014": TIMED_OUT, "25P04": TIMED_OUT,
+    "53100": DISK_FULL, "53": BUSY_SERVER, "58": BUSY_SERVER, "XX": BUSY_SERVER, "57": BUSY_SERVER, "55": LOCKED,
+    "28": REFUSED_LOGIN, "3D": NO_DATABASE, "42501": DENIED, "42": BAD_STATEMENT, "3F": BAD_STATEMENT, "0A": BAD_STATEMENT,
+    "26": BAD_STATEMENT, "34": BAD_STATEMENT, "25006": READ_ONLY, "25": BAD_STATEMENT,
+    "22021": NUL_IN_TEXT, "22P05": NUL_IN_TEXT, "22001": TOO_LONG, "54": TOO_LONG, "22003": OUT_OF_RANGE, "22P02": WRONG_TYPE,
+    "22007": WRONG_TYPE, "22008": OUT_OF_RANGE, "22": BAD_VALUE, "P0001": BAD_VALUE,
+    "21": BAD_VALUE, "23502": NOT_NULL, "23505": NOT_UNIQUE, "23503": NO_PARENT, "23514": CHECK_BROKEN, "23": BAD_VALUE,
+}  # fmt: skip
+_SQLITE = {  # https://www.sqlite.org/rescode.html
+    "SQLITE_BUSY": LOCKED, "SQLITE_LOCKED": LOCKED, "SQLITE_PROTOCOL": LOCKED, "SQLITE_FULL": DISK_FULL, "SQLITE_IOERR": BUSY_SERVER,
+    "SQLITE_NOMEM": BUSY_SERVER, "SQLITE_INTERRUPT": TIMED_OUT, "SQLITE_CANTOPEN": NOT_A_DATABASE, "SQLITE_NOTADB": NOT_A_DATABASE,
+    "SQLITE_CORRUPT": NOT_A_DATABASE, "SQLITE_READONLY": READ_ONLY, "SQLITE_PERM": DENIED, "SQLITE_AUTH": DENIED,
+    "SQLITE_CONSTRAINT_NOTNULL": NOT_NULL, "SQLITE_CONSTRAINT_UNIQUE": NOT_UNIQUE, "SQLITE_CONSTRAINT_PRIMARYKEY": NOT_UNIQUE,
+    "SQLITE_CONSTRAINT_FOREIGNKEY": NO_PARENT, "SQLITE_CONSTRAINT_CHECK": CHECK_BROKEN, "SQLITE_CONSTRAINT_DATATYPE": WRONG_TYPE,
+    "SQLITE_CONSTRAINT": BAD_VALUE, "SQLITE_MISMATCH": WRONG_TYPE, "SQLITE_TOOBIG": TOO_LONG, "SQLITE_ERROR": BAD_STATEMENT,
+}  # fmt: skip
+_MYSQL = {  # https://mariadb.com/kb/en/mariadb-error-code-reference/
+    1205: LOCKED, 1213: DEADLOCK, 1020: DEADLOCK, 1969: TIMED_OUT, 3024: TIMED_OUT, 1317: TIMED_OUT, 1021: DISK_FULL, 1114: DISK_FULL,
+    1040: BUSY_SERVER, 1203: BUSY_SERVER, 1053: LOST, 1927: LOST, 2002: LOST, 2003: LOST, 2006: LOST, 2013: LOST, 0: LOST,
+    1045: REFUSED_LOGIN, 1698: REFUSED_LOGIN, 1044: DENIED, 1142: DENIED, 1143: DENIED, 1227: DENIED, 1049: NO_DATABASE,
+    1792: READ_ONLY, 1290: READ_ONLY, 1836: READ_ONLY,
+    1062: NOT_UNIQUE, 1048: NOT_NULL, 1364: NOT_NULL, 1406: TOO_LONG, 1264: OUT_OF_RANGE, 1690: OUT_OF_RANGE, 1366: WRONG_TYPE,
+    1292: WRONG_TYPE, 1265: WRONG_TYPE, 1451: NO_PARENT, 1452: NO_PARENT, 4025: CHECK_BROKEN, 3819: CHECK_BROKEN,
+}  # fmt: skip
+_BY_CLASS: tuple[tuple[type[exc.DBAPIError], Meaning], ...] = (
+    (exc.IntegrityError, BAD_VALUE),
+    (exc.DataError, BAD_VALUE),
+    (exc.ProgrammingError, BAD_STATEMENT),
+    (exc.NotSupportedError, BAD_STATEMENT),
+    (exc.OperationalError, BUSY_SERVER),
+    (exc.InterfaceError, LOST),
+)
+_BY_TEXT = (  # where the driver gives no code: libpq's own connection errors, and sqlite3's decoder
+    (re.compile(r"password authentication failed|no password supplied|no pg_hba|role .* does not exist|not permitted to log in"), REFUSED_LOGIN),
+    (re.compile(r"database .* does not exist"), NO_DATABASE),
+    (re.compile(r"could not translate host name|failed to resolve host|[Nn]ame or service not known"),
+     Meaning(Misconfigured, "the server's name is not known", "check the URL")),
+    (re.compile(r"Could not decode to UTF-8|NUL \(0x00\)|surrogates not allowed"), NUL_IN_TEXT),
+    (re.compile(r"too large to convert|int too large"), OUT_OF_RANGE),
+)  # fmt: skip
+
+
+@contextmanager
+def explained(where: str, doing: str) -> Iterator[None]:
+    """Turn what SQLAlchemy raises inside into one of ours; ``doing`` is the work in words ("append to 'orders'")."""
+    try:
+        yield
+    except exc.SQLAlchemyError as error:
+        raise_explained(error, where, doing)
+
+
+def raise_explained(error: BaseException, where: str, doing: str) -> None:
+    """Raise the one of our errors that ``error``, SQLAlchemy's or the driver's own, means."""
+    ours = _ours(error, where, doing)
+    raise ours from (None if isinstance(ours, Poison) else error)
+
+
+def meaning(error: BaseException) -> Meaning:
+    """What ``error`` says, by its code if it has one, else by its text, else by its class."""
+    original = getattr(error, "orig", None) or error
+    return _by_code(original) or _by_text(original) or _by_class(error, original)
+
+
+def _ours(error: BaseException, where: str, doing: str) -> BusError:
+    if isinstance(error, exc.SQLAlchemyError) and not isinstance(error, exc.DBAPIError) and getattr(error, "orig", None) is None:
+        return Misconfigured(f"{doing} in {where}: {_first_line(error)}; check the statement and its parameters")
+    found = meaning(error)
+    original = getattr(error, "orig", None) or error
+    said = _columns_of(original) if issubclass(found.kind, Poison) else f" ({_first_line(original)})"
+    advice = f"; {found.advice}" if found.advice else ""
+    return found.kind(f"{doing} in {where}: {found.words}{said}{advice}")
+
+
+def _by_code(original: BaseException) -> Meaning | None:
+    state = getattr(original, "sqlstate", None)
+    if isinstance(state, str):
+        return next((_POSTGRES[state[:n]] for n in (5, 2) if state[:n] in _POSTGRES), BAD_STATEMENT)
+    name = getattr(original, "sqlite_errorname", None)
+    if isinstance(name, str):
+        return _SQLITE.get(name) or _SQLITE.get("_".join(name.split("_")[:2]))
+    number = original.args[0] if original.args else None
+    return _MYSQL.get(number) if isinstance(number, int) and type(original).__module__.startswith(("pymysql", "MySQLdb", "mysql")) else None
+
+
+def _by_text(original: BaseException) -> Meaning | None:
+    return next((found for pattern, found in _BY_TEXT if pattern.search(str(original))), None)
+
+
+def _by_class(error: BaseException, original: BaseException) -> Meaning:
+    if getattr(error, "connection_invalidated", False):
+        return LOST
+    for kind, found in _BY_CLASS:
+        if isinstance(error, kind) or type(original).__name__ == kind.__name__:
+            return LOST if kind is exc.OperationalError and type(original).__module__.startswith("psycopg") else found
+    return BUSY_SERVER
+
+
+def _columns_of(original: BaseException) -> str:
+    """Which column or constraint it was, where the database says so apart from the value."""
+    diagnosis = getattr(original, "diag", None)
+    if diagnosis is not None:
+        copied = re.search(r"^COPY .*?, column ([^:]+):", diagnosis.context or "", re.MULTILINE)
+        column = diagnosis.column_name or (copied.group(1) if copied else None)
+        named = ((column, "column"), (diagnosis.constraint_name, "constraint"))
+        parts = [f"{what} {name!r}" for name, what in named if name] + [f"SQLSTATE {getattr(original, 'sqlstate', None) or 'unknown'}"]
+        return f" ({', '.join(parts)})"
+    said = re.search(r"constraint failed: .*|for (?:column|key) [^ ]+|[Cc]olumn '[^']+' cannot be null|CONSTRAINT [^ ]+", str(original))
+    return f" ({said.group(0)})" if said else ""
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of what was said; further ones quote the statement, its parameters or a row."""
+    text = str(error.args[-1] if error.args else error).strip()
+    return text.splitlines()[0].rstrip(".;") if text else type(error).__name__

@@ -1,0 +1,231 @@
+"""Values between Arrow and SQL: what is read becomes Arrow columns, what is written becomes what the driver or COPY takes.
+
+How values are written where the database has no type of its own:
+
+    decimal             SQLite: text, all digits (a NUMERIC affinity would go through a double)
+    timestamptz         in UTC. SQLite: text '2024-01-31 23:59:59.000000Z', sorts as time does; MariaDB, MySQL: DATETIME(6) without zone
+    timestamp           SQLite: the same without Z        date, time   SQLite: ISO text        boolean   SQLite: 0 and 1
+    list, struct        JSON text, on Postgres into JSONB
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from resources.errors import Misconfigured, Poison
+
+CSV_ROWS = 65_536
+"""Rows a CSV piece has at most: big enough to be fast, small enough to bound memory."""
+_CSV = pyarrow.csv.WriteOptions(include_header=False, quoting_style="all_valid")
+"""Every value quoted, nulls not: COPY then tells NULL from ''."""
+_DAY = dt.timedelta(days=1)
+
+
+def chosen(batch: pa.RecordBatch, columns: Sequence[str], table: str) -> pa.RecordBatch:
+    """``batch`` with exactly ``columns`` in their order; Misconfigured if one is missing."""
+    missing = [name for name in columns if name not in batch.schema.names]
+    if missing:
+        raise Misconfigured(f"table {table!r}: the rows have no column {missing}; they have {batch.schema.names}")
+    return batch if batch.schema.names == list(columns) else batch.select(list(columns))
+
+
+def refuse_null_keys(batch: pa.RecordBatch, key: Sequence[str], table: str) -> None:
+    """Poison if a key has a null: SQL compares null with nothing, so such a row would be added again and again."""
+    for name in key:
+        if nulls := batch.column(name).null_count:
+            raise Poison(f"table {table!r}: {nulls} rows have no value in {name!r}, which is part of the key; make the field required")
+
+
+def peeked(batches: Iterable[pa.RecordBatch]) -> tuple[pa.Schema | None, Iterator[pa.RecordBatch]]:
+    """The schema of ``batches``, None if there are none, and all of them."""
+    rest = iter(batches)
+    first = next(rest, None)
+    if first is None:
+        return None, iter(())
+
+    def again() -> Iterator[pa.RecordBatch]:
+        yield first
+        yield from rest
+
+    return first.schema, again()
+
+
+def pieces(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """``batches`` without the empty ones, cut to at most ``CSV_ROWS`` rows."""
+    for batch in batches:
+        for start in range(0, batch.num_rows, CSV_ROWS):
+            yield batch.slice(start, CSV_ROWS)
+
+
+def as_csv(batch: pa.RecordBatch) -> pa.Buffer:
+    """``batch`` as Postgres reads it in ``COPY … FROM STDIN (FORMAT csv)``."""
+    ready = pa.table([_csv_column(column) for column in batch.columns], names=[str(at) for at in range(batch.num_columns)])
+    sink = pa.BufferOutputStream()
+    pyarrow.csv.write_csv(ready, sink, _CSV)
+    return sink.getvalue()
+
+
+def _csv_column(column: pa.Array) -> pa.Array:
+    kind = column.type
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        return pa.array([None if value is None else "\\x" + value.hex() for value in column.to_pylist()], pa.string())
+    if pa.types.is_nested(kind):
+        return pa.array(_json_texts(column), pa.string())
+    if pa.types.is_dictionary(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind):
+        return column.cast(pa.string())
+    return column
+
+
+def as_rows(batch: pa.RecordBatch, dialect: str) -> Iterator[tuple[Any, ...]]:
+    """The rows of ``batch`` as the driver of ``dialect`` takes them in ``executemany``."""
+    return zip(*(_driver_values(column, name, dialect) for name, column in zip(batch.schema.names, batch.columns, strict=True)), strict=True)
+
+
+def as_bound(value: Any, kind: pa.DataType | None, dialect: str, what: str) -> Any:
+    """One value, as given by a person or a placeholder, as the driver takes it in a column of Arrow type ``kind``."""
+    if kind is None or value is None:
+        return value
+    try:
+        scalar = pa.scalar(value) if isinstance(value, str) else pa.scalar(value, type=kind)
+        column = pa.array([scalar.as_py()], scalar.type).cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        raise Misconfigured(f"{what}: {value!r} does not read as {kind}") from None
+    if dialect == "postgresql":
+        return _json_texts(column)[0] if pa.types.is_nested(kind) else column.to_pylist()[0]
+    return _driver_values(column, what, dialect)[0]
+
+
+def _driver_values(column: pa.Array, name: str, dialect: str) -> list[Any]:
+    kind = column.type
+    if pa.types.is_nested(kind):
+        return _json_texts(column)
+    if pa.types.is_floating(kind):
+        _refuse_unstorable(column, name, dialect)
+    if dialect == "sqlite":
+        if pa.types.is_boolean(kind):
+            return column.cast(pa.int8()).to_pylist()
+        if pa.types.is_decimal(kind):
+            return [None if value is None else format(value, "f") for value in column.to_pylist()]
+        if pa.types.is_temporal(kind):
+            return _objects(column.cast(pa.string()))
+    elif dialect in ("mysql", "mariadb") and pa.types.is_temporal(kind):
+        return _objects((column.cast(pa.timestamp("us")) if pa.types.is_timestamp(kind) else column).cast(pa.string()))
+    return _objects(column)
+
+
+def _objects(column: pa.Array) -> list[Any]:
+    """Like ``to_pylist``, by the way of numpy where that is exact and faster."""
+    if pa.types.is_string(column.type) or (column.null_count == 0 and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type))):
+        return column.to_numpy(zero_copy_only=False).tolist()
+    return column.to_pylist()
+
+
+def _refuse_unstorable(column: pa.Array, name: str, dialect: str) -> None:
+    """SQLite silently makes a null of NaN, MariaDB and MySQL have neither NaN nor infinity."""
+    odd = pc.is_nan(column) if dialect == "sqlite" else pc.invert(pc.is_finite(column))
+    if pc.any(odd).as_py():
+        raise Poison(f"column {name!r} has a NaN{'' if dialect == 'sqlite' else ' or an infinite number'}, which {dialect} cannot store")
+
+
+def _json_texts(column: pa.Array) -> list[str | None]:
+    return [None if value is None else as_json(value) for value in column.to_pylist()]
+
+
+def as_json(value: Any) -> str:
+    """Compact JSON; decimals, dates and times as text, bytes as hex."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_as_text)
+
+
+class Columns:
+    """Turns rows that a driver returned into Arrow columns. A column keeps the type of the batches before as long as it can."""
+
+    def __init__(self, names: Sequence[str], dialect: str):
+        self.names = list(names)
+        self._dialect = dialect
+        self._kinds: list[pa.DataType | None] = [None] * len(self.names)
+
+    def batch(self, rows: Sequence[Sequence[Any]], at: Sequence[int]) -> pa.RecordBatch:
+        """A batch of the values at positions ``at`` of each row. An unknown type (no rows, nulls only) is ``string``."""
+        columns = list(zip(*rows, strict=True)) if rows else []
+        arrays = [self._array(index, columns[place] if rows else ()) for index, place in enumerate(at)]
+        return pa.RecordBatch.from_arrays(arrays, names=self.names)
+
+    def _array(self, index: int, values: Sequence[Any]) -> pa.Array:
+        known = self._kinds[index]
+        try:
+            made = pa.array(values, type=known) if known is not None and not _would_blur(known, values) else _inferred(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeError):
+            made = self._converted(values)
+        if pa.types.is_null(made.type):
+            return made.cast(known or pa.string())
+        if made.type != known:
+            made = _settled(made)
+            self._kinds[index] = made.type
+        return made
+
+    def _converted(self, values: Sequence[Any]) -> pa.Array:
+        plain = [_plain(value, self._dialect) for value in values]
+        try:
+            return _inferred(plain)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeError):
+            return pa.array([None if value is None else _as_text(value) for value in plain], pa.string())
+
+
+def _inferred(values: Sequence[Any]) -> pa.Array:
+    made = pa.array(values)
+    if pa.types.is_nested(made.type) or pa.types.is_duration(made.type):
+        raise pa.ArrowTypeError("not a plain value")
+    if pa.types.is_floating(made.type) and any(isinstance(value, int) and abs(value) > 2**53 for value in values):
+        raise pa.ArrowInvalid("a whole number that a double does not hold")
+    if pa.types.is_timestamp(made.type) and len({value.tzinfo is None for value in values if value is not None}) > 1:
+        raise pa.ArrowInvalid("wall clocks and instants")
+    return made
+
+
+def _would_blur(kind: pa.DataType, values: Sequence[Any]) -> bool:
+    """Arrow would read these into ``kind`` without a word, but not as what they are: 1 as 1.0, a wall clock as an instant."""
+    if pa.types.is_floating(kind):
+        return any(isinstance(value, int) for value in values)
+    if pa.types.is_timestamp(kind):
+        return any(value is not None and (getattr(value, "tzinfo", None) is None) != (kind.tz is None) for value in values)
+    return pa.types.is_string(kind) and any(isinstance(value, bytes) for value in values)
+
+
+def _settled(made: pa.Array) -> pa.Array:
+    """The types that a contract knows: instants in UTC, microseconds."""
+    if pa.types.is_timestamp(made.type):
+        return made.cast(pa.timestamp("us", "UTC" if made.type.tz else None))
+    return made
+
+
+def _plain(value: Any, dialect: str) -> Any:
+    """A driver's value as one that Arrow knows; what only that database has becomes text."""
+    if value is None or isinstance(value, (str, bytes, bool, int, float, Decimal, dt.date, dt.time)):
+        return value
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
+    if isinstance(value, (dict, list, tuple)):
+        return as_json(value)
+    if isinstance(value, dt.timedelta) and dialect in ("mysql", "mariadb") and dt.timedelta(0) <= value < _DAY:
+        return (dt.datetime.min + value).time()  # how PyMySQL gives a TIME
+    return str(value)
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        return "\\x" + value.hex()
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (dt.date, dt.time)):
+        return value.isoformat()
+    return repr(value) if isinstance(value, float) else str(value)

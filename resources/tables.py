@@ -1,0 +1,172 @@
+"""Tables of a destination: what they are called, how they are made, and whether one that exists can take what is promised."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import sqlalchemy as sa
+from sqlalchemy import exc
+from sqlalchemy.engine import Connection, Dialect
+from sqlalchemy.schema import CreateTable
+from sqlalchemy.sql.elements import quoted_name
+
+from resources.column_types import ddl, loss, sql_type
+from resources.errors import Misconfigured
+
+MAX_IDENTIFIER_BYTES = 63
+"""Postgres cuts longer names without a word (NAMEDATALEN); refused everywhere so that a route fits every database."""
+_PART = re.compile(r'"((?:[^"]|"")+)"|([^."]+)')
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column as it is dropped: ``type`` is the Arrow type of the rows."""
+
+    name: str
+    type: pa.DataType
+    nullable: bool = True
+
+
+@dataclass(frozen=True)
+class TablePlan:
+    """What a drop-off expects of a table. ``name`` is 'orders' or 'schema.orders'; a part with a dot in it is written in double quotes.
+
+    ``key`` needs a primary key, unique constraint or unique index on exactly these columns. ``create``: make it if it is not there.
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...] = ()
+    create: bool = False
+
+
+@dataclass(frozen=True)
+class TableName:
+    schema: str | None
+    name: str
+    text: str = field(compare=False)
+
+    def quoted(self) -> tuple[quoted_name, quoted_name | None]:
+        return quoted_name(self.name, True), quoted_name(self.schema, True) if self.schema else None
+
+
+def table_name(text: str, default_schema: str | None) -> TableName:
+    """``text`` taken apart; Misconfigured if it has more than two parts, an empty one, or one that is too long."""
+    parts, at = [], 0
+    while match := _PART.match(text, at):
+        parts.append(match.group(1).replace('""', '"') if match.group(1) else match.group(2))
+        at = match.end()
+        if text[at : at + 1] != ".":
+            break
+        at += 1
+    if at != len(text) or text.endswith(".") or not 1 <= len(parts) <= 2:
+        raise Misconfigured(f"table name {text!r}: expected 'table' or 'schema.table'; write a part with a dot or a quote as \"…\", quotes doubled")
+    for part in parts:
+        checked_identifier(part, f"table name {text!r}")
+    return TableName(schema=parts[0] if len(parts) == 2 else default_schema, name=parts[-1], text=text)
+
+
+def checked_identifier(name: str, what: str) -> str:
+    size = len(name.encode())
+    if not name or size > MAX_IDENTIFIER_BYTES or "\0" in name:
+        raise Misconfigured(f"{what}: {name!r} has {size} bytes; names have 1 to {MAX_IDENTIFIER_BYTES} bytes and no NUL")
+    return name
+
+
+def prepare_tables(connection: Connection, plans: Sequence[TablePlan], default_schema: str | None, where: str) -> None:
+    """Create what is missing and may be created. One Misconfigured lists every difference of every table; then nothing was created."""
+    missing, differences = [], []
+    for plan in plans:
+        name = table_name(plan.name, default_schema)
+        found = _inspected(connection, name)
+        if found is not None:
+            differences += [f"table {plan.name!r}: {difference}" for difference in _differences(plan, found, connection.dialect)]
+        elif plan.create:
+            missing.append(definition(plan, name, connection.dialect))
+        else:
+            statement = str(CreateTable(definition(plan, name, connection.dialect)).compile(dialect=connection.dialect)).strip()
+            differences.append(f"table {plan.name!r} does not exist; set create=True, or run: {' '.join(statement.split())}")
+    if differences:
+        raise Misconfigured(f"{where} cannot take the rows: " + "; ".join(differences))
+    for table in missing:
+        table.create(connection, checkfirst=True)
+
+
+def definition(plan: TablePlan, name: TableName, dialect: Dialect) -> sa.Table:
+    """The table that ``plan`` describes, in the exact types of ``dialect``."""
+    table, schema = name.quoted()
+    columns = []
+    for column in plan.columns:
+        checked_identifier(column.name, f"table {plan.name!r}, column")
+        in_key = column.name in plan.key
+        kind = sql_type(column.type, dialect, in_key=in_key)
+        quoted = quoted_name(column.name, True)
+        columns.append(sa.Column(quoted, kind, nullable=column.nullable and not in_key, primary_key=in_key, autoincrement=False))
+    options = {"mysql_engine": "InnoDB", "mariadb_engine": "InnoDB", "mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"}
+    # The primary key's columns stand in the key's order, not the table's: an index on (order_id, line) finds an order's lines.
+    ordered = [c for k in plan.key for c in columns if c.name == k]
+    return sa.Table(table, sa.MetaData(), *columns, *([sa.PrimaryKeyConstraint(*ordered)] if ordered else []), schema=schema, **options)
+
+
+@dataclass(frozen=True)
+class _Found:
+    columns: dict[str, dict[str, Any]]
+    unique: tuple[frozenset[str], ...]
+    engine: str | None
+
+
+def _inspected(connection: Connection, name: TableName) -> _Found | None:
+    inspector = sa.inspect(connection)
+    table, schema = name.quoted()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", exc.SAWarning)  # column types of extensions, expression indexes: not ours to judge
+        try:
+            columns = inspector.get_columns(table, schema)
+        except exc.NoSuchTableError:
+            return None
+        return _Found(
+            columns={str(column["name"]): dict(column) for column in columns},
+            unique=tuple(_unique(inspector, table, schema)),
+            engine=inspector.get_table_options(table, schema).get(f"{connection.dialect.name}_engine"),
+        )
+
+
+def _unique(inspector: sa.Inspector, table: str, schema: str | None) -> Iterator[frozenset[str]]:
+    yield frozenset(inspector.get_pk_constraint(table, schema).get("constrained_columns") or ())
+    for constraint in inspector.get_unique_constraints(table, schema):
+        yield frozenset(constraint["column_names"])
+    for index in inspector.get_indexes(table, schema):
+        options = index.get("dialect_options", {})
+        if index["unique"] and None not in index["column_names"] and not any(option.endswith("_where") for option in options):
+            yield frozenset(str(name) for name in index["column_names"])
+
+
+def _differences(plan: TablePlan, found: _Found, dialect: Dialect) -> Iterator[str]:
+    for column in plan.columns:
+        if column.name not in found.columns:
+            yield f"column {column.name!r} is missing; add it ({ddl(sql_type(column.type, dialect), dialect)}) or leave it out of columns="
+        elif lost := loss(column.type, found.columns[column.name]["type"], dialect):
+            existing = ddl(found.columns[column.name]["type"], dialect)
+            yield f"column {column.name!r} is {existing}, the rows have {column.type}: {lost}; change the column or the contract"
+    planned = {column.name for column in plan.columns}
+    for name, column in found.columns.items():
+        if name not in planned and _must_be_given(column, dialect):
+            yield f"column {name!r} must have a value and has no default; drop it too, or give it a default"
+    if plan.key and frozenset(plan.key) not in found.unique:
+        yield f"no unique index on exactly ({', '.join(plan.key)}); create one, or change key="
+    if found.engine and found.engine.lower() != "innodb":
+        yield f"engine {found.engine} has no transactions; ALTER TABLE … ENGINE = InnoDB"
+
+
+def _must_be_given(column: dict[str, Any], dialect: Dialect) -> bool:
+    if column["nullable"] or column.get("default") is not None or column.get("identity") or column.get("computed"):
+        return False
+    is_rowid = dialect.name == "sqlite" and column.get("primary_key") and isinstance(column["type"], sa.Integer)
+    return not is_rowid and column.get("autoincrement") is not True
+
+

@@ -1,0 +1,294 @@
+"""The trip protocol on a real (SQLite) warehouse: claims, receipts, zombies, gates, rehearsals."""
+
+import sqlite3
+from decimal import Decimal
+
+import pytest
+
+from bus_assets import Contract, DropOff, Field, PickUp, Table, TextFile, Transform
+from bus_assets import stage as stage_module
+from bus_assets.drive import pick_up, settle, transform
+from bus_assets.publish import publish
+from resources.depot.entries import AttemptLive
+from resources.errors import BusError, ChecksFailed, Misconfigured, Poison, Refused
+from tests.world import GOOD, ORDERS, PRICED, World, shop
+
+
+@pytest.fixture
+def world(tmp_path):
+    made = World(tmp_path)
+    made.land(GOOD)
+    return made
+
+
+def totals(world):
+    return {row[0]: Decimal(str(row[1])) for row in world.rows("totals")}
+
+
+def test_a_trip_lands_all_tables_together(world):
+    drive = world.drive(shop())
+    assert totals(world) == {"O-1": Decimal("7.00"), "O-2": Decimal("1.00"), "O-3": Decimal("0.50")}
+    assert len(world.rows("log")) == 3
+    assert world.depot.trip(drive.trip.id).state == "delivered"
+
+
+def test_a_second_execution_of_the_same_trip_changes_nothing(world):
+    drive = world.drive(shop())
+    again = world.drive(shop(), tagged=drive.trip.id)
+    assert again.mode == "delivered"
+    assert len(world.rows("log")) == 3
+
+
+def test_a_crash_after_the_commit_and_before_the_depot_knows_applies_once(world):
+    drive = world.board(shop())
+    pick_up(drive, shop()["orders"])
+    transform(drive, shop()["priced"])
+    depot = world.depot
+    publish(drive, "warehouse")
+    with sqlite3.connect(world.root / "depot.db") as connection:
+        connection.execute("DELETE FROM depot_publications")
+        connection.execute("UPDATE depot_trips SET state = 'driving', ended_at = NULL")
+        connection.execute("UPDATE depot_attempts SET ended_at = NULL, outcome = NULL")
+    again = world.drive(shop(), tagged=drive.trip.id, run_is_over=lambda run: True)
+    assert again.mode == "delivered"
+    assert len(world.rows("log")) == 3
+    assert depot.trip(drive.trip.id).state == "delivered"
+
+
+def test_a_zombie_that_wakes_up_after_its_trip_was_driven_again_changes_nothing(world):
+    zombie = world.board(shop())
+    pick_up(zombie, shop()["orders"])
+    transform(zombie, shop()["priced"])
+    world.drive(shop(), tagged=zombie.trip.id, run_is_over=lambda run: True)
+    before = world.rows("log")
+    with pytest.raises(Refused, match="revoked"):
+        publish(zombie, "warehouse")
+    assert world.rows("log") == before
+    assert len(before) == 3
+
+
+def test_a_zombie_cannot_replace_the_verdict_of_the_attempt_that_took_over(world):
+    zombie = world.board(shop())
+    world.board(shop(), tagged=zombie.trip.id, run_is_over=lambda run: True)
+    with pytest.raises(Refused):
+        pick_up(zombie, shop()["orders"])
+
+
+def test_settle_that_finds_the_commit_lets_it_stand(world):
+    drive = world.board(shop())
+    pick_up(drive, shop()["orders"])
+    transform(drive, shop()["priced"])
+    attempt = world.depot.newest_attempt(drive.trip.id)
+    publish(drive, "warehouse")
+    assert settle(world.bus, shop(), drive.trip, attempt) == "published"
+    assert len(world.rows("log")) == 3
+
+
+def test_a_trip_that_somebody_drives_is_left_to_them(world):
+    first = world.board(shop())
+    with pytest.raises(AttemptLive, match="is still live"):
+        world.board(shop(), tagged=first.trip.id)
+
+
+def test_a_person_may_insist(world):
+    first = world.board(shop())
+    second = world.drive(shop(), tagged=first.trip.id, take_over=True)
+    assert second.attempt == 2
+    assert len(world.rows("log")) == 3
+
+
+def test_a_deleted_verdict_refuses_to_publish(world):
+    def forget(drive, stop):
+        if stop == "warehouse":
+            with sqlite3.connect(world.root / "depot.db") as connection:
+                connection.execute("DELETE FROM depot_verdicts WHERE stop = 'orders'")
+
+    with pytest.raises(Refused, match="'orders' has no verdict"):
+        world.drive(shop(), before=forget)
+    assert world.rows("log") == []
+
+
+@pytest.mark.parametrize("stop", ["orders", "priced"])
+def test_one_altered_staged_byte_refuses_to_publish(world, stop):
+    def alter(drive, at):
+        if at == "warehouse":
+            file = next((world.root / "staging").glob(f"shop/*/*/*/{stop}/*/*/*.parquet"))
+            file.chmod(0o644)
+            content = bytearray(file.read_bytes())
+            content[len(content) // 2] ^= 1
+            file.write_bytes(bytes(content))
+
+    with pytest.raises(Refused, match="not those that were checked"):
+        world.drive(shop(), before=alter)
+    assert world.rows("log") == []
+
+
+def test_a_sabotaged_splitter_is_caught_by_the_checks(world, monkeypatch):
+    world.land("order_id,qty,price\nO-1,0,3.50\nX-2,1,1.00\nO-3,5,0.10\n")
+    honest = stage_module.split
+
+    def blind(batch, contract):
+        lax = Contract(tuple(Field(field.name, field.type) for field in contract.fields))
+        return honest(batch, lax)
+
+    monkeypatch.setattr(stage_module, "split", blind)
+    with pytest.raises(ChecksFailed, match="though the gate let them pass"):
+        world.drive(shop())
+    assert world.rows("log") == []
+
+
+def test_too_many_rejects_fail_the_trip_and_it_can_be_driven_again(world):
+    world.land("order_id,qty,price\nO-1,x,3.50\nO-2,y,1.00\nO-3,5,0.10\n")
+    with pytest.raises(ChecksFailed, match=r"route 'shop', stop 'orders': 2 of 3 rows were rejected, more than max_rejected \(50 %\)") as error:
+        world.drive(shop())
+    assert "orders.csv, line 2" in str(error.value)
+    trip = world.depot.trips()[0]
+    assert trip.state == "failed"
+    world.land(GOOD)
+    world.drive(shop(), tagged=trip.id)
+    assert len(world.rows("log")) == 3
+    assert world.depot.quarantined(trip=trip.id) == []
+
+
+def test_rejected_rows_wait_in_quarantine_with_reasons_and_place(world):
+    world.land("order_id,qty,price\nO-1,2,3.50\nO-1,1,1.00\nO-3,0,zero\nO-4,1,1\nO-5,1,1\n")
+    drive = world.drive(shop())
+    held = {row.position: row for row in world.depot.quarantined(trip=drive.trip.id)}
+    assert set(held) == {3, 4}
+    assert [reason.rule for reason in held[4].reasons] == ["qty: minimum 1", "price: type decimal(10,2)"]
+    assert held[3].reasons[0].rule == "order_id: unique"
+    assert (held[3].origin, held[3].unit) == ("orders.csv", "line")
+    assert held[4].payload == {"order_id": "O-3", "qty": "0", "price": "zero"}
+
+
+def test_a_selection_without_its_upstream_rehearses_and_never_publishes(world):
+    first = world.drive(shop())
+    rehearsal = world.drive(shop(), select=("priced",))
+    assert rehearsal.mode == "rehearsal"
+    assert rehearsal.trip.parent == first.trip.id
+    assert world.depot.trip(rehearsal.trip.id).state == "rehearsed"
+    with pytest.raises(Refused, match="never publishes"):
+        world.drive(shop(), select=("priced", "totals", "log"))
+    assert len(world.rows("log")) == 3
+
+
+def test_a_drop_off_alone_refuses_and_says_what_to_do(world):
+    first = world.drive(shop())
+    with pytest.raises(Refused, match=f"tag the run bus/trip/shop=TRIP .*the newest: {first.trip.id}"):
+        world.drive(shop(), select=("totals", "log"))
+
+
+def test_a_drop_off_alone_publishes_a_tagged_trip_whose_gates_passed(world):
+    staged = world.drive(shop(), select=("orders", "priced"))
+    assert world.rows("log") == []
+    world.drive(shop(), select=("totals", "log"), tagged=staged.trip.id)
+    assert len(world.rows("log")) == 3
+
+
+def test_rows_that_a_later_stop_read_must_be_those_that_passed_last(world):
+    drive = world.drive(shop(), select=("orders", "priced"))
+    with pytest.raises(Refused, match="read other rows of 'orders'"):
+        world.drive(shop(), select=("orders", "totals", "log"), tagged=drive.trip.id)
+    assert world.rows("log") == []
+
+
+def test_two_databases_follow_the_first_and_roll_forward(world, tmp_path):
+    from resources.database import Database
+
+    second = Database(url=f"sqlite:///{tmp_path}/second.db")
+    world.bus.systems["second"] = second  # type: ignore[index]
+    route = shop(stops=(*shop().stops, DropOff("copy", Table("second", "copy", create=True), of="orders")))
+
+    def fail_before_second(drive, at):
+        if at == "second":
+            raise Poison("the lights went out")
+
+    with pytest.raises(Poison):
+        world.drive(route, before=fail_before_second)
+    trip = world.depot.trips()[0]
+    assert trip.state == "stuck"
+    world.land("order_id,qty,price\nO-9,9,9\n")
+    again = world.drive(route, tagged=trip.id)
+    assert again.mode == "forward"
+    assert world.depot.trip(trip.id).state == "delivered"
+    assert len(world.rows("log")) == 3
+    with sqlite3.connect(tmp_path / "second.db") as connection:
+        assert connection.execute("SELECT count(*) FROM copy").fetchone() == (3,)
+
+
+def test_parameters_are_typed_and_required(world):
+    from bus_assets import Parameter
+
+    stops = (PickUp("orders", TextFile("landing", "orders-{params.month}.csv"), ORDERS),)
+    route = shop(stops=stops, parameters=(Parameter("month", "integer"),))
+    world.land(GOOD, "orders-3.csv")
+    with pytest.raises(Misconfigured, match="'month' \\(integer\\) has no default"):
+        world.drive(route)
+    with pytest.raises(Misconfigured, match="'x' is not a integer"):
+        world.drive(route, parameters={"month": "x"})
+    drive = world.drive(route, parameters={"month": "3"})
+    assert drive.trip.parameters == {"month": 3}
+
+
+HANDLERS = {
+    "raises": (lambda orders: 1 / 0, "ZeroDivisionError"),
+    "returns nothing": (lambda orders: None, "returned nothing"),
+    "returns a word": (lambda orders: "rows", "returned a str"),
+    "wrong columns": (lambda orders: orders.rename(columns={"price": "cost"}), "returned no column total"),
+    "loses rows": (lambda orders: orders.assign(total=orders.price)[1:], "1 of 3 rows did not come out"),
+    "multiplies rows": (lambda orders: __import__("pandas").concat([orders.assign(total=1)] * 2), "came out more than once"),
+    "loses identity": (lambda orders: orders.assign(total=1).reset_index(drop=True).drop(columns="_bus_row"), "cannot be told apart"),
+    "makes rows up": (lambda orders: orders.assign(total=1, _bus_row=[1, 2, 99]), "never aboard"),
+}
+
+
+@pytest.mark.parametrize("case", HANDLERS)
+def test_a_handler_that_misbehaves_fails_the_stop_by_name(world, case):
+    handler, said = HANDLERS[case]
+    first = shop()["orders"]
+    route = shop(stops=(first, Transform("priced", handler, PRICED), DropOff("totals", Table("warehouse", "totals", key="order_id", create=True))))
+    with pytest.raises(BusError, match=said) as error:
+        world.drive(route)
+    assert str(error.value).startswith("route 'shop', stop 'priced': ")
+    assert world.rows("totals") == []
+
+
+SQLS = {
+    "filters": ("SELECT order_id, price AS total FROM orders WHERE qty > 1", "did not come out"),
+    "fails": ("SELECT order_id, nope AS total FROM orders", "its SQL failed"),
+    "misses a column": ("SELECT order_id FROM orders", "returned no column total"),
+}
+
+
+@pytest.mark.parametrize("case", SQLS)
+def test_sql_that_misbehaves_fails_the_stop_by_name(world, case):
+    sql, said = SQLS[case]
+    route = shop(stops=(shop()["orders"], Transform("priced", sql, PRICED)))
+    with pytest.raises(BusError, match=said):
+        world.drive(route)
+
+
+def test_a_transform_that_changes_the_grain_may_aggregate(world):
+    contract = Contract((Field("n", "integer"), Field("total", "decimal(14,2)")))
+    grouped = Transform("sums", "SELECT count(*) AS n, sum(price) AS total FROM orders", contract, grain="changed")
+    route = shop(stops=(shop()["orders"], grouped, DropOff("sums_table", Table("warehouse", "sums", scope={}, create=True))))
+    world.drive(route)
+    world.drive(route)
+    assert [(row[0], Decimal(str(row[1]))) for row in world.rows("sums")] == [(3, Decimal("4.60"))]
+
+
+def test_where_and_columns_choose_what_is_dropped(world):
+    drop = DropOff("big", Table("warehouse", "big", create=True), columns={"id": "order_id"}, where="qty > 1")
+    world.drive(shop(stops=(shop()["orders"], drop)))
+    assert world.rows("big") == [("O-1",), ("O-3",)]
+
+
+def test_a_frame_carried_through_a_merge_keeps_its_rows(world):
+    import pandas as pd
+
+    def priced(orders: pd.DataFrame) -> pd.DataFrame:
+        extra = pd.DataFrame({"order_id": ["O-3", "O-1"], "fee": [1, 2]})
+        return orders.merge(extra, on="order_id", how="left").assign(total=lambda f: f.price)
+
+    world.drive(shop(stops=(shop()["orders"], Transform("priced", priced, PRICED), DropOff("t", Table("warehouse", "totals", create=True)))))
+    assert len(world.rows("totals")) == 3

@@ -1,0 +1,152 @@
+"""A route that constructs can be built; one that cannot says what is wrong, where, and what to do."""
+
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+from bus_assets import Check, Contract, Cron, DropOff, Field, Misdeclared, Parameter, PickUp, Query, Route, Table, TableKey, TextFile, Transform
+
+ORDERS = Contract((Field("order_id", unique=True, required=True), Field("qty", "integer"), Field("sku")))
+FILE = TextFile("landing", "orders.csv")
+
+
+def orders(name="orders", **more):
+    return PickUp(name, FILE, ORDERS, **more)
+
+
+def same(frame):
+    return frame
+
+
+def route(*stops, **more):
+    return Route("shop", stops, **more)
+
+
+def test_a_whole_route_constructs_and_knows_its_order():
+    made = route(
+        orders(),
+        Transform("priced", same, ORDERS),
+        DropOff("warehouse", Table("dwh", "orders", key="order_id")),
+        PickUp("late", FILE, ORDERS),
+        DropOff("also", Table("other", "orders"), of="priced"),
+    )
+    assert made.order.index("orders") < made.order.index("priced") < made.order.index("warehouse")
+    assert made.upstream("warehouse") == ("priced",)
+    assert made.databases == ("dwh", "other")
+    assert made.systems == ("landing", "dwh", "other")
+
+
+def test_a_route_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        route(orders()).name = "other"  # type: ignore[misc]
+
+
+def test_drop_off_skips_drop_offs_to_find_its_rows():
+    made = route(orders(), DropOff("a", Table("dwh", "a")), DropOff("b", Table("dwh", "b")))
+    assert made.upstream("b") == ("orders",)
+
+
+def test_references_order_stops_without_being_inputs():
+    lines = Contract((Field("sku", references="skus.sku"),))
+    made = route(PickUp("lines", FILE, lines), PickUp("skus", FILE, ORDERS))
+    assert made.order == ("skus", "lines")
+    assert made.upstream("lines") == ()
+
+
+WRONG = {
+    "two stops of one name": (lambda: route(orders(), orders()), "route 'shop': stop 'orders' appears twice; stop names must be unique in a route"),
+    "no pick-up": (lambda: route(), "route 'shop': it has no stops"),
+    "unknown stop in after": (lambda: route(orders(), Transform("x", same, ORDERS, after=("order",))), "'x' comes after 'order', which is not a stop of this route; did you mean 'orders'?"),
+    "after a drop-off": (lambda: route(orders(), DropOff("d", Table("w", "t")), Transform("x", same, ORDERS, after=("d",))), "'d', which is a drop-off"),
+    "a cycle": (
+        lambda: route(orders(), Transform("a", same, ORDERS, after=("b",)), Transform("b", same, ORDERS, after=("a",))),
+        "stops wait for each other in a circle",
+    ),
+    "first is no pick-up": (lambda: route(Transform("x", same, ORDERS), orders()), "'x' comes first, so there are no rows for it"),
+    "unpromised column": (lambda: route(orders(), DropOff("d", Table("w", "t"), columns=("order_idd",))), "field 'order_idd' is not promised by stop 'orders'; did you mean 'order_id'?"),
+    "key not dropped": (lambda: route(orders(), DropOff("d", Table("w", "t", key="sku"), columns=("qty",))), "key column 'sku' is not among the columns it drops"),
+    "platform's column": (lambda: route(orders(), DropOff("d", Table("w", "t"), columns={"_bus_row": "sku"})), "'_bus_row' begins with '_bus_'"),
+    "sum of text": (lambda: route(orders(), DropOff("d", Table("w", "t", key="order_id", mode="accumulate", sums=("sku",)))), "sums column 'sku' is not a number"),
+    "two writers of a table": (
+        lambda: route(orders(), DropOff("d", Table("w", "t", key="sku")), DropOff("e", Table("w", "t", key="sku"))),
+        "both write table 't'",
+    ),
+    "unknown reference": (lambda: route(orders(), PickUp("x", FILE, Contract((Field("a", references="orders.nope"),)))), "references 'orders.nope', but stop 'orders' promises"),
+    "reference of another type": (lambda: route(orders(), PickUp("x", FILE, Contract((Field("a", references="orders.qty"),)))), "'orders.qty' is integer; they must be of one type"),
+    "wrong number of arguments": (lambda: route(orders(), orders("more"), Transform("x", same, ORDERS, after=("orders", "more"))), "its function takes 1 argument(s) (frame), but it comes after 2"),
+    "arguments in another order": (
+        lambda: route(orders("a"), orders("b"), Transform("x", lambda b, a: a, ORDERS, after=("a", "b"))),
+        "its function takes b, a, but after= lists a, b; use the same order",
+    ),
+    "placeholder nobody fills": (lambda: route(PickUp("x", TextFile("l", "o-{params.month}.csv"), ORDERS)), "{params.month} is not known"),
+    "cron sets what is not declared": (lambda: route(orders(), triggers=(Cron("0 5 * * *", parameters={"x": 1}),)), "sets parameter 'x', which the route does not declare"),
+    "cron leaves a parameter open": (lambda: route(orders(), triggers=(Cron("0 5 * * *"),), parameters=(Parameter("m"),)), "leaves parameter 'm' open"),
+    "sql of a stranger": (lambda: route(orders(), Transform("x", "SELECT * FROM customers", ORDERS)), "its SQL reads customers, but it comes after orders"),
+    "sql that reads files": (lambda: route(orders(), Transform("x", "SELECT * FROM 'secret.csv'", ORDERS)), "SQL reads"),
+    "sql that is not understood": (lambda: route(orders(), Transform("x", "SELECT FROM WHERE (", ORDERS)), "its SQL is not understood"),
+    "two statements": (lambda: route(orders(), Transform("x", "SELECT 1; SELECT 2", ORDERS)), "exactly one SELECT"),
+    "grain kept by a group": (lambda: route(orders(), Transform("x", "SELECT sku FROM orders GROUP BY sku", ORDERS)), "declare grain='changed'"),
+    "not a name": (lambda: Route("Shop!", (orders(),)), "route 'Shop!' is not a usable name"),
+    "not a source": (lambda: PickUp("x", "orders.csv", ORDERS), "source str is not a source such as TextFile"),
+    "fields of nobody": (lambda: PickUp("x", TextFile("l", "x", fields={"a": "B"}), ORDERS), "fields maps 'a', which the contract does not promise"),
+    "a word too many": (lambda: PickUp("x", FILE, ORDERS, contrat=1), "PickUp 'x': contrat: unexpected keyword argument"),
+    "delimiter of two": (lambda: TextFile("l", "x", delimiter="||"), "delimiter '||' must be one character"),
+    "no header, no columns": (lambda: TextFile("l", "x", header=False), "columns=(…) must name the columns"),
+    "unknown encoding": (lambda: TextFile("l", "x", encoding="utf-9"), "encoding 'utf-9' is not known"),
+    "placeholder in sql": (lambda: Query("db", "SELECT * FROM t WHERE m = {params.m}"), "write :month there"),
+    "upsert without key": (lambda: Table("w", "t", mode="upsert"), "mode 'upsert' needs key="),
+    "replace without scope": (lambda: Table("w", "t", mode="replace"), "needs scope={…}"),
+    "check with a taken name": (lambda: Check("contract", "SELECT 1"), "that name is taken"),
+    "cron of six": (lambda: Cron("0 0 5 * * *"), "five fields are needed"),
+    "no such zone": (lambda: Cron("0 5 * * *", zone="Mars/Base"), "is not an IANA time zone"),
+    "parameter of another type": (lambda: Parameter("m", "integer", default="x"), "parameter 'm': 'x' is not a integer"),
+    "unknown type": (lambda: Field("a", "int"), "type 'int' is not known; known are string"),
+    "decimal without digits": (lambda: Field("a", "decimal"), "decimal needs digits and scale"),
+    "type ends early": (lambda: Field("a", "list<"), "ends too early"),
+    "pattern on a number": (lambda: Field("a", "integer", pattern="x"), "pattern needs type string"),
+    "broken pattern": (lambda: Field("a", pattern="("), "is not a regular expression"),
+    "pattern RE2 has not": (lambda: Field("a", pattern="(?=x)"), "which RE2 does not have"),
+    "minimum above maximum": (lambda: Field("a", "integer", minimum=3, maximum=1), "minimum 3 exceeds maximum 1"),
+    "minimum of another type": (lambda: Field("a", "date", minimum="2020-13-01"), "minimum value '2020-13-01' is not a date"),
+    "nothing allowed": (lambda: Field("a", allowed=()), "so no value could ever pass"),
+    "zone of a date": (lambda: Field("a", "date", zone="Europe/Berlin"), "zone is for type timestamptz"),
+    "reference without a field": (lambda: Field("a", references="orders"), "is not of the form 'stop.field'"),
+    "field twice": (lambda: Contract((Field("a"), Field("A"))), "field 'A' appears twice"),
+    "key of nobody": (lambda: Contract((Field("a"),), unique=(("b",),)), "names 'b', which is not a field"),
+    "share above one": (lambda: Contract((Field("a"),), max_rejected=1.5), "for a count write a whole number"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_declaration_says_what_and_where(case):
+    make, said = WRONG[case]
+    with pytest.raises(Misdeclared) as error:
+        make()
+    assert said in str(error.value)
+    assert "pydantic" not in str(error.value)
+
+
+def test_table_keys_are_systems_to_bind():
+    made = route(PickUp("x", FILE, Contract((Field("a", references=TableKey("dwh", "skus", "sku")),))))
+    assert made.systems == ("landing", "dwh")
+
+
+def test_importing_a_route_loads_no_orchestrator():
+    code = (
+        "import sys; from bus_assets import Route, PickUp, TextFile, Contract, Field, Transform, DropOff, Table\n"
+        "Route('r', (PickUp('a', TextFile('l', 'a.csv'), Contract((Field('x'),))), DropOff('d', Table('w', 't'))))\n"
+        "print([m for m in ('dagster', 'boto3', 'pandas', 'pyarrow', 'sqlalchemy', 'duckdb', 'sqlglot', 'dlt') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_a_foreign_resources_package_is_named(tmp_path):
+    (tmp_path / "resources").mkdir()
+    (tmp_path / "resources" / "__init__.py").write_text("")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import bus_assets"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert f"'resources' is found at {tmp_path / 'resources' / '__init__.py'}" in found.stderr
