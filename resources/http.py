@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from email.message import Message
 from types import MappingProxyType
 from typing import Any, BinaryIO, Literal
 from urllib.parse import urlsplit
@@ -18,9 +17,10 @@ import pyarrow as pa
 from dagster import ConfigurableResource
 from pydantic import ConfigDict, Field
 
-from resources.errors import BusError, Misconfigured, Poison, Transient
+from resources.errors import BusError, Misconfigured, Poison
 from resources.files import READ_AHEAD_BYTES, Listed
 from resources.http_answers import MAX_WAIT_SECONDS, MISSING, Answers, is_worth_another_try, secret_headers
+from resources.http_body import Body, charset_of, is_encoded, version_of
 from resources.http_paging import PageWatch, checked_paging, paginator, record_list
 from resources.http_recount import Fetch, count_records
 from resources.jsonlines import loads_exact, text_columns
@@ -111,7 +111,7 @@ class WebService(ConfigurableResource):
                 return ()
             self._refuse(response, _place(name))
         size = response.headers.get("Content-Length", "")
-        return (Listed(name, int(size) if size.isdigit() and not _encoded(response) else -1, _version(response)),)
+        return (Listed(name, int(size) if size.isdigit() and not is_encoded(response) else -1, version_of(response)),)
 
     def open(self, name: str, version: str | None = None) -> BinaryIO:
         """The body as it arrives; retried until it begins. Poison if ``version`` is given and the service now has another."""
@@ -119,7 +119,7 @@ class WebService(ConfigurableResource):
         response = self._ask(session, "GET", name)
         try:
             self._refuse(response, _place(name))
-            now = _version(response)
+            now = version_of(response)
             if version and now and now != version and now.startswith(("W/", '"')) == version.startswith(("W/", '"')):
                 said = f"{_place(name)!r} has changed since it was listed (was {version}, is {now}); start a new trip to read the new one"
                 raise Poison(said, place=_place(name))
@@ -127,7 +127,7 @@ class WebService(ConfigurableResource):
             response.close()
             session.close()
             raise
-        return io.BufferedReader(_Body(response, session, _place(name), decoded=not name.lower().endswith(".gz")), READ_AHEAD_BYTES)
+        return io.BufferedReader(Body(response, session, _place(name), decoded=not name.lower().endswith(".gz")), READ_AHEAD_BYTES)
 
     def _pages(
         self, path: str, fields: dict[str, str], params: dict[str, Any], records: str | None, rules: dict[str, Any]
@@ -237,7 +237,7 @@ class WebService(ConfigurableResource):
     def _items(self, response: Any, records: str | None, place: str) -> "list[Any]":
         self._refuse(response, place, response.content)
         try:
-            response.encoding = _charset(response)
+            response.encoding = charset_of(response)
             body = loads_exact(response.content.decode(response.encoding))
         except (Poison, UnicodeDecodeError, LookupError) as error:
             reason = error.message if isinstance(error, Poison) else str(error)
@@ -252,38 +252,6 @@ class WebService(ConfigurableResource):
     def _answers(self) -> Answers:
         secrets = (self.token, self.password, self.api_key, *self._secret_headers().values())
         return Answers(self.base_url, self.auth, self.attempts, secrets)
-
-
-class _Body(io.RawIOBase):
-    """A response's bytes as they arrive; one that ends before its announced length is Transient."""
-
-    def __init__(self, response: Any, session: Any, place: str, *, decoded: bool):
-        self._response = response
-        self._session = session
-        self._place = place
-        self._decoded = decoded
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        from urllib3.exceptions import DecodeError, HTTPError
-
-        try:
-            data = self._response.raw.read(len(buffer), decode_content=self._decoded)
-        except DecodeError as error:
-            raise Poison("the body is not compressed as its headers say", place=self._place) from error
-        except (HTTPError, OSError) as error:
-            said = f"the connection broke before the end of the file ({type(error).__name__}); try again later"
-            raise Transient(said, place=self._place) from None  # the cause holds the whole address, query included
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._response.close()
-            self._session.close()
-        super().close()
 
 
 def _records(items: "list[Any]", fields: dict[str, str], origin: str) -> Records:
@@ -304,18 +272,3 @@ def _place(path: str) -> str:
 
 def _told(rules: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value!r}" for key, value in rules.items() if key in ("path", "total_pages", "total", "has_more") and value)
-
-
-def _charset(response: Any) -> str:
-    told = Message()
-    told["Content-Type"] = response.headers.get("Content-Type", "")
-    charset = str(told.get_param("charset", "") or "")
-    return charset if charset and charset.lower() not in ("utf-8", "utf8") else json.detect_encoding(response.content)
-
-
-def _version(response: Any) -> str:
-    return response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-
-
-def _encoded(response: Any) -> bool:
-    return response.headers.get("Content-Encoding", "identity").lower() != "identity"

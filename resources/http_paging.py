@@ -47,9 +47,13 @@ def checked_paging(paging: Mapping[str, object] | None) -> dict[str, Any]:
         if value is _REQUIRED:
             raise Misconfigured(f"paging {kind!r} needs {key!r}, as in {{'kind': {kind!r}, {key!r}: 100}}")
         is_number = isinstance(value, int) and not isinstance(value, bool) and value >= (1 if key == "limit" else 0)
-        if not (is_number if key in _NUMBERS else value is None or (isinstance(value, str) and value)):
+        if not (is_number if key in _NUMBERS else _is_path(value, may_miss=keys[key] is None)):
             raise Misconfigured(f"paging {kind!r}: {key}={value!r} must be {'a whole number' if key in _NUMBERS else 'a name or path'}")
     return rules
+
+
+def _is_path(value: object, *, may_miss: bool) -> bool:
+    return may_miss if value is None else isinstance(value, str) and bool(value) and "'" not in value and "\\" not in value
 
 
 def paginator(rules: Mapping[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from email.message import Message
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
 
-from resources.errors import Poison, Transient
+from resources.errors import Misconfigured, Poison, Transient
 from resources.http_answers import MAX_WAIT_SECONDS, Answers, asked_wait_seconds
 from resources.http_paging import find, record_list
 
@@ -39,6 +39,10 @@ class Fetch:
                 if not isinstance(refused, Transient) or attempt == self.answers.attempts or asked > MAX_WAIT_SECONDS:
                     raise refused from None
                 wait = asked or wait
+            except ValueError as error:
+                raise Misconfigured(
+                    f"the address cannot be asked for ({type(error).__name__}); check base_url and redirects", place=place
+                ) from None
             except (OSError, http.client.HTTPException) as error:
                 if attempt == self.answers.attempts:
                     said = f"the service did not answer or broke off ({type(error).__name__}), {self.answers.attempts} attempts"
@@ -81,8 +85,8 @@ def count_records(fetch: Fetch, path: str, params: dict[str, Any], records: str 
         seen.add(address)
         text, headers = fetch(address, place)
         try:
-            body = json.loads(text)
-        except ValueError:
+            body = json.loads(text.decode(headers.get_content_charset() or json.detect_encoding(text)))
+        except (ValueError, LookupError):
             raise Poison("the body is not JSON", place=place) from None
         on_page = len(record_list(body, records, place))
         counted += on_page
@@ -106,7 +110,7 @@ def _next(address: str, body: Any, headers: Message, on_page: int, pages: int, r
     if kind == "next_url":
         link = find(body, rules["path"])
         return urljoin(address, link) if link else None
-    if kind == "none" or (rules["has_more"] and not _is_true(find(body, rules["has_more"]))):
+    if kind == "none" or (rules["has_more"] and not _is_true(_needed(body, rules["has_more"]))):
         return None
     if kind == "cursor":
         cursor = find(body, rules["path"])
@@ -115,8 +119,14 @@ def _next(address: str, body: Any, headers: Message, on_page: int, pages: int, r
         return None
     upto = rules["first"] + pages if kind == "page" else rules["first"] + pages * rules["limit"]
     total = rules["total_pages"] if kind == "page" else rules["total"]
-    ends = int(find(body, total)) + (rules["first"] if kind == "page" else 0) if total else None
+    ends = int(_needed(body, total)) + (rules["first"] if kind == "page" else 0) if total else None
     return None if ends is not None and upto >= ends else _with(address, {rules["param"]: upto})
+
+
+def _needed(body: Any, path: str) -> Any:
+    if (value := find(body, path)) is None:
+        raise Misconfigured(f"the page has no {path!r}, which paging needs; check the paths in paging")
+    return value
 
 
 def _is_true(value: Any) -> bool:

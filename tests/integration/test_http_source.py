@@ -2,6 +2,7 @@
 
 import gzip
 import http.server
+import itertools
 import json
 import os
 import socket
@@ -260,7 +261,7 @@ def by_page(server: Script, asked: Asked) -> Reply:
 
 def by_offset(server: Script, asked: Asked) -> Reply:
     start, limit = int(asked.query["offset"]), int(asked.query["limit"])
-    return Reply({"value": sum(PAGES, [])[start : start + limit], "meta": {"total": 5}, "more": start + limit < 5})
+    return Reply({"value": people(1, 2, 3, 4, 5)[start : start + limit], "meta": {"total": 5}, "more": start + limit < 5})
 
 
 def by_cursor(server: Script, asked: Asked) -> Reply:
@@ -353,7 +354,7 @@ def test_a_service_that_gives_smaller_pages_than_asked_is_not_skipped_through(se
         return Reply({"data": everything[start : start + 2], "total": 10})
 
     server.answer = capped
-    with pytest.raises(Misconfigured, match="gave 2 records of the 4 asked for.*set limit"):
+    with pytest.raises(Misconfigured, match=r"gave 2 records of the 4 asked for.*set limit"):
         ids(service(server), records="data", paging={"kind": "offset", "limit": 4})
     with pytest.raises(Misconfigured, match="announces 10 records and paging ends at 2"):
         ids(service(server), records="data", paging={"kind": "offset", "limit": 20, "total": "total"})
@@ -370,6 +371,8 @@ def test_a_service_that_gives_smaller_pages_than_asked_is_not_skipped_through(se
         ({"kind": "offset", "limit": 0}, "limit=0 must be a whole number"),
         ({"kind": "page", "first": "1"}, "first='1' must be a whole number"),
         ({"kind": "next_url", "path": ""}, "must be a name or path"),
+        ({"kind": "cursor", "path": None}, "must be a name or path"),
+        ({"kind": "page", "has_more": "it's"}, "must be a name or path"),
     ],
 )
 def test_paging_that_does_not_read_is_misconfigured_before_anything_is_asked(server, paging, says):
@@ -386,6 +389,8 @@ def test_a_page_without_what_paging_needs_is_misconfigured_and_does_not_quote_th
     server.replies = [Reply({"data": [{"id": "private"}]})]
     with pytest.raises(Misconfigured, match="the page does not say what paging 'page' needs") as caught:
         ids(service(server), records="data", paging=paging)
+    with pytest.raises(Misconfigured, match="which paging needs"):
+        service(server).count("/customers", records="data", paging=paging)
     assert "private" not in str(caught.value)
     assert caught.value.__cause__ is None
 
@@ -429,7 +434,7 @@ def test_the_waits_grow(server):
     with pytest.raises(Transient):
         ids(service(server, attempts=4, backoff_seconds=0.1))
     times = [asked.at for asked in server.asked]
-    waits = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    waits = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert waits[0] < waits[1] < waits[2]
 
 
@@ -443,7 +448,7 @@ def test_a_cut_body_is_asked_for_again(server, reply):
 
 def test_a_body_that_is_always_cut_is_transient(server):
     server.replies = [Reply(people(1, 2, 3), cut_after=7)]
-    with pytest.raises(Transient, match="did not answer or broke off .*3 attempts") as caught:
+    with pytest.raises(Transient, match=r"did not answer or broke off .*3 attempts") as caught:
         ids(service(server))
     assert caught.value.place == "/customers, page 1"
     assert len(server.asked) == 3
