@@ -12,11 +12,13 @@ import itertools
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from bus_assets.contract import TableKey
 from bus_assets.passengers import Passengers
+from bus_assets.progress import Progress, tell
+from bus_assets.release import contract_for, release_stop, released_records
 from bus_assets.route import Route
 from bus_assets.stage import EXAMPLES_OF_A_FAILED_STOP, Findings, Stager, author_checks, with_checks
 from bus_assets.stops import PickUp, Transform
@@ -237,17 +239,24 @@ def _caught_up(bus: Bus, route: Route, trip: Trip, published: int) -> None:
             continue
         bus.systems[name].prepare(())
         with bus.systems[name].transaction() as transaction:
-            if transaction.published(trip.id) is not None:
-                applied = {table: counts.to_json() for table, counts in transaction.applied(trip.id).items()}
-                bus.depot.record_publication(trip.id, published, name, applied)
+            ledger = ledger_id(route, trip.id, name)
+            if transaction.published(ledger) is not None:
+                drops = [drop.name for drop in route.drop_offs if drop.into.database == name]
+                counts = [asdict(applied.rows) for applied in transaction.applied(ledger)]
+                bus.depot.record_publication(trip.id, published, name, dict(zip(drops, counts, strict=False)))
                 done.add(name)
     bus.depot.finish_trip(trip.id, "delivered" if done >= set(route.databases) else "stuck")
 
 
+def ledger_id(route: Route, trip: str, database: str) -> str:
+    """What a trip is called in a destination's own record: two bound names may lead to one and the same database."""
+    return trip if database == route.databases[0] else f"{trip}/{database}"
+
+
 def pick_up(drive: Drive, stop: PickUp) -> Stopped:
     """Read the source through the gate into staging. Raises what the source raises, or :class:`ChecksFailed`."""
-    if drive.trip.trigger == "release" and drive.trip.parameters.get("release_stop") == stop.name:
-        raise NotImplementedError
+    if release_stop(drive.trip) == stop.name:
+        return _ride_again(drive, stop)
     return _staged(
         drive, stop, lambda stager: stager.records(stop.source.read(_system(drive, stop.source.system), stop.found_at(), drive.values))
     )
@@ -257,17 +266,25 @@ def transform(drive: Drive, stop: Transform) -> Stopped:
     """Run a transform on the staged rows of the stops before it, through its own gate into staging."""
     from bus_assets.transforms import run_transform
 
+    if release_stop(drive.trip) == stop.name:
+        return _ride_again(drive, stop)
     verdicts = drive.verdicts()
     inputs = [drive.passengers(name, verdicts) for name in drive.route.upstream(stop.name)]
     made = run_transform(stop, inputs, drive.values.parameters)
     return _staged(drive, stop, lambda stager: stager.rows(made, keeps_grain=stop.grain == "kept", inputs=inputs))
 
 
+def _ride_again(drive: Drive, stop: PickUp | Transform) -> Stopped:
+    """Rows released from quarantine instead of the source's or the transform's: through the same gate."""
+    return _staged(drive, stop, lambda stager: stager.records(released_records(drive.bus.depot, drive.route, drive.trip)))
+
+
 def _staged(drive: Drive, stop: PickUp | Transform, work: Callable[[Stager], Findings]) -> Stopped:
     if drive.mode in ("forward", "delivered"):
         return Stopped(drive.verdicts()[stop.name], None, drive.passengers(stop.name))
     verdicts = drive.verdicts()
-    stager = Stager(stop.name, stop.contract, drive.bus.staging, _prefix(drive, stop.name), _references(drive, stop, verdicts), Lease(drive))
+    contract, lease = contract_for(drive.route, drive.trip, stop.name), Lease(drive, stop.name)
+    stager = Stager(stop.name, contract, drive.bus.staging, _prefix(drive, stop.name), _references(drive, stop, verdicts), lease)
     try:
         findings = work(stager)
         passengers = Passengers(stop.name, stop.contract, findings.manifest, drive.bus.staging)
@@ -279,6 +296,7 @@ def _staged(drive: Drive, stop: PickUp | Transform, work: Callable[[Stager], Fin
         raise error.at(route=drive.route.name, stop=stop.name) from error.__cause__
     finally:
         stager.spool.close()
+    tell(Progress(stop.name, verdict.picked_up, verdict.passed, verdict.rejected))
     return Stopped(verdict, findings, passengers)
 
 
@@ -313,9 +331,11 @@ class Lease:
     """Renews the attempt's lease as rows move, at most every :data:`RENEW_SECONDS`; raises when the attempt was taken over."""
 
     drive: Drive
+    stop: str
     _renewed: float = field(default_factory=time.monotonic)
 
     def __call__(self, rows: int) -> None:
+        tell(Progress(self.stop, rows))
         if time.monotonic() - self._renewed < RENEW_SECONDS:
             return
         self._renewed = time.monotonic()

@@ -4,6 +4,7 @@ Row by row rules are judged here, in Arrow, a batch at a time; rules across rows
 :mod:`bus_assets.verify` judges all of them once more, by other means, from the rows that were staged as kept.
 """
 
+# pyright: reportAttributeAccessIssue=false - Arrow makes its compute functions at import, unseen by a type checker
 from __future__ import annotations
 
 from collections import defaultdict

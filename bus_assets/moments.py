@@ -1,5 +1,6 @@
 """Dates, times and instants out of text, by ISO 8601 or the format of a field, and wall clock times in a zone."""
 
+# pyright: reportAttributeAccessIssue=false - Arrow makes its compute functions at import, unseen by a type checker
 from __future__ import annotations
 
 import re
@@ -199,7 +200,7 @@ def _moment(text: str, format: str) -> datetime | None:
     if any(character.isdigit() and not character.isascii() for character in text):
         return None  # strptime takes the digits of every script
     try:
-        moment = datetime.strptime(text, format)
+        moment = datetime.strptime(text, format)  # noqa: DTZ007 - the field's zone comes later
         if _TOUCHING.search(format) and moment.strftime(format) != text:
             return None
         return moment.astimezone(UTC) if moment.tzinfo else moment

@@ -15,18 +15,18 @@ only after the first has committed. DDL happens before, in transactions of its o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from bus_assets.drive import Drive, Lease
+from bus_assets.drive import Drive, Lease, ledger_id
 from bus_assets.passengers import Passengers, duck, quoted
 from bus_assets.stops import DropOff
 from bus_assets.values import fill
 from resources.depot.entries import Verdict
 from resources.errors import BusError, Misconfigured, Refused
-from resources.receipts import AlreadySettled
+from resources.receipts import PUBLISHED, AlreadySettled, Applied
 from resources.staging import Manifest
-from resources.tables import Applied, Column, TablePlan
+from resources.tables import Column, TablePlan
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,10 +37,16 @@ class Dropped:
     """What one drop-off did: ``offered`` rows of the stop, of which ``where`` left out ``left_out``; the rest was ``applied``."""
 
     drop_off: str
+    mode: str
     offered: int
     left_out: int
     applied: Applied
     already: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Offered rows that are in the table now; in mode 'delete', rows that were taken out of it."""
+        return self.applied.inserted + self.applied.updated or self.applied.deleted * (self.mode == "delete")
 
 
 def publish(drive: Drive, database: str) -> tuple[Dropped, ...]:
@@ -63,18 +69,19 @@ def publish(drive: Drive, database: str) -> tuple[Dropped, ...]:
 
 def _transaction(drive: Drive, database: str, drops: tuple[DropOff, ...], verdicts: Mapping[str, Verdict]) -> tuple[Dropped, ...]:
     system, trip = drive.bus.systems[database], drive.trip.id
+    ledger = ledger_id(drive.route, trip, database)
     with system.transaction() as transaction:
-        transaction.record_outcome(drive.route.name, trip, drive.attempt, "published", drive.run)
+        transaction.record_outcome(drive.route.name, ledger, drive.attempt, PUBLISHED, drive.run)
         again = gates(drive)
         if {stop: v.digest for stop, v in again.items()} != {stop: v.digest for stop, v in verdicts.items()}:
             raise Refused(f"the verdicts of trip {trip} changed while it was being published; drive it again")
         verify_gates(drive, again)
-        if transaction.record_receipts(drive.route.name, [f"trip:{trip}"], trip=trip, attempt=drive.attempt):
-            raise AlreadySettled("published")
+        if transaction.record_receipts(drive.route.name, [f"trip:{ledger}"], trip=trip, attempt=drive.attempt):
+            raise AlreadySettled(trip, drive.attempt, PUBLISHED)
         dropped = []
         for drop in drops:
             done = _drop(drive, transaction, drop, again)
-            transaction.record_applied(trip, drop.into.name, str(drop.into.mode), done.applied)
+            transaction.record_applied(ledger, drop.into.name, str(drop.into.mode), done.applied)
             dropped.append(done)
     return tuple(dropped)
 
@@ -120,18 +127,17 @@ def _may_publish(drive: Drive, database: str) -> None:
 
 def _already(drive: Drive, database: str, drops: tuple[DropOff, ...], settled: AlreadySettled) -> tuple[Dropped, ...]:
     """The claim or the receipt was there: ours after a lost commit reply, or an earlier attempt's. Revoked: we are a zombie."""
-    if settled.outcome != "published":
+    if settled.outcome != PUBLISHED:
         raise Refused(f"attempt {drive.attempt} of trip {drive.trip.id} was revoked: another run took the trip over; nothing was written") from settled
     with drive.bus.systems[database].transaction() as transaction:
-        applied = transaction.applied(drive.trip.id)
-    return tuple(Dropped(drop.name, 0, 0, applied.get(drop.into.name, Applied()), already=True) for drop in drops)
+        applied = transaction.applied(ledger_id(drive.route, drive.trip.id, database))
+    return tuple(Dropped(drop.name, done.mode, 0, 0, done.rows, already=True) for drop, done in zip(drops, applied, strict=True))
 
 
 def _remember(drive: Drive, database: str, dropped: tuple[Dropped, ...]) -> None:
     depot, trip = drive.bus.depot, drive.trip.id
-    tables = {drop.drop_off: {"offered": drop.offered, "left_out": drop.left_out, **drop.applied.to_json()} for drop in dropped if not drop.already}
-    if tables or database not in {publication.database for publication in depot.publications(trip)}:
-        depot.record_publication(trip, drive.attempt, database, tables or {drop.drop_off: drop.applied.to_json() for drop in dropped})
+    tables = {drop.drop_off: {"offered": drop.offered, "left_out": drop.left_out, **asdict(drop.applied)} for drop in dropped}
+    depot.record_publication(trip, drive.attempt, database, tables)
     if {publication.database for publication in depot.publications(trip)} >= set(drive.route.databases):
         depot.end_attempt(trip, drive.attempt, "published")
         depot.finish_trip(trip, "delivered")
@@ -166,7 +172,7 @@ def _drop(drive: Drive, transaction: Any, drop: DropOff, verdicts: Mapping[str, 
             applied = transaction.accumulate(table.name, columns, tuple(table.key), table.sums, rows)
     except BusError as error:
         raise error.at(stop=drop.name) from error.__cause__
-    return Dropped(drop.name, len(passengers), len(passengers) - rows.count, applied)
+    return Dropped(drop.name, str(table.mode), len(passengers), len(passengers) - rows.count, applied)
 
 
 @dataclass

@@ -39,10 +39,8 @@ class Fetch:
                 if not isinstance(refused, Transient) or attempt == self.answers.attempts or asked > MAX_WAIT_SECONDS:
                     raise refused from None
                 wait = asked or wait
-            except ValueError as error:
-                raise Misconfigured(
-                    f"the address cannot be asked for ({type(error).__name__}); check base_url and redirects", place=place
-                ) from None
+            except ValueError:
+                raise Misconfigured("the address, or one it redirects to, cannot be asked for; check base_url", place=place) from None
             except (OSError, http.client.HTTPException) as error:
                 if attempt == self.answers.attempts:
                     said = f"the service did not answer or broke off ({type(error).__name__}), {self.answers.attempts} attempts"

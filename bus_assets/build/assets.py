@@ -123,7 +123,7 @@ def publishing(route: Route, database: str) -> AssetsDefinition:
 
 def _dropped(context: AssetExecutionContext, drive: Drive, drop: DropOff, done: Dropped) -> MaterializeResult:
     key = stop_key(drive.route, drop.name)
-    context.log.info(f"{drop.name}: {done.applied.rows} rows in {drop.into}" + (", published by an earlier attempt" if done.already else ""))
+    context.log.info(f"{drop.name}: {done.rows} rows in {drop.into}" + (", published by an earlier attempt" if done.already else ""))
     return MaterializeResult(asset_key=key, metadata=drop_metadata(drive, drop, done), check_results=[drop_conserved(key, done)])
 
 

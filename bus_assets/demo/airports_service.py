@@ -18,6 +18,8 @@ from bus_assets.demo import source
 from resources.errors import Misconfigured
 
 MAX_PER_PAGE = 500
+ANSWER_SECONDS = 2
+"""How long whatever has the port already may take to say that it is this service."""
 NAME = "airports"
 _NUMBERS = {"lat": float, "lon": float, "alt": int, "tz": int}
 
@@ -68,7 +70,7 @@ class _Server(ThreadingHTTPServer):
 
 def _answers(url: str) -> bool:
     try:
-        with urlopen(url, timeout=5) as answer:  # noqa: S310 - the scheme was checked
+        with urlopen(url, timeout=ANSWER_SECONDS) as answer:  # noqa: S310 - the scheme was checked
             return json.load(answer).get("service") == NAME
     except (URLError, OSError, ValueError, AttributeError):
         return False

@@ -75,9 +75,9 @@ class Script(http.server.ThreadingHTTPServer):
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: Script
 
     def do_GET(self):
+        assert isinstance(self.server, Script)
         parts = urlsplit(self.path)
         query = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
         self.server.asked.append(Asked(parts.path, query, self.headers, self.command, time.monotonic()))
@@ -92,14 +92,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             body = f"{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n"
         elif reply.length:
             self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body[: reply.cut_after])
-        self.close_connection = True
 
     do_HEAD = do_GET
 
-    def log_message(self, *args):
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lxml import etree
+from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] - it has no stubs
 
 from resources.errors import Misconfigured, Poison
 from resources.files import LocalFiles
@@ -311,7 +311,7 @@ def trap():
             visits.append(self.path)
             self.send_error(404)
 
-        def log_message(self, *args):
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler)

@@ -1,0 +1,269 @@
+"""Quarantined rows ride again: a trip of their own, which picks them up from quarantine at the stop that rejected them.
+
+They pass that stop's gate as it is now, then everything that carries on that stop's rows; the other stops run as usual, to be
+looked up. Only drop-offs that these rows reach are published. Each row leaves a receipt in the destination under its original trip
+and row number, so that it is released at most once, also by a depot that was restored from yesterday.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, datetime, time
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+from bus_assets.contract import Contract, Field
+from bus_assets.route import Route
+from bus_assets.stops import DropOff, Transform
+from resources.errors import Refused
+
+if TYPE_CHECKING:
+    from resources.depot.entries import QuarantinedRow, RowState, Trip
+    from resources.depot.store import Depot
+    from resources.records import Records
+
+RELEASE_STOP = "bus.release_stop"
+"""Beside a release trip's parameters: the stop whose rows ride again. No parameter of a route can have a dot in its name."""
+ROWS_AT_A_TIME = 2_000
+UNREADABLE = "readable"
+_BETWEEN_ROWS = ("unique", "references")
+"""Rules that are judged on rows that were read already: their payload is typed values as text, not the source's own text."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """Rows of one stop that can ride together, as their trips had the same parameters."""
+
+    route: str
+    stop: str
+    ids: tuple[int, ...]
+    trips: tuple[str, ...]
+    parameters: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LeftBehind:
+    """A row that cannot ride again, and why."""
+
+    id: int
+    why: str
+
+
+# Before it starts
+
+
+def check_release(route: Route, stop: str) -> None:
+    """:class:`Refused` if rows of ``stop`` cannot ride again without doubling or deleting what was dropped off."""
+    declared = route[stop]
+    if isinstance(declared, DropOff):
+        raise _refused(route, stop, f"is a drop-off; rows wait at the stop that rejected them: '{route.upstream(stop)[0]}', say")
+    reached = [drop for drop in route.drop_offs if stop in chain(route, drop.name)]
+    if not reached:
+        raise _refused(route, stop, "has no drop-off for its rows, they are only looked up: drive the whole route again after the fix")
+    for drop in reached:
+        table = drop.into
+        if table.mode in ("replace", "delete"):
+            raise _refused(
+                route, stop, f"reaches table {table.name!r} in mode '{table.mode}', which is about whole loads: drive the route again instead"
+            )
+        for name in _between(route, stop, drop.name):
+            between = route[name]
+            if isinstance(between, Transform) and between.grain == "changed" and table.mode != "accumulate":
+                raise _refused(
+                    route,
+                    stop,
+                    f"reaches table {table.name!r} through '{name}', which changes the grain: a few rows alone would come out as other rows than "
+                    "with all of them. Drive the route again, or let the table accumulate",
+                )
+
+
+def _refused(route: Route, stop: str, why: str) -> Refused:
+    return Refused(f"rows of stop '{stop}' cannot be released: it {why}", route=route.name)
+
+
+def choose(depot: Depot, route: Route, stop: str, ids: Sequence[int] | None = None) -> tuple[tuple[Release, ...], tuple[LeftBehind, ...]]:
+    """The held rows of ``stop`` (only ``ids``, if given) that can ride again, one :class:`Release` for each set of parameters; and those
+    that cannot. :class:`Refused` if one of ``ids`` is not held at that stop, or cannot ride."""
+    check_release(route, stop)
+    wanted, rules = None if ids is None else set(ids), {str(rule) for rule in route.contract_of(stop).rules()}
+    fit: list[tuple[int, str]] = []
+    left: list[LeftBehind] = []
+    for row in rows_of(depot, route.name, stop, "held"):
+        number = row.id or 0
+        if wanted is not None and number not in wanted:
+            continue
+        why = _why_not(row, rules)
+        if why:
+            left.append(LeftBehind(number, why))
+        else:
+            fit.append((number, row.trip))
+    if wanted is not None:
+        _all_fit(route, stop, wanted, fit, left)
+    return tuple(_grouped(depot, route, stop, fit)), tuple(left)
+
+
+def _all_fit(route: Route, stop: str, wanted: set[int], fit: list[tuple[int, str]], left: list[LeftBehind]) -> None:
+    if left:
+        raise Refused(f"row {left[0].id} cannot be released: {left[0].why}; nothing was released", route=route.name, stop=stop)
+    absent = sorted(wanted - {number for number, _ in fit})
+    if absent:
+        said = ", ".join(map(str, absent[:5])) + (", …" if len(absent) > 5 else "")
+        raise Refused(
+            f"row {said} is not held in quarantine at this stop; `bus quarantine list --route {route.name} --stop {stop}` shows what is",
+            route=route.name,
+            stop=stop,
+        )
+
+
+def _why_not(row: QuarantinedRow, rules: set[str]) -> str | None:
+    if any(reason.rule == UNREADABLE for reason in row.reasons):
+        return "it could not be taken apart, so there are no fields to put aboard; correct it in the source, and drive the route again"
+    if row.trip_state != "delivered":
+        return f"its trip {row.trip} is {row.trip_state}, not delivered: driving that trip again picks the row up anew"
+    twice = [reason.rule for reason in row.reasons if _kind(reason.rule) == "unique" and reason.rule in rules]
+    if twice:
+        return (
+            f"it breaks '{twice[0]}', and the row with the same key is delivered: alone it would pass the gate and overwrite or double "
+            "that one; discard it, export it, or change the contract"
+        )
+    return None
+
+
+def _grouped(depot: Depot, route: Route, stop: str, fit: Iterable[tuple[int, str]]) -> Iterator[Release]:
+    groups: dict[str, tuple[dict[str, Any], list[int], dict[str, None]]] = {}
+    of_trip: dict[str, str] = {}
+    for number, trip in fit:
+        if trip not in of_trip:
+            parameters = {name: value for name, value in depot.trip(trip).parameters.items() if name != RELEASE_STOP}
+            of_trip[trip] = json.dumps(parameters, sort_keys=True)
+            groups.setdefault(of_trip[trip], (parameters, [], {}))
+        _, numbers, trips = groups[of_trip[trip]]
+        numbers.append(number)
+        trips[trip] = None
+    for parameters, numbers, trips in groups.values():
+        yield Release(route.name, stop, tuple(numbers), tuple(trips), parameters)
+
+
+def start_release(depot: Depot, release: Release) -> Trip:
+    """The trip in which ``release`` rides, its rows tied to it. Drive it like any other trip; :class:`Refused` if a row was taken meanwhile."""
+    parameters = {**release.parameters, RELEASE_STOP: release.stop}
+    trip = depot.start_trip(release.route, "release", parameters, parent=release.trips[-1])
+    try:
+        depot.mark_released(release.ids, trip.id)
+    except Refused as error:
+        depot.finish_trip(trip.id, "failed", str(error))
+        raise
+    return trip
+
+
+# While it rides
+
+
+def release_stop(trip: Trip) -> str | None:
+    """The stop at which a release trip puts its rows aboard; None for any other trip."""
+    return trip.parameters.get(RELEASE_STOP) if trip.trigger == "release" else None
+
+
+def chain(route: Route, name: str) -> tuple[str, ...]:
+    """``name`` and the stops whose rows it carries, itself first: a row of each is a row of the next."""
+    found = [name]
+    while upstream := route.upstream(found[-1])[:1]:
+        found += upstream
+    return tuple(found)
+
+
+def _between(route: Route, stop: str, drop_off: str) -> tuple[str, ...]:
+    names = chain(route, drop_off)
+    return names[1 : names.index(stop)]
+
+
+def reaches(route: Route, trip: Trip, name: str) -> bool:
+    """Whether rows that ``trip`` moves come to stop ``name``: all do, but those of a release only follow their own chain."""
+    stop = release_stop(trip)
+    return stop is None or stop in chain(route, name)
+
+
+def contract_for(route: Route, trip: Trip, name: str) -> Contract:
+    """The contract of ``name`` in ``trip``. Shares and counts are about whole loads: for a handful of released rows they do not hold."""
+    contract = route.contract_of(name)
+    if release_stop(trip) is None or not reaches(route, trip, name):
+        return contract
+    return replace(contract, max_rejected=1.0, min_rows=0)
+
+
+def released_rows(depot: Depot, trip: Trip) -> Iterator[QuarantinedRow]:
+    """The rows that ``trip`` releases, in the order of quarantine."""
+    stop = release_stop(trip)
+    if stop is not None:
+        yield from (row for row in rows_of(depot, trip.route, stop, "released") if row.released_trip == trip.id)
+
+
+def released_records(depot: Depot, route: Route, trip: Trip) -> Iterator[Records]:
+    """The released rows as a source would give them: text as it was picked up, at the place where it was found."""
+    import pyarrow as pa
+
+    from resources.records import Records
+
+    contract = route.contract_of(str(release_stop(trip)))
+    for (origin, unit), rows in groupby(released_rows(depot, trip), lambda row: (row.origin, row.unit)):
+        while some := _some(rows):
+            texts = [_source_texts(row, contract) for row in some]
+            columns = [pa.array([text[name] for text in texts], pa.string()) for name in contract.names]
+            positions = pa.array([row.position or int(row.row_id) for row in some], pa.int64())
+            batch = pa.RecordBatch.from_arrays(columns, names=list(contract.names))
+            yield Records(batch, origin or f"trip {some[0].trip}", positions, unit or "row")
+
+
+def receipt_part(trip: Trip) -> str:
+    return f"release:{release_stop(trip)}"
+
+
+def receipt_keys(depot: Depot, trip: Trip) -> tuple[str, ...]:
+    """One key for each released row: its original trip, and its number there."""
+    return tuple(f"trip:{row.trip}:row:{row.row_id}" for row in released_rows(depot, trip))
+
+
+def rows_of(depot: Depot, route: str | None, stop: str | None, state: RowState | None, trip: str | None = None) -> Iterator[QuarantinedRow]:
+    """Quarantined rows, a page at a time."""
+    after = 0
+    while page := depot.quarantined(route, trip, stop, state, limit=ROWS_AT_A_TIME, after=after):
+        yield from page
+        after = page[-1].id or 0
+
+
+def _some(rows: Iterator[QuarantinedRow]) -> list[QuarantinedRow]:
+    from itertools import islice
+
+    return list(islice(rows, ROWS_AT_A_TIME))
+
+
+def _kind(rule: str) -> str:
+    """'unique' of ``order_id: unique``."""
+    return rule.partition(": ")[2].partition(" ")[0]
+
+
+def _source_texts(row: QuarantinedRow, contract: Contract) -> dict[str, str | None]:
+    was_read = all(_kind(reason.rule) in _BETWEEN_ROWS for reason in row.reasons)
+    texts = {field.name: row.payload.get(field.name) for field in contract.fields}
+    if was_read:
+        for field in contract.fields:
+            text = texts[field.name]
+            if field.format is not None and text is not None:
+                texts[field.name] = _in_format(field, field.format, text)
+    return texts
+
+
+def _in_format(field: Field, layout: str, text: str) -> str:
+    """ISO 8601 as the source would write it; as it is, where the contract's type changed and it is no such moment."""
+    try:
+        if field.parsed_type.kind == "time":
+            return time.fromisoformat(text).strftime(layout)
+        if field.parsed_type.kind == "date":
+            return date.fromisoformat(text).strftime(layout)
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return (moment.astimezone(ZoneInfo(field.zone)) if field.zone and moment.tzinfo else moment).strftime(layout)
