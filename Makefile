@@ -6,7 +6,7 @@ export BUS_HOME     ?= $(CURDIR)/.bus
 export DAGSTER_HOME ?= $(BUS_HOME)/dagster
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
-.PHONY: demo ui test lint crash bench clean
+.PHONY: demo ui test lint crash bench constraints clean
 
 demo: $(VENV)/.demo ## drive the demo route on the embedded default and print its account
 	$(BIN)/python -m bus_assets.demo drive
@@ -41,6 +41,9 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml constraints.txt
 $(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
 	$(PIP) -e '.[demo,test,lint]'
 	@touch $@ $(VENV)/.demo
+
+constraints: $(VENV)/.test ## pin what is installed now, by name and version
+	$(BIN)/python -m pip --disable-pip-version-check freeze --exclude-editable | grep -v " @ " > constraints.txt
 
 clean: ## forget the environment and all embedded state
 	rm -rf $(VENV) $(BUS_HOME)

@@ -19,7 +19,8 @@ NaN counts as null, because pandas has no other null for floats; infinities are 
 name are left out, those that are missing are null. What cannot be cast is a fault of its row, never an exception.
 """
 
-# pyright: reportAttributeAccessIssue=false - Arrow makes its compute functions at import, unseen by a type checker
+# Arrow makes its compute functions when it is imported, unseen by a type checker.
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import json

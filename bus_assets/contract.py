@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -97,6 +98,8 @@ class Field:
                 raise Misdeclared(f"{me}: zone is for type timestamptz, not {kind}")
             if self.zone not in available_timezones():
                 raise Misdeclared(f"{me}: zone {self.zone!r} is not an IANA time zone such as 'Europe/Berlin'")
+        if self.format is not None and kind.kind != "time" and not re.search(r"%[YyGcxDF]", self.format):
+            raise Misdeclared(f"{me}: format {self.format!r} has no year, so every date would be in 1900; add %Y or %y")
         if self.format is not None and kind.kind not in ("date", "time", "timestamp", "timestamptz"):
             raise Misdeclared(f"{me}: format is for dates, times and timestamps, not {kind}")
         if isinstance(self.references, str) and len(self.references.split(".")) != 2:
@@ -145,7 +148,7 @@ def _wall_clock(value: Any) -> datetime:
 _PYTHON: dict[str, Any] = {
     "string": lambda v: v if isinstance(v, str) else _refuse(v),
     "integer": _integer,
-    "number": float,
+    "number": lambda v: _refuse(v) if math.isnan(float(v)) else float(v),
     "boolean": lambda v: v if isinstance(v, bool) else _refuse(v),
     "decimal": lambda v: Decimal(str(v)),
     "date": lambda v: v if isinstance(v, date) and not isinstance(v, datetime) else date.fromisoformat(v),

@@ -4,7 +4,8 @@ Row by row rules are judged here, in Arrow, a batch at a time; rules across rows
 :mod:`bus_assets.verify` judges all of them once more, by other means, from the rows that were staged as kept.
 """
 
-# pyright: reportAttributeAccessIssue=false - Arrow makes its compute functions at import, unseen by a type checker
+# Arrow makes its compute functions when it is imported, unseen by a type checker.
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 from collections import defaultdict

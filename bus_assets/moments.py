@@ -1,6 +1,7 @@
 """Dates, times and instants out of text, by ISO 8601 or the format of a field, and wall clock times in a zone."""
 
-# pyright: reportAttributeAccessIssue=false - Arrow makes its compute functions at import, unseen by a type checker
+# Arrow makes its compute functions when it is imported, unseen by a type checker.
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import re

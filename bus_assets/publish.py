@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from bus_assets.drive import Drive, Lease, ledger_id
 from bus_assets.passengers import Passengers, duck, quoted
+from bus_assets.progress import Progress, tell
+from bus_assets.release import reaches, release_stop, released_rows
 from bus_assets.stops import DropOff
 from bus_assets.values import fill
 from resources.depot.entries import Verdict
@@ -64,6 +66,8 @@ def publish(drive: Drive, database: str) -> tuple[Dropped, ...]:
     except BusError as error:
         raise error.at(route=drive.route.name) from error.__cause__
     _remember(drive, database, dropped)
+    for done in dropped:
+        tell(Progress(done.drop_off, done.offered - done.left_out, passed=True))
     return dropped
 
 
@@ -78,12 +82,26 @@ def _transaction(drive: Drive, database: str, drops: tuple[DropOff, ...], verdic
         verify_gates(drive, again)
         if transaction.record_receipts(drive.route.name, [f"trip:{ledger}"], trip=trip, attempt=drive.attempt):
             raise AlreadySettled(trip, drive.attempt, PUBLISHED)
+        _release_once(drive, transaction, database)
         dropped = []
         for drop in drops:
             done = _drop(drive, transaction, drop, again)
             transaction.record_applied(ledger, drop.into.name, str(drop.into.mode), done.applied)
             dropped.append(done)
     return tuple(dropped)
+
+
+def _release_once(drive: Drive, transaction: Any, database: str) -> None:
+    """A receipt for each row released from quarantine. One that is there already was released by another trip: nothing is written."""
+    if (stop := release_stop(drive.trip)) is None:
+        return
+    rows = released_rows(drive.bus.depot, drive.trip)
+    keys = [f"trip:{ledger_id(drive.route, row.trip, database)}:row:{row.row_id}" for row in rows]
+    if again := transaction.record_receipts(drive.route.name, keys, part=f"release:{stop}", trip=drive.trip.id, attempt=drive.attempt):
+        raise Refused(
+            f"{len(again)} of {len(keys)} rows were released before ({again[0]}, say) and would be dropped off twice; nothing was written. "
+            f"`bus quarantine unrelease {drive.trip.id}` holds them again, `bus quarantine discard` then gives them up"
+        )
 
 
 def gates(drive: Drive) -> dict[str, Verdict]:
@@ -154,9 +172,11 @@ def plan(drive: Drive, drop: DropOff) -> TablePlan:
 
 
 def _drop(drive: Drive, transaction: Any, drop: DropOff, verdicts: Mapping[str, Verdict]) -> Dropped:
+    if not reaches(drive.route, drive.trip, drop.name):
+        return Dropped(drop.name, str(drop.into.mode), 0, 0, Applied())
     of = drive.route.upstream(drop.name)[0]
     passengers = drive.passengers(of, verdicts)
-    lease = Lease(drive)
+    lease = Lease(drive, drop.name)
     rows = Counted(_chosen(drop, passengers), lease)
     table, columns = drop.into, list(drop.mapping(passengers.contract))
     try:

@@ -18,7 +18,8 @@ their full width: '2013111' could be two days. A whole column is cast at once; o
 looked at more closely.
 """
 
-# pyright: reportAttributeAccessIssue=false - Arrow makes its compute functions at import, unseen by a type checker
+# Arrow makes its compute functions when it is imported, unseen by a type checker.
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import re

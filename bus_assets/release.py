@@ -217,15 +217,6 @@ def released_records(depot: Depot, route: Route, trip: Trip) -> Iterator[Records
             yield Records(batch, origin or f"trip {some[0].trip}", positions, unit or "row")
 
 
-def receipt_part(trip: Trip) -> str:
-    return f"release:{release_stop(trip)}"
-
-
-def receipt_keys(depot: Depot, trip: Trip) -> tuple[str, ...]:
-    """One key for each released row: its original trip, and its number there."""
-    return tuple(f"trip:{row.trip}:row:{row.row_id}" for row in released_rows(depot, trip))
-
-
 def rows_of(depot: Depot, route: str | None, stop: str | None, state: RowState | None, trip: str | None = None) -> Iterator[QuarantinedRow]:
     """Quarantined rows, a page at a time."""
     after = 0

@@ -79,9 +79,12 @@ def loss(kind: pa.DataType, column: sa.types.TypeEngine[Any], dialect: Dialect) 
     return ""
 
 
+_STRICT = (sa.Integer, sa.Numeric, sa.Float, sa.Boolean, sa.Date, sa.DateTime, sa.Time, sa.LargeBinary, sa.types._Binary, postgresql.ARRAY)
+"""Column types into which text would be converted."""
+
+
 def _string(_kind: pa.DataType, column: Any, _dialect: Dialect) -> str:
-    strict = (sa.Integer, sa.Numeric, sa.Float, sa.Boolean, sa.Date, sa.DateTime, sa.Time, sa.LargeBinary, sa.types._Binary, postgresql.ARRAY)
-    return "text does not fit" if isinstance(column, strict) else ""
+    return "text does not fit" if isinstance(column, _STRICT) else ""
 
 
 def _integer(kind: pa.DataType, column: Any, dialect: Dialect) -> str:
@@ -92,7 +95,8 @@ def _integer(kind: pa.DataType, column: Any, dialect: Dialect) -> str:
 
 def _floating(_kind: pa.DataType, column: Any, dialect: Dialect) -> str:
     if isinstance(column, sa.Float):
-        return "single precision loses digits" if isinstance(column, sa.REAL) and dialect.name == "postgresql" else ""
+        is_single = isinstance(column, sa.REAL) if dialect.name == "postgresql" else isinstance(column, mysql.FLOAT)
+        return "single precision loses digits" if is_single else ""
     if isinstance(column, sa.Numeric):
         return "" if column.scale is None or dialect.name == "sqlite" else "a fixed scale rounds"
     return "numbers do not fit"

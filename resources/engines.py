@@ -104,7 +104,8 @@ def _sqlite_begins(connection: Connection) -> None:
 def _mysql_connected(raw: Any, waiting: Waiting) -> None:
     with raw.cursor() as cursor:
         cursor.execute("SET SESSION time_zone = '+00:00', sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES')")
-        cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {max(1, round(waiting.lock))}, lock_wait_timeout = {max(1, round(waiting.lock))}")
+        seconds = max(1, round(waiting.lock))
+        cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {seconds}, lock_wait_timeout = {seconds}")
 
 
 @contextmanager
@@ -138,7 +139,7 @@ def _begin(connection: Connection, waiting: Waiting, *, reading: bool) -> None:
         connection.execute(
             sa.text(
                 "SELECT set_config('lock_timeout', :lock, true), set_config('statement_timeout', :statement, true),"
-                " set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO, YMD', true), set_config('IntervalStyle', 'iso_8601', true)"
+                " set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO, YMD', true)"
             ),
             {"lock": f"{settings['lock_timeout']:.0f}", "statement": f"{settings['statement_timeout']:.0f}"},
         )

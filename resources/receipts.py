@@ -1,8 +1,8 @@
 """What a destination remembers of the trips that changed it: outcomes, receipts and counts, committed with the data they are about.
 
-    bus_outcomes   one row per (trip, attempt): 'published' or 'revoked', whichever transaction committed first
-    bus_receipts   one row per (route, key, part): this message's rows are applied
-    bus_applied    what each table of a trip got, from the database's own row counts
+bus_outcomes   one row per (trip, attempt): 'published' or 'revoked', whichever transaction committed first
+bus_receipts   one row per (route, key, part): this message's rows are applied
+bus_applied    what each table of a trip got, from the database's own row counts
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
+from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import exc
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Dialect
 
 from resources.column_types import exact_text
 from resources.errors import Refused
+
+T = TypeVar("T")
 
 PUBLISHED = "published"
 KEY_CHARACTERS = 400
@@ -187,7 +190,7 @@ class Ledger:
     def _inserted(self, table: sa.Table, rows: list[dict[str, object]]) -> bool:
         """Insert ``rows``; False if one is there. Waits for a transaction that is about to insert the same."""
         if self._connection.dialect.name in ("postgresql", "sqlite"):
-            dialect = sa.dialects.postgresql if self._connection.dialect.name == "postgresql" else sa.dialects.sqlite
+            dialect = postgresql if self._connection.dialect.name == "postgresql" else sqlite
             return self._connection.execute(dialect.insert(table).on_conflict_do_nothing(), rows[0]).rowcount == len(rows)
         try:
             with self._connection.begin_nested():
@@ -204,7 +207,7 @@ class Ledger:
         return found
 
 
-def again_after_race[T](connection: Connection, work: Callable[[], T]) -> T:
+def again_after_race(connection: Connection, work: Callable[[], T]) -> T:
     """``work`` in a savepoint; once more if somebody inserted the same key between its look and its insert."""
     for _ in range(RACES - 1):
         try:
@@ -224,6 +227,6 @@ def stored_key(key: str) -> str:
     return f"{key[: KEY_CHARACTERS - len(digest) - 1]}#{digest}"
 
 
-def _chunks[T](items: Sequence[T]) -> Iterator[Sequence[T]]:
+def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
     for start in range(0, len(items), KEYS_AT_ONCE):
         yield items[start : start + KEYS_AT_ONCE]

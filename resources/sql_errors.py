@@ -38,7 +38,7 @@ REFUSED_LOGIN = Meaning(Misconfigured, "the login was refused", "check user, pas
 NO_DATABASE = Meaning(Misconfigured, "there is no such database", "check the URL or create the database")
 DENIED = Meaning(Misconfigured, "permission denied", "grant it to the user in the URL")
 BAD_STATEMENT = Meaning(Misconfigured, "the statement does not fit the database", "check names and syntax")
-READ_ONLY = Meaning(Misconfigured, "nothing may be written here", "reading must not change data; for writing check the server's or file's mode")
+READ_ONLY = Meaning(Misconfigured, "nothing may be written here", "reading changes nothing; for writing check the server's or file's mode")
 NOT_A_DATABASE = Meaning(Misconfigured, "the file cannot be used as a database", "check the path and the file")
 NUL_IN_TEXT = Meaning(Poison, "a text has a character that the database cannot store (NUL or broken encoding)")
 TOO_LONG = Meaning(Poison, "a value is too long for its column")
@@ -85,7 +85,7 @@ _BY_CLASS: tuple[tuple[type[exc.DBAPIError], Meaning], ...] = (
     (exc.InterfaceError, LOST),
 )
 _BY_TEXT = (  # where the driver gives no code: libpq's own connection errors, and sqlite3's decoder
-    (re.compile(r"password authentication failed|no password supplied|no pg_hba|role .* does not exist|not permitted to log in"), REFUSED_LOGIN),
+    (re.compile(r"password authentication failed|no password supplied|no pg_hba|role .* does not exist|not permitted to log"), REFUSED_LOGIN),
     (re.compile(r"database .* does not exist"), NO_DATABASE),
     (re.compile(r"could not translate host name|failed to resolve host|[Nn]ame or service not known"),
      Meaning(Misconfigured, "the server's name is not known", "check the URL")),

@@ -86,7 +86,9 @@ def _csv_column(column: pa.Array) -> pa.Array:
 
 def as_rows(batch: pa.RecordBatch, dialect: str) -> Iterator[tuple[Any, ...]]:
     """The rows of ``batch`` as the driver of ``dialect`` takes them in ``executemany``."""
-    return zip(*(_driver_values(column, name, dialect) for name, column in zip(batch.schema.names, batch.columns, strict=True)), strict=True)
+    return zip(
+        *(_driver_values(column, name, dialect) for name, column in zip(batch.schema.names, batch.columns, strict=True)), strict=True
+    )
 
 
 def as_bound(value: Any, kind: pa.DataType | None, dialect: str, what: str) -> Any:
@@ -123,7 +125,9 @@ def _driver_values(column: pa.Array, name: str, dialect: str) -> list[Any]:
 
 def _objects(column: pa.Array) -> list[Any]:
     """Like ``to_pylist``, by the way of numpy where that is exact and faster."""
-    if pa.types.is_string(column.type) or (column.null_count == 0 and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type))):
+    if pa.types.is_string(column.type) or (
+        column.null_count == 0 and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type))
+    ):
         return column.to_numpy(zero_copy_only=False).tolist()
     return column.to_pylist()
 

@@ -65,7 +65,9 @@ def table_name(text: str, default_schema: str | None) -> TableName:
             break
         at += 1
     if at != len(text) or text.endswith(".") or not 1 <= len(parts) <= 2:
-        raise Misconfigured(f"table name {text!r}: expected 'table' or 'schema.table'; write a part with a dot or a quote as \"…\", quotes doubled")
+        raise Misconfigured(
+            f"table name {text!r}: expected 'table' or 'schema.table'; write a part with a dot or a quote as \"…\", quotes doubled"
+        )
     for part in parts:
         checked_identifier(part, f"table name {text!r}")
     return TableName(schema=parts[0] if len(parts) == 2 else default_schema, name=parts[-1], text=text)
@@ -168,5 +170,3 @@ def _must_be_given(column: dict[str, Any], dialect: Dialect) -> bool:
         return False
     is_rowid = dialect.name == "sqlite" and column.get("primary_key") and isinstance(column["type"], sa.Integer)
     return not is_rowid and column.get("autoincrement") is not True
-
-

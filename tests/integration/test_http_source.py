@@ -569,9 +569,9 @@ def test_settings_that_cannot_work_are_misconfigured_before_anything_is_asked(se
     assert server.asked == []
 
 
-def test_a_wrong_setting_does_not_show_the_right_ones():
-    with pytest.raises(Exception, match="base_url") as caught:
-        WebService(auth="bearer", token=SECRET)  # pyright: ignore[reportCallIssue]
+def test_a_setting_of_the_wrong_type_is_not_shown():
+    with pytest.raises(ValueError, match="token") as caught:
+        WebService(base_url="http://host", auth="bearer", token=[SECRET])  # pyright: ignore[reportArgumentType]
     assert SECRET not in str(caught.value)
 
 

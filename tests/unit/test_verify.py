@@ -1,6 +1,7 @@
 """The recount finds what the gate let through, and nothing where the gate is right."""
 
-# pyright: reportAttributeAccessIssue=false - Arrow makes its compute functions at import, unseen by a type checker
+# Arrow makes its compute functions when it is imported, unseen by a type checker.
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import re

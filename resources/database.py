@@ -1,0 +1,344 @@
+"""A SQL database: read from by queries, written to in one transaction with everything that is known about the trip.
+
+No ``from __future__ import annotations`` here: Dagster reads the annotations of the resource when the class is made.
+"""
+
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import sqlalchemy as sa
+from dagster import ConfigurableResource
+from pydantic import Field, PrivateAttr
+from sqlalchemy import exc
+from sqlalchemy.engine import Connection, Engine
+
+from resources.engines import MYSQL_LIKE, Waiting, connected, in_words, make_engine, parsed, sqlite_file
+from resources.errors import Misconfigured, Transient
+from resources.loading import loader_for
+from resources.receipts import AlreadySettled, Applied, AppliedTo, Ledger, ledger_tables
+from resources.records import Records
+from resources.sql_errors import explained, meaning, raise_explained
+from resources.sql_values import Columns
+from resources.tables import TablePlan, prepare_tables, table_name
+
+BATCH_ROWS = 65_536
+PREPARE_LOCK = 4_720_811_530_219
+"""The advisory lock of everybody who prepares tables; any number that nobody else uses."""
+KNOWN_GOOD = ("postgresql", "sqlite")
+"""Dialects that hold the probe's promises by construction; the conformance suite runs the probe on them too."""
+
+
+class Transaction:
+    """One write transaction. Every method raises Transient for locks, time-outs and lost connections, Misconfigured for missing tables,
+    columns and permissions, Poison for values that the table does not take; after any of them only a rollback is left.
+
+    ``batches`` may be consumed once and only during the call; what they raise themselves passes unchanged.
+    """
+
+    def __init__(self, connection: Connection, schema: str | None, where: str):
+        self._where = where
+        self._ledger = Ledger(connection, schema)
+        self._loader = loader_for(connection, schema, where)
+
+    def _doing(self, what: str) -> AbstractContextManager[None]:
+        return explained(self._where, what)
+
+    def outcome(self, trip: str, attempt: int) -> str | None:
+        """'published', 'revoked' …, or None if the attempt is not settled."""
+        with self._doing("looking up an outcome"):
+            return self._ledger.outcome(trip, attempt)
+
+    def published(self, trip: str) -> int | None:
+        """The attempt that published ``trip`` here, None if none did."""
+        with self._doing("looking up an outcome"):
+            return self._ledger.published(trip)
+
+    def record_outcome(self, route: str, trip: str, attempt: int, outcome: str, run: str) -> None:
+        """Settle (trip, attempt). Waits for whoever is settling it at this moment; AlreadySettled if they commit first."""
+        with self._doing("recording an outcome"):
+            self._ledger.record_outcome(route, trip, attempt, outcome, run)
+
+    def receipts(self, route: str, keys: Sequence[str], part: str = "") -> frozenset[str]:
+        """Which of ``keys`` have their rows here already."""
+        with self._doing("looking up receipts"):
+            return self._ledger.receipts(route, keys, part)
+
+    def record_receipts(self, route: str, keys: Sequence[str], *, part: str = "", trip: str, attempt: int) -> tuple[str, ...]:
+        """Insert receipts; the keys that were there before, in order: if there are any, the caller must give up the transaction."""
+        with self._doing("recording receipts"):
+            return self._ledger.record_receipts(route, keys, part=part, trip=trip, attempt=attempt)
+
+    def record_applied(self, trip: str, table: str, mode: str, rows: Applied) -> None:
+        """Keep what ``table`` got from ``trip``, for the account."""
+        with self._doing("recording counts"):
+            self._ledger.record_applied(trip, table, mode, rows)
+
+    def applied(self, trip: str) -> tuple[AppliedTo, ...]:
+        """What was kept by :meth:`record_applied`, in that order."""
+        with self._doing("looking up counts"):
+            return self._ledger.applied(trip)
+
+    def append(self, table: str, columns: Sequence[str], batches: Iterable[pa.RecordBatch]) -> Applied:
+        """Insert every row."""
+        with self._doing(f"appending to table {table!r}"):
+            return self._loader.append(table, columns, batches)
+
+    def upsert(self, table: str, columns: Sequence[str], key: Sequence[str], batches: Iterable[pa.RecordBatch]) -> Applied:
+        """Insert rows with a new key, set ``columns`` of the others. Of several rows with one key the last counts."""
+        with self._doing(f"upserting into table {table!r}"):
+            return self._loader.upsert(table, columns, key, batches)
+
+    def replace(self, table: str, columns: Sequence[str], scope: Mapping[str, object], batches: Iterable[pa.RecordBatch]) -> Applied:
+        """Delete the rows whose columns equal ``scope`` (``{}``: all), insert these. Refused if some of these are outside ``scope``."""
+        with self._doing(f"replacing rows of table {table!r}"):
+            return self._loader.replace(table, columns, scope, batches)
+
+    def delete(self, table: str, key: Sequence[str], batches: Iterable[pa.RecordBatch]) -> Applied:
+        """Delete the rows with these keys; keys that are not there are no error."""
+        with self._doing(f"deleting from table {table!r}"):
+            return self._loader.delete(table, key, batches)
+
+    def accumulate(
+        self, table: str, columns: Sequence[str], key: Sequence[str], sums: Sequence[str], batches: Iterable[pa.RecordBatch]
+    ) -> Applied:
+        """Like upsert, but ``sums`` are added to what is there, and rows with one key are summed; null counts as 0."""
+        with self._doing(f"accumulating in table {table!r}"):
+            return self._loader.accumulate(table, columns, key, sums, batches)
+
+    def count_matching(self, table: str, key: Sequence[str], batches: Iterable[pa.RecordBatch]) -> int:
+        """How many different keys of ``batches`` the table has."""
+        with self._doing(f"counting rows of table {table!r}"):
+            return self._loader.count_matching(table, key, batches)
+
+    def count_rows(self, table: str) -> int:
+        with self._doing(f"counting rows of table {table!r}"):
+            return self._loader.count_rows(table)
+
+
+class Database(ConfigurableResource):
+    """Any database that SQLAlchemy speaks, by ``url``; ``postgresql://`` means psycopg 3.
+
+    ``schema_name``  where tables are whose name says no schema, this project's own three included.
+    Errors: Misconfigured for the URL, the login, permissions, unknown tables and columns, syntax; Transient for locks, time-outs,
+    full disks and lost connections. ``statement_timeout_seconds`` is kept by Postgres and MariaDB; 0 is none.
+    """
+
+    url: str = Field(repr=False)
+    schema_name: str | None = None
+    statement_timeout_seconds: float = 0
+    lock_timeout_seconds: float = 30
+    connect_timeout_seconds: float = 10
+
+    _engine: Engine | None = PrivateAttr(default=None)
+    _probed: ClassVar[set[tuple[int, str]]] = set()
+
+    @property
+    def where(self) -> str:
+        """The database in words, without user or password."""
+        return in_words(parsed(self.url))
+
+    def read(
+        self,
+        sql: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        fields: Mapping[str, str] | None = None,
+        name: str,
+        batch_rows: int = BATCH_ROWS,
+    ) -> Iterator[Records]:
+        """The rows of one SELECT, through a server-side cursor in a read-only transaction; ``params`` are bound (``:month``).
+
+        ``fields`` maps the names wanted to the result's columns; none: all columns. A list as parameter fits ``IN :ids``.
+        At least one batch, empty if there are no rows. Errors, as for the class, come while the rows are consumed.
+        """
+        statement, bound = _statement(sql, params or {}, name)
+        with self._reading() as connection:
+            with explained(self.where, f"query {name!r}"):
+                result = connection.execution_options(stream_results=True, yield_per=batch_rows).execute(statement, bound)
+            wanted = dict(fields) if fields else {column: column for column in result.keys()}
+            at = _places(wanted, list(result.keys()), name)
+            columns = Columns(list(wanted), connection.dialect.name)
+            first = 1
+            while True:
+                with explained(self.where, f"query {name!r}, from row {first}"):
+                    rows = result.fetchmany(batch_rows)
+                if not rows and first > 1:
+                    return
+                positions = pa.array(range(first, first + len(rows)), pa.int64())
+                yield Records(batch=columns.batch(rows, at), origin=name, positions=positions, unit="row")
+                first += len(rows)
+                if len(rows) < batch_rows:
+                    return
+
+    def count(self, sql: str, params: Mapping[str, Any] | None = None) -> int:
+        """How many rows the SELECT has, counted by the database."""
+        # A line of its own for the bracket: the statement may end in a comment.
+        statement, bound = _statement(f"SELECT count(*) FROM (\n{sql.rstrip().rstrip(';')}\n) AS bus_counted", params or {}, "count")
+        with self._reading() as connection, explained(self.where, "counting the rows of a query"):
+            return connection.execute(statement, bound).scalar_one()
+
+    def column_keys(self, table: str, column: str) -> Iterator[pa.Array]:
+        """The distinct values of a column, nulls left out, in pieces."""
+        quoted, schema = table_name(table, self.schema_name).quoted()
+        values: sa.ColumnElement[Any] = sa.column(sa.sql.quoted_name(column, True))
+        source = sa.table(quoted, values, schema=schema)  # pyright: ignore[reportArgumentType]
+        query = sa.select(values).select_from(source).where(values.is_not(None)).distinct()
+        with self._reading() as connection:
+            with explained(self.where, f"reading the keys {table}.{column}"):
+                result = connection.execution_options(stream_results=True, yield_per=BATCH_ROWS).execute(query)
+            found = Columns([column], connection.dialect.name)
+            while True:
+                with explained(self.where, f"reading the keys {table}.{column}"):
+                    rows = result.fetchmany(BATCH_ROWS)
+                if not rows:
+                    return
+                yield found.batch(rows, [0]).column(0)
+
+    def prepare(self, tables: Sequence[TablePlan]) -> None:
+        """Make sure that everything a publication needs is there, before it begins: this project's three tables, and ``tables``.
+
+        Each table is created if its plan says so, or compared. One Misconfigured lists all differences of all tables, or shows the
+        CREATE TABLE to run. A dialect that is not known to keep its promises must pass :meth:`probe`, once per process.
+        """
+        with self._writing() as connection, explained(self.where, "preparing tables"):
+            with _alone(connection, self.lock_timeout_seconds):
+                ledger_tables(connection.dialect, self.schema_name).create_all(connection)
+                prepare_tables(connection, tables, self.schema_name, self.where)
+                connection.commit()
+            known_good = connection.dialect.name in KNOWN_GOOD
+        if not known_good and (os.getpid(), self.url) not in self._probed:
+            self.probe()
+            self._probed.add((os.getpid(), self.url))
+
+    @contextmanager
+    def transaction(self, *, reading: bool = False) -> Iterator[Transaction]:
+        """A transaction: committed at the end of the block, rolled back if it raises. ``reading``: nothing can be written, nobody waits.
+
+        Transient "… outcome unknown …" if the connection is lost while it commits: look the outcome up before trying again.
+        """
+        with (self._reading if reading else self._writing)() as connection:
+            yield Transaction(connection, self.schema_name, self.where)
+            if not reading:
+                self._commit(connection)
+
+    def probe(self) -> None:
+        """Let two connections race to settle the same attempt. Misconfigured if both win, or if a rollback leaves something."""
+        ledger_must_be_there = lambda connection: ledger_tables(connection.dialect, self.schema_name).create_all(connection)  # noqa: E731
+        with self._writing() as connection, explained(self.where, "preparing the probe"):
+            ledger_must_be_there(connection)
+            connection.commit()
+        trip = f"probe-{uuid.uuid4()}"
+        try:
+            if not (self._loser_sees(trip, "published") and self._rollback_frees(trip)):
+                raise Misconfigured(
+                    f"{self.where} let two transactions settle the same attempt, or kept what was rolled back; "
+                    "use a database (or a table engine) with real transactions and unique keys"
+                )
+        finally:
+            with self._writing() as connection, explained(self.where, "cleaning up after the probe"):
+                Ledger(connection, self.schema_name).forget(trip)
+                connection.commit()
+
+    def _loser_sees(self, trip: str, outcome: str) -> bool:
+        """Whether a second writer waits for the first and then finds what it committed."""
+        with ThreadPoolExecutor(1) as other, self._writing() as connection:
+            with explained(self.where, "probing"):
+                Ledger(connection, self.schema_name).record_outcome("bus-probe", trip, 1, outcome, "first")
+            second = other.submit(self._settles, trip, 1)
+            with explained(self.where, "probing"):
+                connection.commit()
+            return second.result() == outcome
+
+    def _rollback_frees(self, trip: str) -> bool:
+        with self._writing() as connection, explained(self.where, "probing"):
+            Ledger(connection, self.schema_name).record_outcome("bus-probe", trip, 2, "rolled back", "first")
+            connection.rollback()
+        return self._settles(trip, 2) is None
+
+    def _settles(self, trip: str, attempt: int) -> str | None:
+        """None if this connection could settle the attempt, else the outcome it found."""
+        with self._writing() as connection:
+            try:
+                with explained(self.where, "probing"):
+                    Ledger(connection, self.schema_name).record_outcome("bus-probe", trip, attempt, "second", "second")
+                    connection.commit()
+            except AlreadySettled as settled:
+                return settled.outcome
+            return None
+
+    def _commit(self, connection: Connection) -> None:
+        try:
+            connection.commit()
+        except exc.SQLAlchemyError as error:
+            if meaning(error).is_lost:
+                raise Transient(
+                    f"the connection to {self.where} was lost at COMMIT: outcome unknown; look up the trip's outcome there before trying again"
+                ) from error
+            raise_explained(error, self.where, "committing")
+
+    def _reading(self) -> AbstractContextManager[Connection]:
+        file = sqlite_file(parsed(self.url))
+        if file is not None and not file.exists():
+            raise Misconfigured(f"{self.where}: there is no such file; check the path")
+        return connected(self._lazy_engine(), self.where, self._waiting(), reading=True)
+
+    def _writing(self) -> AbstractContextManager[Connection]:
+        file = sqlite_file(parsed(self.url))
+        if file is not None:
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise Misconfigured(f"{self.where}: its folder cannot be made ({error.strerror}); check the path") from error
+        return connected(self._lazy_engine(), self.where, self._waiting())
+
+    def _waiting(self) -> Waiting:
+        return Waiting(self.statement_timeout_seconds, self.lock_timeout_seconds, self.connect_timeout_seconds)
+
+    def _lazy_engine(self) -> Engine:
+        if self._engine is None:
+            self._engine = make_engine(parsed(self.url), self._waiting())
+        return self._engine
+
+
+@contextmanager
+def _alone(connection: Connection, lock_timeout_seconds: float) -> Iterator[None]:
+    """Nobody else prepares tables meanwhile. SQLite's write lock does that by itself; DDL ends no transaction there or on Postgres."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(PREPARE_LOCK)))
+        yield
+    elif connection.dialect.name in MYSQL_LIKE:
+        if not connection.scalar(sa.select(sa.func.get_lock("bus_prepare", lock_timeout_seconds))):
+            raise Transient("somebody else is preparing tables; it will be tried again")
+        try:
+            yield
+        finally:
+            connection.execute(sa.select(sa.func.release_lock("bus_prepare")))
+    else:
+        yield
+
+
+def _statement(sql: str, params: Mapping[str, Any], name: str) -> tuple[sa.TextClause, dict[str, Any]]:
+    """``sql`` with its parameters; Misconfigured that names those missing and those not asked for."""
+    statement = sa.text(sql)
+    asked = set(statement.compile().params)
+    if asked != set(params):
+        missing, extra = sorted(asked - set(params)), sorted(set(params) - asked)
+        said = [f"the statement asks for {missing}"] if missing else []
+        said += [f"it has no place for {extra}"] if extra else []
+        raise Misconfigured(f"query {name!r}: {', '.join(said)}; bind :name by params={{'name': …}}, write a colon in text as \\:")
+    lists = [sa.bindparam(key, expanding=True) for key, value in params.items() if isinstance(value, (list, tuple, set, frozenset))]
+    return (statement.bindparams(*lists) if lists else statement), dict(params)
+
+
+def _places(wanted: Mapping[str, str], there: list[str], name: str) -> list[int]:
+    missing = [column for column in wanted.values() if column not in there]
+    if missing:
+        raise Misconfigured(
+            f"query {name!r}: the result has no column {missing}; it has {there}; add it to the SELECT or map it with fields="
+        )
+    return [there.index(column) for column in wanted.values()]

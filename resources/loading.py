@@ -1,0 +1,295 @@
+"""Rows into a table, in each of the modes, inside a transaction that somebody else begins and commits.
+
+Append and replace insert straight into the table. The other modes fill a temporary table, which has the rows' place in the order
+beside them, and merge it set-wise: first the folding of rows with the same key, then UPDATE of what is there and INSERT of what is
+not (:class:`Loader`, portable SQL only), or ``INSERT … ON CONFLICT`` (:class:`PostgresLoader`). No mode takes a lock that
+makes a reader wait.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import sqlalchemy as sa
+from sqlalchemy import exc
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Connection
+
+from resources import decimals
+from resources.copying import copy_rows
+from resources.errors import Misconfigured, Refused
+from resources.receipts import Applied, again_after_race
+from resources.sql_values import as_bound, as_rows, chosen, peeked, pieces, refuse_null_keys
+from resources.tables import table_name
+
+POSITION = "_bus_position"
+"""The place of a row in the order in which it was handed over; the field names of contracts cannot begin with _bus_."""
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """Rows that wait in a temporary table, and what is to become of them."""
+
+    table: sa.Table
+    columns: tuple[str, ...]
+    key: tuple[str, ...]
+    sums: tuple[str, ...]
+    schema: pa.Schema | None
+    rows: int
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The columns that an update sets. A table of keys alone gets its key again, so that every row is counted."""
+        return tuple(name for name in self.columns if name not in self.key) or self.key[:1]
+
+    def is_decimal(self, name: str) -> bool:
+        return self.schema is not None and pa.types.is_decimal(self.schema.field(name).type)
+
+
+class Loader:
+    """The portable way, for every dialect that SQLAlchemy speaks; ``where`` is the database in words."""
+
+    def __init__(self, connection: Connection, schema: str | None, where: str):
+        self._connection = connection
+        self._dialect = connection.dialect.name
+        self._schema = schema
+        self._where = where
+        self._targets: dict[str, sa.Table] = {}
+        self._loads = 0
+
+    def append(self, table: str, columns: Sequence[str], batches: Iterable[pa.RecordBatch]) -> Applied:
+        target = self._target(table)
+        return Applied(inserted=self._fill(target, columns, (chosen(batch, columns, table) for batch in batches)))
+
+    def replace(self, table: str, columns: Sequence[str], scope: Mapping[str, object], batches: Iterable[pa.RecordBatch]) -> Applied:
+        if outside := [name for name in scope if name not in columns]:
+            raise Misconfigured(f"table {table!r}: the scope names {outside}, which is not among the columns dropped: {list(columns)}")
+        target = self._target(table)
+        schema, rows = peeked(batches)
+        conditions = []
+        for name, value in scope.items():
+            kind = schema.field(name).type if schema is not None and name in schema.names else None
+            bound = as_bound(value, kind, self._dialect, f"table {table!r}, scope {name!r}")
+            conditions.append(_same(target.c[name], bound))
+        deleted = self._connection.execute(sa.delete(target).where(*conditions)).rowcount
+        inserted = self._fill(target, columns, _inside(scope, table, (chosen(batch, columns, table) for batch in rows)))
+        return Applied(inserted=inserted, deleted=deleted)
+
+    def upsert(self, table: str, columns: Sequence[str], key: Sequence[str], batches: Iterable[pa.RecordBatch]) -> Applied:
+        staged = self._staged(table, columns, key, batches)
+        return self._merged(self._target(table), staged) if staged.rows else Applied()
+
+    def accumulate(
+        self, table: str, columns: Sequence[str], key: Sequence[str], sums: Sequence[str], batches: Iterable[pa.RecordBatch]
+    ) -> Applied:
+        staged = self._staged(table, columns, key, batches, sums)
+        return self._merged(self._target(table), staged) if staged.rows else Applied()
+
+    def delete(self, table: str, key: Sequence[str], batches: Iterable[pa.RecordBatch]) -> Applied:
+        staged = self._staged(table, key, key, batches)
+        if not staged.rows:
+            return Applied()
+        target, gone = self._target(table), staged.table
+        if self._dialect == "sqlite":  # has no DELETE … USING, but uses the index for IN
+            there = sa.tuple_(*(target.c[name] for name in key)).in_(sa.select(*(gone.c[name] for name in key)))
+        else:
+            there = _same_key(target, gone, key)
+        deleted = self._connection.execute(sa.delete(target).where(there)).rowcount
+        return Applied(deleted=deleted, folded=staged.rows - self._distinct(staged))
+
+    def count_matching(self, table: str, key: Sequence[str], batches: Iterable[pa.RecordBatch]) -> int:
+        staged = self._staged(table, key, key, batches)
+        target = self._target(table)
+        asked = sa.select(*(staged.table.c[name] for name in key)).distinct().subquery()
+        there = sa.exists(sa.select(sa.literal(1)).select_from(target).where(_same_key(target, asked, key)))
+        return self._connection.scalar(sa.select(sa.func.count()).select_from(asked).where(there)) or 0
+
+    def count_rows(self, table: str) -> int:
+        return self._connection.scalar(sa.select(sa.func.count()).select_from(self._target(table))) or 0
+
+    def _target(self, table: str) -> sa.Table:
+        """The table as it is in the database."""
+        if table not in self._targets:
+            name = table_name(table, self._schema)
+            quoted, schema = name.quoted()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", exc.SAWarning)  # column types of extensions: passed on as they are
+                try:
+                    self._targets[table] = sa.Table(quoted, sa.MetaData(), schema=schema, autoload_with=self._connection, resolve_fks=False)
+                except exc.NoSuchTableError:
+                    raise Misconfigured(f"there is no table {table!r} in {self._where}; create it, or set create=True") from None
+        return self._targets[table]
+
+    def _staged(
+        self, table: str, columns: Sequence[str], key: Sequence[str], batches: Iterable[pa.RecordBatch], sums: Sequence[str] = ()
+    ) -> _Staged:
+        schema, rows = peeked(batches)
+        self._loads += 1
+        temporary = self._temporary(f"bus_load_{self._loads}", self._target(table), columns, key)
+        filled = self._fill(temporary, (*columns, POSITION), _positioned(rows, columns, key, table))
+        return _Staged(temporary, tuple(columns), tuple(key), tuple(sums), schema, filled)
+
+    def _temporary(self, name: str, target: sa.Table, columns: Sequence[str], key: Sequence[str]) -> sa.Table:
+        like = [sa.Column(column.name, column.type, nullable=column.name not in key) for column in self._columns_of(target, columns)]
+        # The key comes first in the index: folding reads it in that order, and merging looks it up.
+        index = sa.PrimaryKeyConstraint(*key, POSITION)
+        made = sa.Table(name, sa.MetaData(), *like, sa.Column(POSITION, sa.BigInteger, autoincrement=False), index, prefixes=["TEMPORARY"])
+        made.create(self._connection, checkfirst=False)
+        return made
+
+    def _columns_of(self, target: sa.Table, columns: Sequence[str]) -> list[sa.Column[Any]]:
+        if missing := [name for name in columns if name not in target.c]:
+            raise Misconfigured(f"table {target.name!r} in {self._where} has no column {missing}; it has {list(target.c.keys())}")
+        return [target.c[name] for name in columns]
+
+    def _fill(self, table: sa.Table, columns: Sequence[str], batches: Iterable[pa.RecordBatch]) -> int:
+        insert = sa.insert(table).values(
+            {column.name: sa.bindparam(f"p{at}") for at, column in enumerate(self._columns_of(table, columns))}
+        )
+        compiled = insert.compile(dialect=self._connection.dialect)
+        inserted = 0
+        for batch in pieces(batches):
+            rows: list[Any] = list(as_rows(batch, self._dialect))
+            if compiled.positional:
+                # Straight to the driver: SQLAlchemy would look at every value of every row.
+                done = self._connection.exec_driver_sql(str(compiled), rows)
+            else:
+                done = self._connection.execute(insert, [{f"p{at}": value for at, value in enumerate(row)} for row in rows])
+            inserted += done.rowcount if done.rowcount >= 0 else len(rows)
+        return inserted
+
+    def _merged(self, target: sa.Table, staged: _Staged) -> Applied:
+        def update_then_insert() -> Applied:
+            source = self._folded(staged)
+            values = {name: self._new_value(target, source, staged, name) for name in staged.others}
+            updated = self._connection.execute(sa.update(target).values(values).where(_same_key(target, source, staged.key))).rowcount
+            there = target.alias("there")
+            absent = ~sa.exists(sa.select(sa.literal(1)).select_from(there).where(_same_key(there, source, staged.key)))
+            fresh = sa.select(*(source.c[name] for name in staged.columns)).where(absent).order_by(*(source.c[name] for name in staged.key))
+            inserted = self._connection.execute(sa.insert(target).from_select(list(staged.columns), fresh)).rowcount
+            return Applied(inserted=inserted, updated=updated, folded=staged.rows - inserted - updated)
+
+        return again_after_race(self._connection, update_then_insert)
+
+    def _folded(self, staged: _Staged) -> sa.FromClause:
+        """One row per key: the last in order, with the sums of all."""
+        t = staged.table
+        key = [t.c[name] for name in staged.key]
+        columns = [
+            self._sum(staged, name).over(partition_by=key).label(name) if name in staged.sums else t.c[name] for name in staged.columns
+        ]
+        rank = sa.func.row_number().over(partition_by=key, order_by=t.c[POSITION].desc()).label("_bus_rank")
+        ranked = sa.select(*columns, rank).subquery("ranked")
+        return sa.select(*(ranked.c[name] for name in staged.columns)).where(ranked.c["_bus_rank"] == 1).subquery("folded")
+
+    def _sum(self, staged: _Staged, name: str) -> Any:
+        if self._dialect == "sqlite" and staged.is_decimal(name):
+            return getattr(sa.func, decimals.SUM)(staged.table.c[name])
+        return sa.func.sum(sa.func.coalesce(staged.table.c[name], 0))
+
+    def _new_value(self, target: sa.Table, source: sa.FromClause, staged: _Staged, name: str) -> Any:
+        if name not in staged.sums:
+            return source.c[name]
+        if self._dialect == "sqlite" and staged.is_decimal(name):
+            return getattr(sa.func, decimals.ADD)(target.c[name], source.c[name])
+        return sa.func.coalesce(target.c[name], 0) + sa.func.coalesce(source.c[name], 0)
+
+    def _distinct(self, staged: _Staged) -> int:
+        keys = sa.select(*(staged.table.c[name] for name in staged.key)).distinct().subquery()
+        return self._connection.scalar(sa.select(sa.func.count()).select_from(keys)) or 0
+
+
+class PostgresLoader(Loader):
+    """The fast way: COPY, and one ``INSERT … ON CONFLICT`` that folds, merges and counts."""
+
+    def _fill(self, table: sa.Table, columns: Sequence[str], batches: Iterable[pa.RecordBatch]) -> int:
+        self._columns_of(table, columns)
+        place = [part for part in (table.schema, table.name) if part]
+        doing = f"copying into table {table.name!r}"
+        return copy_rows(self._connection, place, columns, batches, where=self._where, doing=doing)
+
+    def _temporary(self, name: str, target: sa.Table, columns: Sequence[str], key: Sequence[str]) -> sa.Table:
+        """Made by SELECT: the target's column types whatever they are, none of its constraints."""
+        like = sa.select(*self._columns_of(target, columns), sa.null().cast(sa.BigInteger).label(POSITION))
+        body = like.compile(dialect=self._connection.dialect)
+        self._connection.exec_driver_sql(f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS {body} WITH NO DATA")
+        copies = [sa.Column(column.name, column.type) for column in self._columns_of(target, columns)]
+        return sa.Table(name, sa.MetaData(), *copies, sa.Column(POSITION, sa.BigInteger), schema="pg_temp")
+
+    def _merged(self, target: sa.Table, staged: _Staged) -> Applied:
+        insert = postgresql.insert(target).from_select(list(staged.columns), self._folded_rows(staged))
+        values = {name: self._new_value(target, _Excluded(insert.excluded), staged, name) for name in staged.others}
+        upsert = insert.on_conflict_do_update(index_elements=[target.c[name] for name in staged.key], set_=values)
+        # A row that this statement inserted has no deleter or locker, one that it updated is locked by it.
+        done = upsert.returning(sa.literal_column("xmax = 0", sa.Boolean).label("is_new")).cte("done")
+        counts = sa.select(sa.func.count().filter(done.c.is_new), sa.func.count()).select_from(done)
+        inserted, merged = self._connection.execute(counts).one()
+        return Applied(inserted=inserted, updated=merged - inserted, folded=staged.rows - merged)
+
+    def _folded_rows(self, staged: _Staged) -> sa.Select[Any]:
+        t = staged.table
+        # Bytes, not the language's rules: several times faster, and the same order for every writer, so that none waits crosswise.
+        key = [t.c[name].collate("C") if isinstance(t.c[name].type, sa.String) else t.c[name] for name in staged.key]
+        by = [t.c[name] for name in staged.key]
+        columns = [
+            self._sum(staged, name).over(partition_by=by).label(name) if name in staged.sums else t.c[name] for name in staged.columns
+        ]
+        return sa.select(*columns).distinct(*key).order_by(*key, t.c[POSITION].desc())
+
+
+@dataclass(frozen=True)
+class _Excluded:
+    """The row that was not inserted, under the name that a source has elsewhere."""
+
+    c: Any
+
+
+def loader_for(connection: Connection, schema: str | None, where: str) -> Loader:
+    is_psycopg = connection.dialect.name == "postgresql" and connection.dialect.driver == "psycopg"
+    return (PostgresLoader if is_psycopg else Loader)(connection, schema, where)
+
+
+def _same(column: sa.ColumnElement[Any], value: Any) -> sa.ColumnElement[bool]:
+    if value is None:
+        return column.is_(None)
+    # Without the column's type: the value is in the driver's form already.
+    return column == sa.bindparam(None, value, type_=sa.types.NullType(), unique=True)
+
+
+def _same_key(one: Any, other: Any, key: Sequence[str]) -> sa.ColumnElement[bool]:
+    return sa.and_(*(one.c[name] == other.c[name] for name in key))
+
+
+def _positioned(batches: Iterable[pa.RecordBatch], columns: Sequence[str], key: Sequence[str], table: str) -> Iterator[pa.RecordBatch]:
+    position = 0
+    for batch in batches:
+        rows = chosen(batch, columns, table)
+        refuse_null_keys(rows, key, table)
+        places = pa.array(range(position, position + rows.num_rows), pa.int64())
+        position += rows.num_rows
+        yield pa.RecordBatch.from_arrays([*rows.columns, places], names=[*columns, POSITION])
+
+
+def _inside(scope: Mapping[str, object], table: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """``batches``; Refused after the last one if rows were outside ``scope``: deleted again only with somebody else's scope."""
+    outside = 0
+    for batch in batches:
+        is_inside = pa.array([True] * batch.num_rows)
+        for name, value in scope.items():
+            is_inside = pc.and_(is_inside, _equal(batch.column(name), as_bound(value, batch.schema.field(name).type, "arrow", name)))
+        outside += batch.num_rows - (pc.sum(is_inside).as_py() or 0)
+        yield batch
+    if outside:
+        said = ", ".join(f"{name} = {value!r}" for name, value in scope.items())
+        raise Refused(f"table {table!r}: {outside} rows are outside the scope ({said}) that they replace; filter them, or widen the scope")
+
+
+def _equal(column: pa.Array, value: Any) -> pa.Array:
+    if value is None:
+        return pc.is_null(column)
+    return pc.fill_null(pc.equal(column, pa.scalar(value, column.type)), False)

@@ -1,0 +1,58 @@
+"""Fixtures for everybody: databases, one fresh one for each test that asks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from tests.servers import NotInstalled, fresh_database, mariadb_server, postgres_server
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A Postgres server for the whole session: the URL of its superuser. Skips where none is installed, fails in CI."""
+    try:
+        with postgres_server() as url:
+            yield url
+    except NotInstalled as missing:
+        _not_here(str(missing))
+
+
+@pytest.fixture
+def postgres_database_url(postgres_url: str) -> Iterator[str]:
+    """A fresh, empty Postgres database."""
+    with fresh_database(postgres_url) as url:
+        yield url
+
+
+@pytest.fixture
+def sqlite_database_url(tmp_path: Path) -> str:
+    """A SQLite file that does not exist yet, in a folder that does not either."""
+    return f"sqlite:///{tmp_path}/databases/test.db"
+
+
+@pytest.fixture(scope="session")
+def mariadb_url() -> Iterator[str]:
+    """A MariaDB server for the whole session; skips where none is installed, in CI too."""
+    try:
+        with mariadb_server() as url:
+            yield url
+    except NotInstalled as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture
+def mariadb_database_url(mariadb_url: str) -> Iterator[str]:
+    """A fresh, empty MariaDB database."""
+    with fresh_database(mariadb_url) as url:
+        yield url
+
+
+def _not_here(why: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(why)
+    pytest.skip(why)
