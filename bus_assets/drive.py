@@ -11,19 +11,23 @@ from __future__ import annotations
 import itertools
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from bus_assets.contract import TableKey
-from bus_assets.passengers import Passengers
+from bus_assets.passengers import ORIGIN, POSITION, ROW, Passengers
 from bus_assets.progress import Progress, tell
 from bus_assets.release import contract_for, release_stop, released_records
 from bus_assets.route import Route
-from bus_assets.stage import EXAMPLES_OF_A_FAILED_STOP, Findings, Stager, author_checks, with_checks
+from bus_assets.stage import EXAMPLES_OF_A_FAILED_STOP, Findings, RejectSpool, Stager, author_checks, with_checks
 from bus_assets.stops import PickUp, Transform
 from bus_assets.values import TripValues
-from resources.depot.entries import AlreadyDelivered, Attempt, AttemptLive, Trip, Verdict
+from resources.depot.entries import AlreadyDelivered, Attempt, AttemptLive, QuarantinedRow, Trip, Verdict
 from resources.depot.process import this_process
 from resources.depot.store import Depot
 from resources.errors import BusError, ChecksFailed, Refused
@@ -35,6 +39,9 @@ LEASE_SECONDS = 900
 RENEW_SECONDS = 10.0
 TRIP_TAG = "bus/trip/{route}"
 """The run tag that says which trip of a route to drive; the same in the UI, the CLI and in sensors."""
+
+SCHEDULED = "_scheduled"
+"""Among a trip's parameters: the tick that started it, ISO 8601. No declared parameter begins with an underscore."""
 
 Mode = Literal["driving", "rehearsal", "forward", "delivered"]
 
@@ -57,6 +64,7 @@ class Boarding:
     selected: frozenset[str]
     trigger: str = "person"
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    scheduled: datetime | None = None
     tagged: str | None = None
     resumed: str | None = None
     run_is_over: Callable[[str], bool] = lambda run: False
@@ -83,7 +91,8 @@ class Drive:
 
     @property
     def values(self) -> TripValues:
-        return TripValues(self.trip.id, self.trip.created_at, self.trip.parameters)
+        scheduled = self.trip.parameters.get(SCHEDULED)
+        return TripValues(self.trip.id, datetime.fromisoformat(scheduled) if scheduled else self.trip.created_at, self.trip.parameters)
 
     def verdicts(self) -> dict[str, Verdict]:
         """The newest verdict per stop; in a rehearsal, the parent trip's for the stops that are not rehearsed."""
@@ -136,7 +145,10 @@ def _trip(bus: Bus, route: Route, boarding: Boarding) -> Trip:
         return existing
     missing = tuple(dict.fromkeys(n for s in route.order if s in boarding.selected for n in route.needs(s) if n not in boarding.selected))
     if not missing:
-        return bus.depot.start_trip(route.name, boarding.trigger, _parameters(route, boarding.parameters), run=boarding.run)
+        values = _parameters(route, boarding.parameters)
+        if boarding.scheduled:
+            values[SCHEDULED] = boarding.scheduled.isoformat()
+        return bus.depot.start_trip(route.name, boarding.trigger, values, run=boarding.run)
     parent = bus.depot.last_passed_trip(route.name, missing)
     if parent is None:
         raise Refused(f"the selection leaves out {_list(missing)}, and no earlier trip has rows of it; select all stops of the route")
@@ -291,6 +303,8 @@ def _staged(drive: Drive, stop: PickUp | Transform, work: Callable[[Stager], Fin
         findings = with_checks(findings, stop.checks, author_checks(stop.checks, passengers))
         verdict = _verdict(drive, stop.name, findings, verdicts)
         quarantined = stager.spool if findings.passed else itertools.islice(stager.spool, EXAMPLES_OF_A_FAILED_STOP)
+        if isinstance(stop, Transform):
+            quarantined = _placed(drive, stop, stager.spool, quarantined, verdicts)
         drive.bus.depot.record_verdict(verdict, quarantined)
     except BusError as error:
         raise error.at(route=drive.route.name, stop=stop.name) from error.__cause__
@@ -298,6 +312,24 @@ def _staged(drive: Drive, stop: PickUp | Transform, work: Callable[[Stager], Fin
         stager.spool.close()
     tell(Progress(stop.name, verdict.picked_up, verdict.passed, verdict.rejected))
     return Stopped(verdict, findings, passengers)
+
+
+def _placed(
+    drive: Drive, stop: Transform, spool: RejectSpool, quarantined: Iterable[QuarantinedRow], verdicts: Mapping[str, Verdict]
+) -> Iterator[QuarantinedRow]:
+    """Rows that a transform's gate rejected, with the place in the source at which they were picked up, as long as they have one."""
+    root = drive.route.identity_of(stop.name)
+    places: dict[str, tuple[str, int]] = {}
+    if spool.rows and isinstance(root, PickUp):
+        wanted = pa.array(sorted({int(row.row_id) for row in spool}), pa.int64())
+        for batch in drive.passengers(root.name, verdicts).batches((ROW, ORIGIN, POSITION)):
+            found = batch.filter(pc.is_in(batch.column(ROW), value_set=wanted))
+            for row, origin, position in zip(*(column.to_pylist() for column in found.columns), strict=True):
+                places[str(row)] = (origin, position)
+    unit = getattr(root.source, "unit", "row") if isinstance(root, PickUp) else None
+    for row in quarantined:
+        origin, position = places.get(row.row_id, (None, None))
+        yield row if origin is None else replace(row, origin=origin, unit=unit, position=position)
 
 
 def failed(drive: Drive, stop: str, error: BusError) -> None:

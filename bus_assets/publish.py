@@ -168,7 +168,8 @@ def plan(drive: Drive, drop: DropOff) -> TablePlan:
         Column(column, contract[name].parsed_type.arrow(), nullable=not contract[name].required and column not in drop.into.key)
         for column, name in drop.mapping(contract).items()
     )
-    return TablePlan(drop.into.name, columns, tuple(drop.into.key), drop.into.create)
+    needs_key = drop.into.mode in ("upsert", "accumulate") or drop.into.create
+    return TablePlan(drop.into.name, columns, tuple(drop.into.key) if needs_key else (), drop.into.create)
 
 
 def _drop(drive: Drive, transaction: Any, drop: DropOff, verdicts: Mapping[str, Verdict]) -> Dropped:

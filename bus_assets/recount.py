@@ -122,7 +122,7 @@ def _keys(drive: Drive, drop: DropOff, passengers: Passengers, paths: list[str])
     where = f" WHERE {drop.where}" if drop.where else ""
     sql = f"SELECT DISTINCT {chosen} FROM read_parquet({literals(paths)}){where}"  # noqa: S608
     distinct = _count(f"SELECT count(*) FROM ({sql})") if paths else 0  # noqa: S608
-    with drive.bus.systems[table.database].transaction() as transaction:
+    with drive.bus.systems[table.database].transaction(reading=True) as transaction:
         found = transaction.count_matching(table.name, tuple(table.key), _key_batches(sql)) if paths else 0
     expected = 0 if table.mode == "delete" else distinct
     return _compared("keys gone" if table.mode == "delete" else "keys there", drop.name, by, expected, found, _since(drive))
@@ -136,7 +136,7 @@ def _key_batches(sql: str) -> Iterator[pa.RecordBatch]:
 def _whole_table(drive: Drive, drop: DropOff) -> Recount:
     """Without a key rows cannot be told apart: all of them, against all that trips say they did to this table."""
     table, system = drop.into, drive.bus.systems[drop.into.database]
-    with system.transaction() as transaction:
+    with system.transaction(reading=True) as transaction:
         found = transaction.count_rows(table.name)
     expected = sum(row["inserted"] - row["deleted"] for row in _applied(system, table))
     by = f"all rows of table {table}, all trips"

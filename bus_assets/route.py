@@ -116,6 +116,11 @@ class Route:
         return tuple(dict.fromkeys(stop.into.database for stop in self.drop_offs))
 
     @property
+    def has_sensitive(self) -> bool:
+        """Whether any stop has a field whose values must never be told."""
+        return any(contract.sensitive for contract in self._contracts())
+
+    @property
     def systems(self) -> tuple[str, ...]:
         """Every resource name that the route needs to be bound."""
         tables = (f.references for c in self._contracts() for f in c.fields if isinstance(f.references, TableKey))
@@ -152,6 +157,12 @@ class Route:
     def order(self) -> tuple[str, ...]:
         """Names in an order in which they can be driven."""
         return tuple(TopologicalSorter({stop.name: self.needs(stop.name) for stop in self.stops}).static_order())
+
+    def identity_of(self, name: str) -> Stop:
+        """The stop at which the rows of ``name`` got their identity: a pick-up, or the last transform that changed the grain."""
+        stop = self[name]
+        keeps = isinstance(stop, DropOff) or (isinstance(stop, Transform) and stop.grain == "kept")
+        return self.identity_of(self.upstream(name)[0]) if keeps else stop
 
     def ancestors(self, name: str) -> tuple[str, ...]:
         """All stops before ``name``, nearest last, in driving order."""

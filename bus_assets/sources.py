@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from bus_assets.declare import Misdeclared, declaration
 from bus_assets.values import TripValues, fill
@@ -23,6 +23,7 @@ class Source(Protocol):
 
     ``read`` yields :class:`~resources.records.Records` whose columns are the keys of ``fields``. ``recount`` counts the records
     again, by other means where there are any, for ``bus account``. ``address`` is where a person would look, never a secret.
+    A class variable ``unit`` ('line', 'element', 'record'; default 'row') says what positions count.
     """
 
     system: str
@@ -42,6 +43,8 @@ class TextFile:
     ``longest_record_bytes``  a longer record fails the file; memory grows with it (about 32 of them are read ahead).
     Rows with too many or too few fields go to quarantine with their line; a file that cannot be read at all fails the stop.
     """
+
+    unit: ClassVar[str] = "line"
 
     system: str
     path: str
@@ -94,6 +97,8 @@ class TextFile:
 class JsonLines:
     """One JSON object a line; ``fields`` are dotted paths (``address.city``). Lists and objects arrive as JSON text."""
 
+    unit: ClassVar[str] = "line"
+
     system: str
     path: str
     encoding: str = "utf-8"
@@ -120,6 +125,8 @@ class JsonLines:
 @declaration
 class ParquetFile:
     """Parquet files, with the types that they have."""
+
+    unit: ClassVar[str] = "row"
 
     system: str
     path: str
@@ -149,6 +156,8 @@ class XmlFeed:
     ``fields`` are paths in the row: 'name', 'price/amount', '@id', 'price/@currency', '.' (the row's own text), and 'tags/tag[]'
     for repeated children as a list. Prefixes come from ``namespaces``. Entities are never expanded, nothing external is loaded.
     """
+
+    unit: ClassVar[str] = "element"
 
     system: str
     path: str
@@ -188,6 +197,8 @@ class Endpoint:
     ``"link_header"`` or ``"none"``; the keys of each are in :mod:`resources.http`.
     """
 
+    unit: ClassVar[str] = "record"
+
     system: str
     path: str
     records: str | None = None
@@ -213,6 +224,8 @@ class Endpoint:
 @declaration
 class Query:
     """A SELECT on a database, streamed by a server-side cursor; ``params`` are bound (``:month``), never pasted into the text."""
+
+    unit: ClassVar[str] = "row"
 
     system: str
     sql: str

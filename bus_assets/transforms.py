@@ -39,7 +39,7 @@ def _run_sql(stop: Transform, inputs: Sequence[Passengers]) -> Iterator[pa.Recor
         try:
             yield from connection.sql(sql).to_arrow_reader(BATCH_ROWS)
         except duckdb.Error as error:
-            raise Poison(f"its SQL failed: {_first_line(error)}") from error
+            raise Poison(f"its SQL failed: {_shown(stop, inputs, error)}") from error
 
 
 def _run_function(stop: Transform, inputs: Sequence[Passengers], parameters: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
@@ -60,13 +60,18 @@ def _run_function(stop: Transform, inputs: Sequence[Passengers], parameters: Map
 
 
 def _shown(stop: Transform, inputs: Sequence[Passengers], error: Exception) -> str:
-    """The author's error text, unless it might quote a sensitive value: pandas puts values in its messages."""
-    secret = stop.contract.sensitive.union(*(passengers.contract.sensitive for passengers in inputs))
-    line = error.__traceback__
-    while line and line.tb_next:
-        line = line.tb_next
-    at = f" (line {line.tb_lineno} of {line.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]})" if line else ""
-    return ("the text is not shown, as rows here hold sensitive fields" if secret else _first_line(error)) + at
+    """The error's text, unless it might quote a sensitive value: DuckDB and pandas put values in their messages."""
+    if not stop.contract.sensitive.union(*(passengers.contract.sensitive for passengers in inputs)):
+        return _first_line(error) + _line_of(stop, error)
+    return f"{type(error).__name__}; the text is not shown, as rows here hold sensitive fields" + _line_of(stop, error)
+
+
+def _line_of(stop: Transform, error: Exception) -> str:
+    """Where in the author's code it was raised."""
+    at = error.__traceback__
+    while at and at.tb_next:
+        at = at.tb_next
+    return f" (line {at.tb_lineno} of {at.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]})" if at and not stop.is_sql else ""
 
 
 def _forms(function: Callable[..., Any], count: int) -> list[str]:

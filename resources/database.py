@@ -6,7 +6,7 @@ No ``from __future__ import annotations`` here: Dagster reads the annotations of
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
 
@@ -29,6 +29,8 @@ from resources.tables import TablePlan, prepare_tables, table_name
 BATCH_ROWS = 65_536
 PREPARE_LOCK = 4_720_811_530_219
 """The advisory lock of everybody who prepares tables; any number that nobody else uses."""
+PROBE_SECONDS = 0.2
+"""How long the probe's second writer is watched: one that does not wait for the first is done long before."""
 KNOWN_GOOD = ("postgresql", "sqlite")
 """Dialects that hold the probe's promises by construction; the conformance suite runs the probe on them too."""
 
@@ -160,7 +162,7 @@ class Database(ConfigurableResource):
         with self._reading() as connection:
             with explained(self.where, f"query {name!r}"):
                 result = connection.execution_options(stream_results=True, yield_per=batch_rows).execute(statement, bound)
-            wanted = dict(fields) if fields else {column: column for column in result.keys()}
+            wanted = dict(fields) if fields else {column: column for column in result.keys()}  # noqa: SIM118
             at = _places(wanted, list(result.keys()), name)
             columns = Columns(list(wanted), connection.dialect.name)
             first = 1
@@ -228,9 +230,8 @@ class Database(ConfigurableResource):
 
     def probe(self) -> None:
         """Let two connections race to settle the same attempt. Misconfigured if both win, or if a rollback leaves something."""
-        ledger_must_be_there = lambda connection: ledger_tables(connection.dialect, self.schema_name).create_all(connection)  # noqa: E731
         with self._writing() as connection, explained(self.where, "preparing the probe"):
-            ledger_must_be_there(connection)
+            ledger_tables(connection.dialect, self.schema_name).create_all(connection)
             connection.commit()
         trip = f"probe-{uuid.uuid4()}"
         try:
@@ -250,6 +251,9 @@ class Database(ConfigurableResource):
             with explained(self.where, "probing"):
                 Ledger(connection, self.schema_name).record_outcome("bus-probe", trip, 1, outcome, "first")
             second = other.submit(self._settles, trip, 1)
+            wait((second,), timeout=PROBE_SECONDS)
+            if second.done():
+                return False
             with explained(self.where, "probing"):
                 connection.commit()
             return second.result() == outcome
@@ -277,7 +281,7 @@ class Database(ConfigurableResource):
         except exc.SQLAlchemyError as error:
             if meaning(error).is_lost:
                 raise Transient(
-                    f"the connection to {self.where} was lost at COMMIT: outcome unknown; look up the trip's outcome there before trying again"
+                    f"the connection to {self.where} was lost at COMMIT: outcome unknown; look up the trip's outcome before trying again"
                 ) from error
             raise_explained(error, self.where, "committing")
 

@@ -55,7 +55,7 @@ class Loader:
     """The portable way, for every dialect that SQLAlchemy speaks; ``where`` is the database in words."""
 
     def __init__(self, connection: Connection, schema: str | None, where: str):
-        self._connection = connection
+        self._connection = connection.execution_options(preserve_rowcount=True)
         self._dialect = connection.dialect.name
         self._schema = schema
         self._where = where
@@ -148,9 +148,8 @@ class Loader:
         return [target.c[name] for name in columns]
 
     def _fill(self, table: sa.Table, columns: Sequence[str], batches: Iterable[pa.RecordBatch]) -> int:
-        insert = sa.insert(table).values(
-            {column.name: sa.bindparam(f"p{at}") for at, column in enumerate(self._columns_of(table, columns))}
-        )
+        targets = self._columns_of(table, columns)
+        insert = sa.insert(table).values({column.name: sa.bindparam(f"p{at}") for at, column in enumerate(targets)})
         compiled = insert.compile(dialect=self._connection.dialect)
         inserted = 0
         for batch in pieces(batches):
@@ -180,12 +179,16 @@ class Loader:
         """One row per key: the last in order, with the sums of all."""
         t = staged.table
         key = [t.c[name] for name in staged.key]
-        columns = [
-            self._sum(staged, name).over(partition_by=key).label(name) if name in staged.sums else t.c[name] for name in staged.columns
-        ]
+        columns = self._summed(staged)
         rank = sa.func.row_number().over(partition_by=key, order_by=t.c[POSITION].desc()).label("_bus_rank")
         ranked = sa.select(*columns, rank).subquery("ranked")
         return sa.select(*(ranked.c[name] for name in staged.columns)).where(ranked.c["_bus_rank"] == 1).subquery("folded")
+
+    def _summed(self, staged: _Staged) -> list[sa.ColumnElement[Any]]:
+        """The columns, each of the sums over all rows of the key."""
+        t = staged.table
+        key = [t.c[name] for name in staged.key]
+        return [self._sum(staged, name).over(partition_by=key).label(name) if name in staged.sums else t.c[name] for name in staged.columns]
 
     def _sum(self, staged: _Staged, name: str) -> Any:
         if self._dialect == "sqlite" and staged.is_decimal(name):
@@ -235,11 +238,7 @@ class PostgresLoader(Loader):
         t = staged.table
         # Bytes, not the language's rules: several times faster, and the same order for every writer, so that none waits crosswise.
         key = [t.c[name].collate("C") if isinstance(t.c[name].type, sa.String) else t.c[name] for name in staged.key]
-        by = [t.c[name] for name in staged.key]
-        columns = [
-            self._sum(staged, name).over(partition_by=by).label(name) if name in staged.sums else t.c[name] for name in staged.columns
-        ]
-        return sa.select(*columns).distinct(*key).order_by(*key, t.c[POSITION].desc())
+        return sa.select(*self._summed(staged)).distinct(*key).order_by(*key, t.c[POSITION].desc())
 
 
 @dataclass(frozen=True)
@@ -258,7 +257,7 @@ def _same(column: sa.ColumnElement[Any], value: Any) -> sa.ColumnElement[bool]:
     if value is None:
         return column.is_(None)
     # Without the column's type: the value is in the driver's form already.
-    return column == sa.bindparam(None, value, type_=sa.types.NullType(), unique=True)
+    return sa.type_coerce(column, sa.types.NullType()) == sa.bindparam(None, value, type_=sa.types.NullType(), unique=True)
 
 
 def _same_key(one: Any, other: Any, key: Sequence[str]) -> sa.ColumnElement[bool]:

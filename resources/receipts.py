@@ -122,7 +122,7 @@ class Ledger:
     """The bookkeeping inside one transaction on ``connection``."""
 
     def __init__(self, connection: Connection, schema: str | None):
-        self._connection = connection
+        self._connection = connection.execution_options(preserve_rowcount=True)
         tables = ledger_tables(connection.dialect, schema).tables
         prefix = f"{schema}." if schema else ""
         self._outcomes, self._receipts, self._applied = (tables[prefix + name] for name in ("bus_outcomes", "bus_receipts", "bus_applied"))

@@ -85,7 +85,7 @@ _BY_CLASS: tuple[tuple[type[exc.DBAPIError], Meaning], ...] = (
     (exc.InterfaceError, LOST),
 )
 _BY_TEXT = (  # where the driver gives no code: libpq's own connection errors, and sqlite3's decoder
-    (re.compile(r"password authentication failed|no password supplied|no pg_hba|role .* does not exist|not permitted to log"), REFUSED_LOGIN),
+    (re.compile(r"authentication failed|no password supplied|no pg_hba|role .* does not exist|not permitted to log"), REFUSED_LOGIN),
     (re.compile(r"database .* does not exist"), NO_DATABASE),
     (re.compile(r"could not translate host name|failed to resolve host|[Nn]ame or service not known"),
      Meaning(Misconfigured, "the server's name is not known", "check the URL")),
@@ -116,7 +116,7 @@ def meaning(error: BaseException) -> Meaning:
 
 
 def _ours(error: BaseException, where: str, doing: str) -> BusError:
-    if isinstance(error, exc.SQLAlchemyError) and not isinstance(error, exc.DBAPIError) and getattr(error, "orig", None) is None:
+    if isinstance(error, exc.SQLAlchemyError) and not isinstance(error, exc.DBAPIError):
         return Misconfigured(f"{doing} in {where}: {_first_line(error)}; check the statement and its parameters")
     found = meaning(error)
     original = getattr(error, "orig", None) or error

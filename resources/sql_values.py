@@ -204,9 +204,11 @@ def _would_blur(kind: pa.DataType, values: Sequence[Any]) -> bool:
 
 
 def _settled(made: pa.Array) -> pa.Array:
-    """The types that a contract knows: instants in UTC, microseconds."""
+    """The types that a contract knows: instants in UTC, microseconds; decimals with room for the batches to come."""
     if pa.types.is_timestamp(made.type):
         return made.cast(pa.timestamp("us", "UTC" if made.type.tz else None))
+    if pa.types.is_decimal128(made.type):
+        return made.cast(pa.decimal128(38, made.type.scale))
     return made
 
 

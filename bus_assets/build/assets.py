@@ -1,6 +1,7 @@
 """The only asset decorators of the project: a stop becomes an asset, the drop-offs into one database become one step."""
 
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any, TypeVar
 
 from dagster import (
@@ -141,7 +142,11 @@ def _drop_spec(route: Route, drop: DropOff, waits: list[AssetKey]) -> AssetSpec:
 
 
 def _guarded(context: AssetExecutionContext, route: Route, stop: str, halt: Callable[[Drive], T]) -> T:
-    """Board, halt at the stop; on the way out the depot learns of failures, and Dagster is told which of them are worth a retry."""
+    """Board, halt at the stop; on the way out the depot learns of failures, and Dagster is told which of them are worth a retry.
+
+    Dagster keeps an error's causes with their texts. A driver's or pandas' text may quote a row, so causes are left out where a
+    route has sensitive fields.
+    """
     drive = None
     try:
         drive = board(_bus(context, route), route, _boarding(context, route))
@@ -150,12 +155,16 @@ def _guarded(context: AssetExecutionContext, route: Route, stop: str, halt: Call
         again = isinstance(error, Transient)
         if drive and not (again and context.retry_number < route.retries):
             failed(drive, stop, error)
-        raise Failure(str(error.at(route=route.name, stop=stop)), allow_retries=again) from error
+        told = Failure(str(error.at(route=route.name, stop=stop)), allow_retries=again)
+        raise told from (None if route.has_sensitive else error)
+    except Exception as error:
+        said = f"{type(error).__name__}" if route.has_sensitive else f"{type(error).__name__}: {error}"
+        if drive:
+            failed(drive, stop, BusError(said))
+        raise Failure(f"route '{route.name}', stop '{stop}': {said}", allow_retries=False) from (None if route.has_sensitive else error)
     except BaseException as error:
         if drive:
-            failed(drive, stop, BusError(f"{type(error).__name__} ended the run"))
-        if isinstance(error, Exception):
-            raise Failure(f"route '{route.name}', stop '{stop}': {type(error).__name__}: {error}", allow_retries=False) from error
+            failed(drive, stop, BusError(f"the run was ended ({type(error).__name__})"))
         raise
 
 
@@ -172,6 +181,7 @@ def _boarding(context: AssetExecutionContext, route: Route) -> Boarding:
         selected=_selected(context, route),
         trigger="cron" if "dagster/schedule_name" in tags else tags.get("bus/trigger", "person"),
         parameters=_given(context, route),
+        scheduled=datetime.fromisoformat(tags["bus/scheduled"]) if "bus/scheduled" in tags else None,
         tagged=tags.get(TRIP_TAG.format(route=route.name)),
         resumed=run.parent_run_id if resumed else None,
         run_is_over=lambda other: _is_over(context, other),
@@ -181,7 +191,7 @@ def _boarding(context: AssetExecutionContext, route: Route) -> Boarding:
 
 def _is_over(context: AssetExecutionContext, run_id: str) -> bool:
     run = context.instance.get_run_by_id(run_id)
-    return run is None or run.is_finished
+    return run is not None and run.is_finished  # one that this instance never saw may be alive elsewhere
 
 
 def _selected(context: AssetExecutionContext, route: Route) -> frozenset[str]:

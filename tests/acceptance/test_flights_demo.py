@@ -41,12 +41,13 @@ from bus_assets.definitions import defs
 config = {"resources": {"flights_parameters": {"config": {"month": sys.argv[1]}}}}
 with DagsterInstance.ephemeral() as instance:
     result = defs.resolve_job_def("flights").execute_in_process(instance=instance, run_config=config, raise_on_error=False)
-    failures = [event.message for event in result.all_events if event.is_failure]
+    failures = [str(event.step_failure_data.error) for event in result.all_events if event.is_step_failure]
     made = [event for event in result.all_events if event.is_step_materialization]
     judged = [event.asset_check_evaluation_data for event in result.all_events if event.event_type_value == "ASSET_CHECK_EVALUATION"]
-seen = {event.asset_key.path[-1]: {name: value.value for name, value in event.materialization.metadata.items()} for event in made}
+plain = lambda metadata: {name: value.value for name, value in metadata.items() if isinstance(value.value, (int, str))}
+seen = {event.asset_key.path[-1]: plain(event.materialization.metadata) for event in made}
 checks = {f"{check.asset_key.path[-1]}: {check.check_name}": check.passed for check in judged}
-print(json.dumps({"success": result.success, "failures": failures, "seen": seen, "checks": checks}, default=str))
+print(json.dumps({"success": result.success, "failures": failures, "seen": seen, "checks": checks}))
 """
 
 

@@ -292,3 +292,29 @@ def test_a_frame_carried_through_a_merge_keeps_its_rows(world):
 
     world.drive(shop(stops=(shop()["orders"], Transform("priced", priced, PRICED), DropOff("t", Table("warehouse", "totals", create=True)))))
     assert len(world.rows("totals")) == 3
+
+
+def test_what_a_transforms_gate_rejects_is_told_by_its_line_in_the_file(world):
+    strict = Contract((Field("order_id", required=True), Field("total", "decimal(14,2)", maximum="5")), max_rejected=2)
+    route = shop(stops=(shop()["orders"], Transform("priced", "SELECT order_id, qty * price AS total FROM orders", strict)))
+    drive = world.drive(route)
+    (row,) = world.depot.quarantined(trip=drive.trip.id)
+    assert (row.stop, row.origin, row.unit, row.position) == ("priced", "orders.csv", "line", 2)
+
+
+def test_a_trip_of_the_clock_knows_its_tick(world):
+    from datetime import UTC, datetime
+
+    world.land(GOOD, "orders-2026-01-31.csv")
+    route = shop(stops=(PickUp("orders", TextFile("landing", "orders-{date}.csv"), ORDERS),))
+    drive = world.drive(route, scheduled=datetime(2026, 1, 31, 5, tzinfo=UTC), trigger="cron")
+    assert drive.values["date"] == "2026-01-31"
+
+
+def test_the_words_of_an_error_never_hold_a_sensitive_value(world):
+    secret = Contract((Field("order_id", sensitive=True), Field("qty", "integer"), Field("price", "decimal(10,2)")), max_rejected=0)
+    stops = (PickUp("orders", TextFile("landing", "orders.csv"), secret), Transform("cast", "SELECT CAST(order_id AS INTEGER) AS total, order_id FROM orders", PRICED))
+    with pytest.raises(BusError) as error:
+        world.drive(shop(stops=stops))
+    assert "O-1" not in str(error.value)
+    assert "its SQL failed: ConversionException" in str(error.value)

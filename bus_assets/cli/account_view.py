@@ -1,0 +1,70 @@
+"""An account as tables on stdout."""
+
+from __future__ import annotations
+
+from bus_assets.account import Account, DropSum, Recount
+from bus_assets.cli.output import print_coloured, print_table, say
+
+
+def show_account(account: Account) -> None:
+    """Stops, drop-offs, recounts, and whether it balances."""
+    say(f"trip {account.trip} of route '{account.route}': {account.state}")
+    if account.error:
+        print_coloured(f"error: {account.error}", "red")
+    print_table(
+        ("stop", "from", "came in", "picked up", "kept", "rejected", "why rejected", "kept rows went"),
+        [(s.stop, s.source, s.came_in, s.picked_up, s.kept, s.rejected, _reasons(s.reasons), s.fate) for s in account.stops],
+        numbers=("came in", "picked up", "kept", "rejected"),
+        empty="no stop has been driven",
+    )
+    for stop in account.stops:
+        if stop.grain == "changed":
+            say(f"{stop.stop} changes the grain: {stop.came_in:,} rows of its first stop became {stop.picked_up:,}")
+    if account.drop_offs:
+        print_table(
+            ("drop-off", "table", "of", "offered", "left out", "folded", "inserted", "updated", "deleted", ""),
+            [(d.stop, d.table, d.of, *_figures(d)) for d in account.drop_offs],
+            numbers=("offered", "left out", "folded", "inserted", "updated", "deleted"),
+        )
+    if account.recounts:
+        say("recounted, independently of the platform's counters:")
+        print_table(
+            ("stop", "what", "counted by", "account", "recount", ""),
+            [(r.stop, r.what, r.counted_by, r.expected, r.found, _status(r)) for r in account.recounts],
+            numbers=("account", "recount"),
+        )
+    _verdict(account)
+
+
+def _figures(drop: DropSum) -> tuple[int | str | None, ...]:
+    if drop.state != "dropped":
+        return (None,) * 6 + ("not published" if drop.state == "open" else "not reached by the released rows",)
+    note = f"{drop.missing:,} keys were not there" if drop.missing else ""
+    return (drop.offered, drop.left_out, drop.folded, drop.inserted, drop.updated, drop.deleted, note)
+
+
+def _reasons(reasons: object) -> str:
+    assert isinstance(reasons, dict)
+    return "; ".join(f"{rule} ×{rows:,}" for rule, rows in reasons.items())
+
+
+def _status(recount: Recount) -> object:
+    from rich.text import Text
+
+    from bus_assets.cli.output import plain
+
+    style = {"agrees": "green", "differs": "bold red", "not counted": "yellow"}[recount.status]
+    sign = {"agrees": "✓", "differs": "✗ DIFFERS", "not counted": "not counted"}[recount.status]
+    return Text(plain(f"{sign}: {recount.note}" if recount.note else sign), style)
+
+
+def _verdict(account: Account) -> None:
+    for problem in account.problems:
+        print_coloured(f"✗ {problem}", "bold red")
+    totals = account.totals
+    said = f"{totals['picked_up']:,} rows picked up, {totals['rejected']:,} rejected, {totals['dropped_off']:,} dropped off"
+    recounted = ", and the recount agrees" if account.recounts else ""
+    if account.balanced:
+        print_coloured(f"✓ the account balances{recounted}: {said}", "green")
+    else:
+        print_coloured(f"✗ the account does not balance: {said}", "bold red")

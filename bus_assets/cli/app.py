@@ -1,0 +1,63 @@
+"""The commands under one roof, and what happens to their errors."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from bus_assets.cli import drive_command, quarantine_commands, route_commands, trip_commands
+from bus_assets.cli.output import notice
+from resources.errors import BusError
+
+app = typer.Typer(
+    name="bus",
+    help="Drive routes, look at trips, keep the account, and see to what waits in quarantine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def everywhere(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False) -> None:
+    pass
+
+
+app.command("routes")(route_commands.routes)
+app.command("map")(route_commands.map_route)
+app.command("drive")(drive_command.drive)
+app.command("trips")(trip_commands.trips)
+app.command("trip")(trip_commands.trip)
+app.command("account")(trip_commands.account)
+app.add_typer(quarantine_commands.app, name="quarantine")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0: done, 1: it failed or an account differs, 2: it was called wrongly, 130: interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        with warnings.catch_warnings():
+            if not debug and not sys.warnoptions:
+                warnings.simplefilter("ignore")
+            app([word for word in given if word != "--debug"], prog_name="bus")
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
+    except BusError as error:
+        return _told(str(error), debug)
+    except Exception as error:  # the outermost seam: told in one line, and whole with --debug
+        return _told(f"unexpected {type(error).__name__}: {error}; --debug shows where, please report it", debug)
+    return 0
+
+
+def _told(said: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    notice(f"error: {said}")
+    return 1

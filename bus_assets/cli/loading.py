@@ -1,0 +1,131 @@
+"""Find what a command works on: the module with the routes, the depot, the systems that a route halts at."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bus_assets.cli.output import notice
+from bus_assets.settings import settings
+from resources.errors import BusError, Misconfigured
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+    from bus_assets.drive import Bus
+    from bus_assets.route import Route
+    from resources.depot.store import Depot
+
+DAGSTER_YAML = """\
+telemetry:
+  enabled: false
+nux:
+  enabled: false
+"""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A module's routes by name, and its Dagster definitions."""
+
+    name: str
+    defs: Any
+    routes: dict[str, Route]
+
+    def route(self, name: str) -> Route:
+        return self.routes[one_of(name, self.routes, "route", f"module {self.name}")]
+
+
+def load(module: str | None) -> Loaded:
+    """Import ``module`` (default: the settings'); Misconfigured if it is not there, fails, or lacks ``defs`` or ``ROUTES``."""
+    name = module or settings().module
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does; an installed `bus` starts without it
+    found = _imported(name)
+    missing = [what for what in ("defs", "ROUTES") if not hasattr(found, what)]
+    if missing:
+        raise Misconfigured(
+            f"module {name} has no {' and no '.join(missing)}; it needs `ROUTES = (…)` and `defs = build_definitions(ROUTES, resources={{…}})`"
+        )
+    return Loaded(name, found.defs, {route.name: route for route in found.ROUTES})
+
+
+def _imported(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise Misconfigured(f"module {name} fails to import: {error}") from error
+        raise Misconfigured(f"there is no module {name}; name one with --module or BUS_MODULE, from the folder it is in") from error
+    except BusError:
+        raise
+    except Exception as error:  # the author's module may raise anything
+        raise Misconfigured(f"module {name} fails to import: {type(error).__name__}: {error}") from error
+
+
+def one_of(name: str, known: Iterable[str], what: str, where: str) -> str:
+    """``name`` if it is known, else Misconfigured that shows what is."""
+    names = list(known)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(names) or 'none'}"
+    raise Misconfigured(f"{where} has no {what} '{name}'; {hint}")
+
+
+def open_depot() -> Depot:
+    """The depot of the settings, to look into; it is not created by looking."""
+    from resources.depot.store import Depot
+
+    url = settings().depot_url
+    file = Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
+    if file is not None and not file.exists():
+        raise Misconfigured(
+            f"there is no depot at {file} yet: drive a route first (`bus drive ROUTE`), or say where it is by BUS_HOME or BUS_DEPOT_URL"
+        )
+    return Depot(url)
+
+
+@contextmanager
+def open_bus(loaded: Loaded, route: Route) -> Iterator[Bus]:
+    """The module's depot, staging and the systems of ``route``, as a run gets them."""
+    from dagster import build_resources
+
+    from bus_assets.build.assets import DEPOT, STAGING
+    from bus_assets.drive import Bus
+
+    resources = loaded.defs.resources or {}
+    with build_resources({name: resources[name] for name in (DEPOT, STAGING, *route.systems)}) as bound:
+        systems = {name: getattr(bound, name) for name in route.systems}
+        yield Bus(getattr(bound, DEPOT).depot(), getattr(bound, STAGING).open(), systems)
+
+
+def open_instance() -> DagsterInstance:
+    """The Dagster instance that the UI reads too; its folder is made if it is missing."""
+    from dagster import DagsterInstance
+
+    home = settings().dagster_home
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if not (home / "dagster.yaml").exists():
+            (home / "dagster.yaml").write_text(DAGSTER_YAML)
+    except OSError as error:
+        raise Misconfigured(f"{error.strerror}; DAGSTER_HOME must be a folder that can be written", place=str(home)) from error
+    os.environ["DAGSTER_HOME"] = str(home)  # what Dagster itself and the processes it starts go by
+    return DagsterInstance.get()
+
+
+def note_other_depot(loaded: Loaded) -> None:
+    """Say so if a module keeps its depot elsewhere than where the other commands look."""
+    from bus_assets.build.assets import DEPOT
+
+    url = getattr((loaded.defs.resources or {}).get(DEPOT), "url", None)
+    if url != settings().depot_url:
+        notice(f"note: module {loaded.name} keeps a depot of its own; set BUS_DEPOT_URL to that one to see its trips")

@@ -1,0 +1,102 @@
+"""``bus trips``, ``bus trip`` and ``bus account``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bus_assets.cli.output import AsJson, Module, notice, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from resources.depot.entries import Trip
+
+TripId = Annotated[str, typer.Argument(metavar="TRIP", help="A trip's id; `bus trips` lists them.")]
+STATES = ("driving", "delivered", "failed", "rehearsed", "stuck")
+
+
+def trips(
+    route: Annotated[str | None, typer.Argument(metavar="[ROUTE]", help="Only trips of this route.")] = None,
+    state: Annotated[str | None, typer.Option(help=f"Only trips in this state: {', '.join(STATES)}.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest first.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List trips, the newest first."""
+    from bus_assets.cli.loading import one_of, open_depot
+
+    if state is not None and state not in STATES:
+        raise typer.BadParameter(f"'{state}' is none of {', '.join(STATES)}", param_hint="--state")
+    depot = open_depot()
+    found = depot.trips(route, state, limit)  # pyright: ignore[reportArgumentType]
+    if route is not None and not found and not depot.trips(route, limit=1):
+        one_of(route, sorted({trip.route for trip in depot.trips(limit=1000)}), "trip of route", "the depot")
+    if as_json:
+        print_json(found)
+        return
+    rows = [(trip.id, trip.route, trip.state, trip.trigger, trip.created_at, _parameters(trip), _first_line(trip.error)) for trip in found]
+    print_table(("trip", "route", "state", "trigger", "started (UTC)", "parameters", "error"), rows, empty="no trips")
+
+
+def trip(trip_id: TripId, as_json: AsJson = False) -> None:
+    """Show one trip: its attempt, its stops with their verdicts, where it is published, what went wrong."""
+    from bus_assets.cli.loading import open_depot
+
+    depot = open_depot()
+    found = depot.trip(trip_id)
+    verdicts, publications, attempt = depot.verdicts(trip_id), depot.publications(trip_id), depot.newest_attempt(trip_id)
+    if as_json:
+        print_json({"trip": found, "attempt": attempt, "verdicts": list(verdicts.values()), "publications": publications})
+        return
+    say(f"trip {found.id} of route '{found.route}': {found.state}, started {found.created_at:%Y-%m-%d %H:%M:%S} UTC by {found.trigger}")
+    for what, text in (("parameters", _parameters(found)), ("parent trip", found.parent), ("error", found.error)):
+        if text:
+            say(f"{what}: {text}")
+    if attempt:
+        said = f"{attempt.outcome} at {attempt.ended_at:%Y-%m-%d %H:%M:%S}" if attempt.ended_at else "has not ended"
+        say(f"attempt {attempt.attempt}: run {attempt.run} on {attempt.host}, {said}")
+    rows = [(v.stop, "passed" if v.passed else "FAILED", v.picked_up, v.kept, v.rejected, v.attempt) for v in verdicts.values()]
+    print_table(
+        ("stop", "gate", "picked up", "kept", "rejected", "attempt"),
+        rows,
+        numbers=("picked up", "kept", "rejected", "attempt"),
+        empty="no stop has a verdict yet",
+    )
+    for publication in publications:
+        say(f"published in '{publication.database}' at {publication.at:%Y-%m-%d %H:%M:%S} UTC by attempt {publication.attempt}")
+    if found.state in ("failed", "stuck"):
+        notice(f"`bus drive {found.route} --trip {found.id}` drives it again")
+
+
+def account(
+    trip_id: TripId,
+    recount: Annotated[
+        bool, typer.Option("--recount/--no-recount", help="Count sources, staging, quarantine and destinations again, independently.")
+    ] = True,
+    module: Module = None,
+    as_json: AsJson = False,
+) -> None:
+    """Where every row of a trip went, recounted from the sources and the destinations. Exits 1 if something differs."""
+    from bus_assets.account import account as made
+    from bus_assets.cli.account_view import show_account
+    from bus_assets.cli.loading import load, open_bus, open_depot
+
+    open_depot().trip(trip_id)
+    loaded = load(module)
+    route = loaded.route(open_depot().trip(trip_id).route)
+    with open_bus(loaded, route) as bus:
+        found = made(bus, route, trip_id, recount)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        show_account(found)
+    if not found.balanced:
+        raise typer.Exit(1)
+
+
+def _parameters(trip: Trip) -> str:
+    return ", ".join(f"{name}={value}" for name, value in trip.parameters.items())
+
+
+def _first_line(error: Any) -> str:
+    text = (error or "").partition("\n")[0]
+    return text if len(text) <= 100 else text[:99] + "…"
