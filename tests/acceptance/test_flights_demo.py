@@ -110,8 +110,7 @@ def expected(tmp_path_factory):
     """What the independent script says: (figures, directory with its tables)."""
     directory = tmp_path_factory.mktemp("oracle")
     command = [sys.executable, "-W", "error", str(HERE / "flights_oracle.py"), str(directory)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
-    return json.loads(done.stdout), directory
+    return json.loads(subprocess.check_output(command, text=True, timeout=100)), directory
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +135,22 @@ def expected_table(directory: Path, name: str) -> pd.DataFrame:
     return tidy(pd.read_parquet(directory / f"{name}.parquet"), KEYS[name])
 
 
-def quarantined(home: Path, trip: str, stop: str) -> list:
-    rows, after = [], 0
+@pytest.fixture(scope="module")
+def quarantined(driven, home):
+    """The rows that the first drive left behind, by stop."""
+    rows, after = {}, 0
     depot = Depot(f"sqlite:///{home}/depot.db")
-    while page := depot.quarantined(trip=trip, stop=stop, limit=20_000, after=after):
-        rows += page
+    while page := depot.quarantined(trip=driven.trip, limit=20_000, after=after):
+        for row in page:
+            rows.setdefault(row.stop, []).append(row)
         after = page[-1].id
+    depot.close()
     return rows
+
+
+def test_nothing_else_waits_in_quarantine(quarantined, expected):
+    figures, _ = expected
+    assert {stop: len(rows) for stop, rows in quarantined.items()} == figures["rejected"]
 
 
 def test_every_stop_picks_up_and_rejects_what_pandas_counts(driven, expected):
@@ -187,9 +195,9 @@ def test_every_scheduled_hour_is_the_utc_hour_that_the_platform_never_saw(driven
 
 
 @pytest.mark.parametrize("stop", ["airports", "weather", "flights"])
-def test_the_quarantine_holds_the_rejected_rows_with_place_and_reasons(driven, expected, home, stop):
+def test_the_quarantine_holds_the_rejected_rows_with_place_and_reasons(quarantined, expected, stop):
     _, directory = expected
-    rows = quarantined(home, driven.trip, stop)
+    rows = quarantined[stop]
     found = {(row.origin, row.position): sorted(reason.rule for reason in row.reasons) for row in rows}
     assert len(found) == len(rows)
     rejected = pd.read_parquet(directory / f"rejected-{stop}.parquet")
@@ -197,8 +205,8 @@ def test_the_quarantine_holds_the_rejected_rows_with_place_and_reasons(driven, e
     assert found == dict(zip(places, (sorted(reasons.split("; ")) for reasons in rejected["reasons"]), strict=True))
 
 
-def test_a_quarantined_flight_is_the_very_line_of_its_file(driven, home):
-    rows = quarantined(home, driven.trip, "flights")
+def test_a_quarantined_flight_is_the_very_line_of_its_file(quarantined, home):
+    rows = quarantined["flights"]
     lines = {}
     for row in rows[:: len(rows) // 500]:
         text = lines.setdefault(row.origin, (home / "demo" / "landing" / row.origin).read_text().splitlines())
@@ -206,8 +214,8 @@ def test_a_quarantined_flight_is_the_very_line_of_its_file(driven, home):
         assert [row.payload[name] for name in text[0].split("|")] == fields
 
 
-def test_the_hour_that_happened_twice_and_the_impossible_wind_say_why_they_wait(driven, home):
-    said = {reason.message for row in quarantined(home, driven.trip, "weather") for reason in row.reasons}
+def test_the_hour_that_happened_twice_and_the_impossible_wind_say_why_they_wait(quarantined):
+    said = {reason.message for row in quarantined["weather"] for reason in row.reasons}
     assert any("ambiguous in America/New_York" in message for message in said), said
     assert any("1048.36" in message and "253" in message for message in said), said
 

@@ -1,0 +1,152 @@
+"""Run a route's Dagster job in this process, as the UI would run it elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bus_assets.cli.loading import Loaded, one_of, open_instance
+from bus_assets.progress import Progress, watching
+from bus_assets.route import Route
+from bus_assets.stops import DropOff
+from resources.depot.entries import Trip
+from resources.depot.store import Depot
+from resources.errors import BusError, Misconfigured, Refused
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to drive. ``given`` are parameters as texts; ``select`` stops, none for all; ``trip`` an existing trip to drive (again)."""
+
+    given: Mapping[str, str] = field(default_factory=dict)
+    trip: str | None = None
+    take_over: bool = False
+    select: Sequence[str] = ()
+    verbose: bool = False
+
+
+@dataclass(frozen=True)
+class Driven:
+    """What came of it: the run, the trip that it drove (None if it got none), and the error that ended it."""
+
+    run: str | None
+    trip: Trip | None
+    error: str | None
+    interrupted: bool = False
+
+    @property
+    def succeeded(self) -> bool:
+        return self.error is None and not self.interrupted
+
+
+def drive_route(loaded: Loaded, route: Route, wish: Wish, watcher: Callable[[Progress], None]) -> Driven:
+    """Drive ``route`` and wait. A failure is in the answer; Misconfigured and Refused are raised before anything starts."""
+    from bus_assets.drive import TRIP_TAG
+
+    depot = depot_of(loaded)
+    parameters = _parameters(depot, route, wish)
+    tags = {TRIP_TAG.format(route=route.name): wish.trip} if wish.trip else {}
+    tags |= {"bus/take_over": "true"} if wish.take_over else {}
+    selection = _selection(route, wish.select)
+    job = loaded.defs.resolve_job_def(route.name)
+    with open_instance() as instance, watching(watcher):
+        before = instance.get_runs(limit=1)
+        try:
+            result = job.execute_in_process(
+                run_config=_run_config(route, parameters, wish.verbose),
+                instance=instance,
+                tags=tags,
+                raise_on_error=False,
+                asset_selection=selection,
+            )
+        except (KeyboardInterrupt, _interrupted()):
+            newest = [run for run in instance.get_runs(limit=1) if run.run_id not in {other.run_id for other in before}]
+            return _driven(depot, route, wish, newest[0].run_id if newest else None, "interrupted", interrupted=True)
+        error = None if result.success else _error(result)
+        return _driven(depot, route, wish, result.run_id, error)
+
+
+def depot_of(loaded: Loaded) -> Depot:
+    """The depot that a run of this module writes to."""
+    from dagster import build_resources
+
+    from bus_assets.build.assets import DEPOT
+
+    with build_resources({DEPOT: loaded.defs.resources[DEPOT]}) as bound:
+        return getattr(bound, DEPOT).depot()
+
+
+def _driven(depot: Depot, route: Route, wish: Wish, run: str | None, error: str | None, *, interrupted: bool = False) -> Driven:
+    trip = depot.trip(wish.trip) if wish.trip else depot.trip_of_run(route.name, run) if run else None
+    told = trip.error if trip and trip.error and error and not interrupted else error
+    return Driven(run, trip, told, interrupted)
+
+
+def _interrupted() -> type[BaseException]:
+    from dagster import DagsterExecutionInterruptedError
+
+    return DagsterExecutionInterruptedError
+
+
+def _parameters(depot: Depot, route: Route, wish: Wish) -> dict[str, Any]:
+    known = {parameter.name: parameter for parameter in route.parameters}
+    if wish.trip:
+        trip = depot.trip(wish.trip)
+        if trip.route != route.name:
+            raise Refused(f"trip {trip.id} belongs to route '{trip.route}', not '{route.name}'")
+        if wish.given:
+            raise Refused(f"trip {trip.id} keeps the parameters it was started with; leave out --set, or start a new trip without --trip")
+        return {name: value for name, value in trip.parameters.items() if name in known}
+    for name in wish.given:
+        one_of(name, known, "parameter", f"route '{route.name}'")
+    open_ones = [name for name, parameter in known.items() if parameter.default is None and name not in wish.given]
+    if open_ones:
+        said = ", ".join(f"{name} ({known[name].type})" for name in open_ones)
+        raise Misconfigured(f"route '{route.name}' needs {said}: add {' '.join(f'--set {name}=…' for name in open_ones)}")
+    return {name: known[name].value(text) for name, text in wish.given.items()}
+
+
+def _selection(route: Route, select: Sequence[str]) -> list[Any] | None:
+    """Asset keys. Drop-offs into one database are published together or not at all, so one of them stands for all."""
+    from bus_assets.build.keys import stop_key
+
+    if not select:
+        return None
+    names = [one_of(name, [stop.name for stop in route.stops], "stop", f"route '{route.name}'") for name in select]
+    databases = {stop.into.database for stop in map(route.__getitem__, names) if isinstance(stop, DropOff)}
+    names += [drop.name for drop in route.drop_offs if drop.into.database in databases]
+    return [stop_key(route, name) for name in dict.fromkeys(names)]
+
+
+def _run_config(route: Route, parameters: Mapping[str, Any], verbose: bool) -> dict[str, Any]:
+    from bus_assets.build.keys import PARAMETERS
+
+    config: dict[str, Any] = {}
+    if not verbose:
+        config["loggers"] = {"console": {"config": {"log_level": "CRITICAL"}}}
+    if route.parameters:
+        config["resources"] = {PARAMETERS.format(route=route.name): {"config": dict(parameters)}}
+    return config
+
+
+def _error(result: Any) -> str:
+    """The first failure that the run tells of, as a person should read it."""
+    for event in result.all_events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            if data.user_failure_data and data.user_failure_data.description:
+                return data.user_failure_data.description
+            if data.error:
+                return _innermost(data.error)
+        if event.is_failure and getattr(event.event_specific_data, "error", None):
+            return _innermost(event.event_specific_data.error)
+    return "the run failed; `bus drive --verbose` shows Dagster's own log"
+
+
+def _innermost(error: Any) -> str:
+    while error.cause:
+        error = error.cause
+    return error.message.strip()
+
+

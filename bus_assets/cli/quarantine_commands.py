@@ -1,0 +1,229 @@
+"""``bus quarantine …``: rows that broke their contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bus_assets.cli.output import AsJson, Module, notice, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from resources.depot.entries import QuarantinedRow
+
+app = typer.Typer(help="Rows that broke their contract: look, export, discard, release.", no_args_is_help=True)
+
+ROW_STATES = ("held", "released", "discarded", "all")
+RouteOption = Annotated[str | None, typer.Option("--route", help="Only rows of this route.")]
+TripOption = Annotated[str | None, typer.Option("--trip", help="Only rows of this trip.")]
+StopOption = Annotated[str | None, typer.Option("--stop", help="Only rows that this stop rejected.")]
+StateOption = Annotated[str, typer.Option("--state", help=f"{', '.join(ROW_STATES)}.")]
+OfRoute = Annotated[str, typer.Option("--route", help="The route.")]
+OfStop = Annotated[str, typer.Option("--stop", help="The stop that rejected the rows.")]
+
+
+@app.command("list")
+def list_rows(
+    route: RouteOption = None,
+    trip: TripOption = None,
+    stop: StopOption = None,
+    state: StateOption = "held",
+    rule: Annotated[str | None, typer.Option("--rule", help="Only rows that break a rule with this text in its name.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List rows with their place and reasons, without their content: `show ID` has that."""
+    from itertools import islice
+
+    from bus_assets.cli.loading import open_depot
+    from bus_assets.release import rows_of
+
+    every = rows_of(open_depot(), route, stop, _state(state), trip)
+    rows = list(islice((row for row in every if rule is None or any(rule in reason.rule for reason in row.reasons)), limit))
+    if as_json:
+        print_json([_brief(row) for row in rows])
+        return
+    print_table(
+        ("id", "route", "stop", "trip", "place", "reasons", "state"),
+        [(str(row.id), row.route, row.stop, row.trip, _place(row), _reasons(row), _standing(row)) for row in rows],
+        numbers=("id",),
+        empty="no such rows in quarantine",
+    )
+    if len(rows) == limit:
+        notice(f"the first {limit}; --limit shows more, `bus quarantine counts` how many there are")
+
+
+@app.command()
+def counts(
+    route: RouteOption = None, trip: TripOption = None, stop: StopOption = None, state: StateOption = "held", as_json: AsJson = False
+) -> None:
+    """Count rows by route, stop and rule. A row that breaks two rules is counted under both."""
+    from bus_assets.cli.loading import open_depot
+
+    found = open_depot().count_quarantined(route, trip, stop, _state(state))  # pyright: ignore[reportArgumentType]
+    if as_json:
+        print_json(found)
+        return
+    rows = [(count.route, count.stop, count.rule, count.rows, count.releasable) for count in found]
+    print_table(("route", "stop", "rule", "rows", "releasable"), rows, numbers=("rows", "releasable"), empty="nothing is in quarantine")
+
+
+@app.command()
+def show(
+    row_id: Annotated[int, typer.Argument(metavar="ID", help="A row's id; `bus quarantine list` shows it.")],
+    reveal: Annotated[bool, typer.Option("--reveal-sensitive", help="Show sensitive fields too.")] = False,
+    module: Module = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one row with its content; sensitive fields are dots."""
+    from bus_assets.cli.loading import load, open_depot
+    from bus_assets.quarantine import masked, row_of
+
+    row = row_of(open_depot(), row_id)
+    payload = dict(row.payload) if reveal else masked(row, load(module).routes.get(row.route))
+    if as_json:
+        print_json(_brief(row) | {"payload": payload})
+        return
+    say(f"row {row.id} of route '{row.route}', stop '{row.stop}', trip {row.trip}: {_standing(row)}")
+    say(f"place: {_place(row)}")
+    for reason in row.reasons:
+        say(f"reason: {reason.rule}: {reason.message}")
+    print_table(("field", "value"), payload.items())
+
+
+@app.command()
+def export(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file: .csv or .jsonl.")],
+    route: OfRoute,
+    stop: OfStop,
+    state: StateOption = "held",
+    reveal: Annotated[bool, typer.Option("--reveal-sensitive", help="Write sensitive fields too.")] = False,
+    module: Module = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write rows with their content, reasons and place to a file."""
+    from bus_assets.cli.loading import load, one_of, open_depot
+    from bus_assets.quarantine import export_rows
+    from bus_assets.release import rows_of
+
+    if file.suffix not in (".csv", ".jsonl"):
+        raise typer.BadParameter(f"'{file}' must end in .csv or .jsonl", param_hint="FILE")
+    found = load(module).route(route)
+    one_of(stop, [declared.name for declared in found.stops], "stop", f"route '{route}'")
+    written = export_rows(rows_of(open_depot(), route, stop, _state(state)), found, stop, file, reveal=reveal)
+    if as_json:
+        print_json({"file": str(file), "rows": written})
+    else:
+        say(f"{written:,} rows in {file}")
+
+
+@app.command()
+def discard(
+    ids: Annotated[list[int], typer.Argument(metavar="ID…", help="The rows to give up.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why; it is kept with the rows.")],
+    as_json: AsJson = False,
+) -> None:
+    """Give rows up for good. They stay on record, with the reason."""
+    from bus_assets.cli.loading import open_depot
+
+    open_depot().discard(ids, reason)
+    if as_json:
+        print_json({"discarded": ids, "reason": reason})
+    else:
+        say(f"{len(ids):,} rows discarded: {reason}")
+
+
+@app.command()
+def release(
+    route: OfRoute,
+    stop: OfStop,
+    ids: Annotated[list[int] | None, typer.Argument(metavar="[ID…]", help="The rows to release.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every row that this stop holds and that can ride.")] = False,
+    module: Module = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let rows ride again, after a fix: a new trip takes them through the gate and drops them off. Exits 1 if it fails."""
+    from bus_assets.cli.driving import Driven, Wish, depot_of
+    from bus_assets.cli.loading import load, one_of
+    from bus_assets.release import choose, start_release
+
+    if bool(ids) == everything:
+        raise typer.BadParameter("name the rows' ids, or all of them with --all", param_hint="ID")
+    loaded = load(module)
+    found = loaded.route(route)
+    one_of(stop, [declared.name for declared in found.stops], "stop", f"route '{route}'")
+    depot = depot_of(loaded)
+    releases, left = choose(depot, found, stop, ids or None)
+    for why in dict.fromkeys(row.why for row in left):
+        numbers = [row.id for row in left if row.why == why]
+        notice(f"left in quarantine: {len(numbers):,} rows ({numbers[0]}, say): {why}")
+    if not releases:
+        notice("no row can be released")
+    driven: list[Driven] = []
+    for one in releases:
+        from bus_assets.cli.drive_command import drive_and_tell
+
+        trip = start_release(depot, one)
+        notice(f"trip {trip.id} releases {len(one.ids):,} rows of stop '{stop}'")
+        driven.append(drive_and_tell(loaded, found, Wish(trip=trip.id)))
+        if not driven[-1].succeeded:
+            break
+    _show_releases(loaded, found, driven, as_json=as_json)
+
+
+def _show_releases(loaded: Any, route: Any, driven: list[Any], *, as_json: bool) -> None:
+    from bus_assets.cli.drive_command import answer, finish, show
+
+    if as_json:
+        print_json([answer(one) for one in driven])
+    for one in driven:
+        if not as_json:
+            show(loaded, route, one, as_json=False)
+        if not one.succeeded and one.trip:
+            notice(f"or hold its rows again: `bus quarantine unrelease {one.trip.id}`")
+        finish(route, one)
+
+
+@app.command()
+def unrelease(
+    trip_id: Annotated[str, typer.Argument(metavar="TRIP", help="A release trip that was not delivered.")], as_json: AsJson = False
+) -> None:
+    """Hold the rows again that a failed release trip took along."""
+    from bus_assets.cli.loading import open_depot
+
+    held = open_depot().unrelease(trip_id)
+    if as_json:
+        print_json({"trip": trip_id, "held": held})
+    else:
+        say(f"{held:,} rows are held again")
+
+
+def _state(state: str) -> Any:
+    if state not in ROW_STATES:
+        raise typer.BadParameter(f"'{state}' is none of {', '.join(ROW_STATES)}", param_hint="--state")
+    return None if state == "all" else state
+
+
+def _brief(row: QuarantinedRow) -> dict[str, Any]:
+    names = ("id", "route", "stop", "trip", "row_id", "origin", "unit", "position", "state", "released_trip", "reason", "created_at")
+    reasons = [{"rule": reason.rule, "message": reason.message} for reason in row.reasons]
+    return {name: getattr(row, name) for name in names} | {"reasons": reasons, "releasable": row.is_releasable}
+
+
+def _place(row: QuarantinedRow) -> str:
+    from resources.records import place_of
+
+    return place_of(row.origin, row.unit or "row", row.position or 0) if row.origin else f"row {row.row_id}"
+
+
+def _reasons(row: QuarantinedRow) -> str:
+    return "; ".join(f"{reason.rule}: {reason.message}" for reason in row.reasons)
+
+
+def _standing(row: QuarantinedRow) -> str:
+    if row.state == "released":
+        return f"released in trip {row.released_trip}"
+    if row.state == "discarded":
+        return f"discarded: {row.reason}"
+    return "held" if row.is_releasable else f"held (its trip is {row.trip_state})"
