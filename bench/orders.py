@@ -52,7 +52,7 @@ def route(name: str, table: str, key: str = "") -> Route:
         stops=(
             PickUp("orders", TextFile(name, "*.csv"), ORDERS),
             Transform("priced", PRICE, PRICED),
-            DropOff("dropped", Table("warehouse", table, key=key), of="priced"),
+            DropOff("dropped", Table("warehouse", table, key=key or ()), of="priced"),
         ),
     )
 

@@ -19,6 +19,7 @@ from bus_assets.mapped import carried_to, kind_of, looked_up_by, source_of
 from bus_assets.release import UNREADABLE, reaches, release_stop
 from bus_assets.route import Route
 from bus_assets.stops import DropOff, PickUp, Transform
+from bus_assets.values import fill
 from resources.depot.entries import Trip, Verdict
 from resources.errors import Refused
 
@@ -177,7 +178,7 @@ def _stop_sums(bus: Bus, route: Route, trip: Trip, verdicts: Mapping[str, Verdic
         count.stop: count.rows for count in bus.depot.count_quarantined(route.name, trip.id, state=None) if count.rule == UNREADABLE
     }
     read = {**(bus.depot.verdicts(trip.parent) if trip.trigger == "rehearsal" and trip.parent else {}), **verdicts}
-    sums = []
+    values, sums = as_driven(bus, route, trip).values, []
     for name in route.order:
         stop, verdict = route[name], verdicts.get(name)
         if isinstance(stop, DropOff) or verdict is None:
@@ -191,7 +192,7 @@ def _stop_sums(bus: Bus, route: Route, trip: Trip, verdicts: Mapping[str, Verdic
             StopSum(
                 stop=name,
                 kind=kind_of(stop),
-                source="quarantine" if released else source_of(stop),
+                source="quarantine" if released else fill(source_of(stop), values),
                 passed=verdict.passed,
                 came_in=upstream.kept if upstream else None,
                 picked_up=verdict.picked_up,

@@ -239,7 +239,7 @@ def _published(bus: Bus, route: Route, trip: Trip) -> int | None:
         return None
     database = bus.systems[route.databases[0]]
     database.prepare(())
-    with database.transaction() as transaction:
+    with database.transaction(reading=True) as transaction:
         return transaction.published(trip.id)
 
 
@@ -250,7 +250,7 @@ def _caught_up(bus: Bus, route: Route, trip: Trip, published: int) -> None:
         if name in done:
             continue
         bus.systems[name].prepare(())
-        with bus.systems[name].transaction() as transaction:
+        with bus.systems[name].transaction(reading=True) as transaction:
             ledger = ledger_id(route, trip.id, name)
             if transaction.published(ledger) is not None:
                 drops = [drop.name for drop in route.drop_offs if drop.into.database == name]

@@ -110,7 +110,8 @@ def size_of(contract: Contract) -> str:
 
 def _destination(stop: DropOff) -> str:
     table = stop.into
-    return f"{table} ({table.mode}{f' by {', '.join(table.key)}' if table.key else ''})"
+    key = f" by {', '.join(table.key)}" if table.key else ""
+    return f"{table} ({table.mode}{key})"
 
 
 def _stop(route: Route, stop: Stop) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def _already(drive: Drive, database: str, drops: tuple[DropOff, ...], settled: A
     """The claim or the receipt was there: ours after a lost commit reply, or an earlier attempt's. Revoked: we are a zombie."""
     if settled.outcome != PUBLISHED:
         raise Refused(f"attempt {drive.attempt} of trip {drive.trip.id} was revoked: another run took the trip over; nothing was written") from settled
-    with drive.bus.systems[database].transaction() as transaction:
+    with drive.bus.systems[database].transaction(reading=True) as transaction:
         applied = transaction.applied(ledger_id(drive.route, drive.trip.id, database))
     return tuple(Dropped(drop.name, done.mode, 0, 0, done.rows, already=True) for drop, done in zip(drops, applied, strict=True))
 
@@ -228,7 +228,8 @@ def _chosen(drop: DropOff, passengers: Passengers) -> Iterator[pa.RecordBatch]:
                 for found in kept.to_arrow_table().to_batches():
                     yield _renamed(found, mapping)
             except duckdb.Error as error:
-                raise Misconfigured(f"where={drop.where!r} does not run: {str(error).splitlines()[0]}", stop=drop.name) from error
+                said = type(error).__name__ if passengers.contract.sensitive else str(error).splitlines()[0]
+                raise Misconfigured(f"where={drop.where!r} does not run: {said}", stop=drop.name) from error
 
 
 def _table(batch: pa.RecordBatch) -> Any:

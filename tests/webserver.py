@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 START_SECONDS = 90
-RUN_SECONDS = 90
+RUN_SECONDS = 120
 POLL_SECONDS = 0.15
 REPOSITORY = "__repository__"
 ASSET_JOB = "__ASSET_JOB"
@@ -27,7 +27,7 @@ ASSET_JOB = "__ASSET_JOB"
 INSTANCE = """
 telemetry: {enabled: false}
 nux: {enabled: false}
-run_coordinator: {module: dagster, class: DefaultRunCoordinator}
+run_coordinator: {module: dagster._core.run_coordinator, class: DefaultRunCoordinator}
 """
 OVER = ("SUCCESS", "FAILURE", "CANCELED")
 
@@ -44,6 +44,10 @@ mutation($p: ReexecutionParams!) { launchPipelineReexecution(reexecutionParams: 
   __typename
   ... on LaunchRunSuccess { run { runId } }
   ... on PythonError { message }
+} }"""
+_CHECKS = """
+query($keys: [AssetKeyInput!]!) { assetNodes(assetKeys: $keys) {
+  assetKey { path } assetChecksOrError { ... on AssetChecks { checks { name canExecuteIndividually } } }
 } }"""
 _EVENTS = """
 query($run: ID!) { logsForRun(runId: $run, limit: 5000) { ... on EventConnection { events {
@@ -137,7 +141,7 @@ class Webserver:
         """What the server answers to a launch from the launchpad or the asset graph (``assets``: the selection there)."""
         selector: dict[str, Any] = {"repositoryLocationName": self.location, "repositoryName": REPOSITORY, "jobName": job}
         if assets is not None:
-            selector |= {"assetSelection": [{"path": list(path)} for path in assets], "assetCheckSelection": []}
+            selector |= {"assetSelection": [{"path": list(path)} for path in assets], "assetCheckSelection": self._checks(assets)}
         labels = [{"key": key, "value": value} for key, value in (tags or {}).items()]
         given = {"selector": selector, "runConfigData": config or {}, "mode": "default", "executionMetadata": {"tags": labels}}
         return self.ask(_LAUNCH, p=given)["launchPipelineExecution"]
@@ -149,6 +153,16 @@ class Webserver:
     def again(self, run: str, strategy: str) -> str:
         """Re-execute ``run`` ('FROM_FAILURE' or 'ALL_STEPS'), as its page's button does; the new run's id."""
         return _run_id(self.ask(_AGAIN, p={"parentRunId": run, "strategy": strategy})["launchPipelineReexecution"])
+
+    def _checks(self, assets: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+        """The checks that the UI sends along with a selection of assets: those that cannot run without materialising."""
+        found = self.ask(_CHECKS, keys=[{"path": list(path)} for path in assets])["assetNodes"]
+        return [
+            {"assetKey": {"path": node["assetKey"]["path"]}, "name": check["name"]}
+            for node in found
+            for check in node["assetChecksOrError"].get("checks", ())
+            if check["canExecuteIndividually"] == "REQUIRES_MATERIALIZATION"
+        ]
 
     def status(self, run: str) -> str:
         return self.ask("query($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }", run=run)["runOrError"]["status"]

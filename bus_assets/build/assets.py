@@ -85,6 +85,8 @@ def stop_asset(route: Route, stop: PickUp | Transform) -> AssetsDefinition:
             shown = MaterializeResult(asset_key=key, metadata=stop_metadata(drive, stopped), check_results=check_results(key, stop, stopped))
             problem = problem_of(drive, stopped)
             if problem:
+                # Dagster's own error names the check and no reason: whoever reads only the run's log must find it there.
+                context.log.error(str(problem))
                 failed(drive, stop.name, problem)
             else:
                 finished(drive, stop.name)
@@ -165,7 +167,8 @@ def _guarded(context: AssetExecutionContext, route: Route, stop: str, halt: Call
     except BaseException as error:
         if drive:
             failed(drive, stop, BusError(f"the run was ended ({type(error).__name__})"))
-        raise
+        # Dagster would try an interrupted step again wherever there is a retry policy: the run could not be stopped.
+        raise Failure(f"route '{route.name}', stop '{stop}': the run was ended", allow_retries=False) from error
 
 
 def _bus(context: AssetExecutionContext, route: Route) -> Bus:

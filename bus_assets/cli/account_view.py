@@ -63,7 +63,8 @@ def _verdict(account: Account) -> None:
         print_coloured(f"✗ {problem}", "bold red")
     totals = account.totals
     said = f"{totals['picked_up']:,} rows picked up, {totals['rejected']:,} rejected, {totals['dropped_off']:,} dropped off"
-    recounted = ", and the recount agrees" if account.recounts else ""
+    skipped = sum(recount.status == "not counted" for recount in account.recounts)
+    recounted = ", and the recount agrees" + (f" ({skipped} not counted)" if skipped else "") if account.recounts else ""
     if account.balanced:
         print_coloured(f"✓ the account balances{recounted}: {said}", "green")
     else:

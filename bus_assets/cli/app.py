@@ -20,6 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: rich and its Markdown parser would be a third of the start-up time
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

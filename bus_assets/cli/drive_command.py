@@ -30,7 +30,7 @@ def drive(
     module: Module = None,
     as_json: AsJson = False,
 ) -> None:
-    """Drive a route here and now, and print the trip's account. Exits 1 if the trip fails."""
+    """Drive a route now and print the account. Exits 1 if the trip fails."""
     from bus_assets.cli.driving import Wish
     from bus_assets.cli.loading import load, note_other_depot
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from bus_assets.route import Route
 from bus_assets.stops import DropOff
 from resources.depot.entries import Trip
 from resources.depot.store import Depot
-from resources.errors import BusError, Misconfigured, Refused
+from resources.errors import Misconfigured, Refused
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def drive_route(loaded: Loaded, route: Route, wish: Wish, watcher: Callable[[Pro
     selection = _selection(route, wish.select)
     job = loaded.defs.resolve_job_def(route.name)
     with open_instance() as instance, watching(watcher):
-        before = instance.get_runs(limit=1)
+        before = {run.run_id for run in instance.get_runs(limit=1)}
         try:
             result = job.execute_in_process(
                 run_config=_run_config(route, parameters, wish.verbose),
@@ -61,10 +61,10 @@ def drive_route(loaded: Loaded, route: Route, wish: Wish, watcher: Callable[[Pro
                 asset_selection=selection,
             )
         except (KeyboardInterrupt, _interrupted()):
-            newest = [run for run in instance.get_runs(limit=1) if run.run_id not in {other.run_id for other in before}]
-            return _driven(depot, route, wish, newest[0].run_id if newest else None, "interrupted", interrupted=True)
+            newest = [run.run_id for run in instance.get_runs(limit=1) if run.run_id not in before]
+            return _driven(depot, route, wish, newest[0] if newest else None, "interrupted", interrupted=True)
         error = None if result.success else _error(result)
-        return _driven(depot, route, wish, result.run_id, error)
+        return _driven(depot, route, wish, result.run_id, error, interrupted=_was_interrupted(result))
 
 
 def depot_of(loaded: Loaded) -> Depot:
@@ -79,6 +79,10 @@ def depot_of(loaded: Loaded) -> Depot:
 
 def _driven(depot: Depot, route: Route, wish: Wish, run: str | None, error: str | None, *, interrupted: bool = False) -> Driven:
     trip = depot.trip(wish.trip) if wish.trip else depot.trip_of_run(route.name, run) if run else None
+    attempt = depot.newest_attempt(trip.id) if trip and interrupted else None
+    if trip and attempt and attempt.run == run and trip.state == "driving":
+        # Between two stops nobody but Dagster sees the interrupt.
+        trip = depot.finish_trip(trip.id, "failed", "the run was interrupted", attempt=attempt.attempt)
     told = trip.error if trip and trip.error and error and not interrupted else error
     return Driven(run, trip, told, interrupted)
 
@@ -87,6 +91,18 @@ def _interrupted() -> type[BaseException]:
     from dagster import DagsterExecutionInterruptedError
 
     return DagsterExecutionInterruptedError
+
+
+def _was_interrupted(result: Any) -> bool:
+    kinds = {"DagsterExecutionInterruptedError", "KeyboardInterrupt"}
+    errors = [event.event_specific_data.error for event in result.all_events if getattr(event.event_specific_data, "error", None)]
+    return any(found.cls_name in kinds for error in errors for found in _causes(error))
+
+
+def _causes(error: Any) -> Iterator[Any]:
+    while error is not None:
+        yield error
+        error = error.cause
 
 
 def _parameters(depot: Depot, route: Route, wish: Wish) -> dict[str, Any]:
@@ -145,8 +161,6 @@ def _error(result: Any) -> str:
 
 
 def _innermost(error: Any) -> str:
-    while error.cause:
-        error = error.cause
-    return error.message.strip()
+    return list(_causes(error))[-1].message.strip()
 
 

@@ -12,7 +12,7 @@ from bus_assets.cli.output import AsJson, Module, notice, print_json, print_tabl
 if TYPE_CHECKING:
     from resources.depot.entries import QuarantinedRow
 
-app = typer.Typer(help="Rows that broke their contract: look, export, discard, release.", no_args_is_help=True)
+app = typer.Typer(help="See to rows that broke their contract. Look, export, discard, release.", no_args_is_help=True)
 
 ROW_STATES = ("held", "released", "discarded", "all")
 RouteOption = Annotated[str | None, typer.Option("--route", help="Only rows of this route.")]

@@ -12,7 +12,7 @@ RouteName = Annotated[str, typer.Argument(metavar="ROUTE", help="A route's name;
 
 
 def routes(module: Module = None, as_json: AsJson = False) -> None:
-    """List the routes: what starts them, how many stops, where they drop off."""
+    """List the routes. What starts them, how many stops they have, where they drop off."""
     from bus_assets.cli.loading import load
     from bus_assets.mapped import json_map, triggers
 
@@ -30,7 +30,7 @@ def map_route(
     module: Module = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw a route: its stops, where rows come from, and where they go."""
+    """Draw a route. Its stops, where rows come from, and where they go."""
     from bus_assets.cli.loading import load
     from bus_assets.mapped import json_map, mermaid_map, text_map
 

@@ -38,7 +38,7 @@ def trips(
 
 
 def trip(trip_id: TripId, as_json: AsJson = False) -> None:
-    """Show one trip: its attempt, its stops with their verdicts, where it is published, what went wrong."""
+    """Show one trip. Its attempt, its stops with their verdicts, where it is published, what went wrong."""
     from bus_assets.cli.loading import open_depot
 
     depot = open_depot()
@@ -75,7 +75,7 @@ def account(
     module: Module = None,
     as_json: AsJson = False,
 ) -> None:
-    """Where every row of a trip went, recounted from the sources and the destinations. Exits 1 if something differs."""
+    """Account for every row of a trip. Recounted from the sources and the destinations; exits 1 if something differs."""
     from bus_assets.account import account as made
     from bus_assets.cli.account_view import show_account
     from bus_assets.cli.loading import load, open_bus, open_depot

@@ -3,13 +3,15 @@
 import json
 import os
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pandas as pd
@@ -180,20 +182,6 @@ def test_sums_and_extremes_of_the_flights_are_those_of_pandas(driven, expected):
     assert flights["flight_date"].str[5:7].value_counts().to_dict() == figures["flights_per_month"]
 
 
-def test_every_scheduled_hour_is_the_utc_hour_that_the_platform_never_saw(driven):
-    """``time_hour`` is left out of the legacy files; here it is read by the csv module and compared flight by flight."""
-    flights = driven.tables["flights"]
-    key = zip(flights["flight_date"], flights["carrier"], flights["flight"].astype(int), flights["origin"], strict=True)
-    found = dict(zip(key, flights["weather_hour"].dt.strftime("%Y-%m-%dT%H:%M:%SZ"), strict=True))
-    agreed = 0
-    for row in source.rows("flights"):
-        name = (f"{row['year']}-{int(row['month']):02d}-{int(row['day']):02d}", row["carrier"], int(row["flight"]), row["origin"])
-        if (hour := found.get(name)) is not None:
-            assert hour == row["time_hour"], name
-            agreed += 1
-    assert agreed == len(flights)
-
-
 @pytest.mark.parametrize("stop", ["airports", "weather", "flights"])
 def test_the_quarantine_holds_the_rejected_rows_with_place_and_reasons(quarantined, expected, stop):
     _, directory = expected
@@ -291,7 +279,14 @@ def test_a_service_that_runs_already_is_used_and_a_stranger_on_the_port_is_named
         assert url == airports_url
     with urllib.request.urlopen(airports_url) as answer:
         assert json.load(answer)["service"] == "airports"
-    with socket.create_server(("127.0.0.1", 0)) as stranger:
-        taken = f"http://127.0.0.1:{stranger.getsockname()[1]}"
-        with pytest.raises(Misconfigured, match="BUS_AIRPORTS_URL"), airports_service.running(taken):
-            pass
+    with stranger() as taken, pytest.raises(Misconfigured, match="BUS_AIRPORTS_URL"), airports_service.running(taken):
+        pass
+
+
+@contextmanager
+def stranger():
+    """Another web server, which has never heard of airports."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

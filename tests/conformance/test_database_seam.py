@@ -1,0 +1,575 @@
+"""The database seam, the same on Postgres (COPY), SQLite and MariaDB (portable SQL)."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+from sqlalchemy.pool import NullPool
+
+from resources.database import Database
+from resources.errors import Misconfigured, Poison, Refused, Transient
+from resources.receipts import AlreadySettled, Applied
+from resources.tables import Column, TablePlan
+
+ORDERS = pa.schema([("order_id", pa.string()), ("quantity", pa.int64()), ("price", pa.decimal128(12, 2)), ("note", pa.string())])
+COLUMNS = tuple(ORDERS.names)
+SECRET = "4711-very-secret"
+
+
+@pytest.fixture(params=["postgres", "sqlite", "mariadb"])
+def url(request: pytest.FixtureRequest) -> str:
+    return request.getfixturevalue(f"{request.param}_database_url")
+
+
+@pytest.fixture
+def database(url: str) -> Database:
+    return Database(url=url, lock_timeout_seconds=20)
+
+
+@pytest.fixture
+def orders(database: Database) -> Database:
+    """A database with an empty table of orders."""
+    database.prepare([plan("orders", ORDERS, key=("order_id",))])
+    return database
+
+
+def plan(name: str, schema: pa.Schema, *, key: tuple[str, ...] = (), create: bool = True) -> TablePlan:
+    return TablePlan(name, tuple(Column(field.name, field.type, field.name not in key) for field in schema), key, create)
+
+
+def order(order_id: str | None, quantity: int | None = 1, price: str | None = "1.00", note: str | None = "") -> dict[str, Any]:
+    return {"order_id": order_id, "quantity": quantity, "price": None if price is None else Decimal(price), "note": note}
+
+
+def batch(*rows: dict[str, Any], schema: pa.Schema = ORDERS) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist(list(rows), schema=schema)
+
+
+def append(database: Database, *rows: dict[str, Any], table: str = "orders", schema: pa.Schema = ORDERS) -> Applied:
+    with database.transaction() as transaction:
+        return transaction.append(table, schema.names, [batch(*rows, schema=schema)])
+
+
+def rows_of(database: Database, table: str = "orders", by: str = "order_id") -> list[dict[str, Any]]:
+    found = [row for records in database.read(f"SELECT * FROM {table} ORDER BY {by}", name=table) for row in records.batch.to_pylist()]
+    return [{name: Decimal(value) if name == "price" and value is not None else value for name, value in row.items()} for row in found]
+
+
+def run_sql(url: str, *statements: str) -> None:
+    engine = sa.create_engine(url, poolclass=NullPool)
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+
+
+def is_postgres(url: str) -> bool:
+    return url.startswith("postgresql")
+
+
+EVERYTHING = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("text", pa.string()),
+        ("whole", pa.int64()),
+        ("exact", pa.decimal128(38, 10)),
+        ("instant", pa.timestamp("us", "UTC")),
+        ("clock", pa.timestamp("us")),
+        ("day", pa.date32()),
+        ("hour", pa.time64("us")),
+        ("flag", pa.bool_()),
+        ("double", pa.float64()),
+        ("bytes", pa.binary()),
+        ("items", pa.list_(pa.int64())),
+        ("parts", pa.struct([("a", pa.string()), ("b", pa.int64())])),
+    ]
+)
+TEXTS = ["", "NULL", "\\N", "\\.", "a\nb", "a\r\nb", "\r", '"', '""', "it's", "back\\slash", "tab\t", ",", "  spaced ", "żółć 漢字 🚌", "%s %(x)s :p"]
+
+
+def everything() -> pa.RecordBatch:
+    moment = dt.datetime(2024, 2, 29, 23, 59, 59, 999999)
+    full = {
+        "whole": -(2**63),
+        "exact": Decimal("-1234567890123456789012345678.0123456789"),
+        "instant": moment.replace(tzinfo=dt.UTC),
+        "clock": moment,
+        "day": dt.date(2024, 2, 29),
+        "hour": dt.time(23, 59, 59, 999999),
+        "flag": False,
+        "double": 0.1,
+        "bytes": bytes(range(256)),
+        "items": [1, None, 3],
+        "parts": {"a": 'quo"te', "b": 2},
+    }
+    rows: list[dict[str, Any]] = [{"id": 0, "text": None}]
+    rows += [{"id": at, "text": text, **full} for at, text in enumerate(TEXTS, start=1)]
+    rows.append({"id": 99, "text": "small", "exact": Decimal("0.0000000001"), "flag": True, "double": 1e300, "bytes": b"", "items": []})
+    return pa.RecordBatch.from_pylist(rows, schema=EVERYTHING)
+
+
+def as_written(read: pa.RecordBatch, schema: pa.Schema) -> list[dict[str, Any]]:
+    """What was read, in the types that were written: SQLite gives text for most."""
+    columns: dict[str, list[Any]] = {}
+    for field in schema:
+        column = read.column(field.name)
+        if pa.types.is_nested(field.type):
+            columns[field.name] = [None if value is None else json.loads(value) for value in column.to_pylist()]
+        else:
+            columns[field.name] = column.cast(field.type).to_pylist()
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+# --- values -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["append", "upsert"])
+def test_every_type_comes_back_as_it_was_written(database: Database, mode: str) -> None:
+    written = everything()
+    database.prepare([plan("things", EVERYTHING, key=("id",))])
+    with database.transaction() as transaction:
+        if mode == "append":
+            transaction.append("things", EVERYTHING.names, [written])
+        else:
+            transaction.upsert("things", EVERYTHING.names, ["id"], [written])
+    (read,) = database.read("SELECT * FROM things ORDER BY id", name="things")
+    assert as_written(read.batch, EVERYTHING) == written.to_pylist()
+
+
+def test_a_table_that_was_created_fits_the_plan_it_was_created_from(database: Database) -> None:
+    planned = [plan("things", EVERYTHING, key=("id", "text"))]
+    database.prepare(planned)
+    database.prepare(planned)
+
+
+def test_names_may_be_anything(database: Database) -> None:
+    names = ["select", "a b", 'quo"te', "per%cent", "co:lon", "br(ack)et", "żółć", "back\\slash", "Upper", "it's"]
+    schema = pa.schema([(name, pa.string()) for name in names])
+    table = '"wei""rd t.able % żółć"'
+    database.prepare([plan(table, schema, key=("select", "a b"))])
+    first, second = ({name: f"{name}{at}" for name in names} for at in (1, 2))
+    with database.transaction() as transaction:
+        assert transaction.append(table, names, [batch(first, schema=schema)]) == Applied(inserted=1)
+        upserted = transaction.upsert(table, names, ["select", "a b"], [batch(first, second, schema=schema)])
+        assert upserted == Applied(inserted=1, updated=1)
+        assert transaction.count_matching(table, ["select", "a b"], [batch(first, second, schema=schema)]) == 2
+        assert transaction.replace(table, names, {'quo"te': 'quo"te1'}, [batch(first, schema=schema)]) == Applied(inserted=1, deleted=1)
+        assert transaction.delete(table, ["select", "a b"], [batch(second, schema=schema)]) == Applied(deleted=1)
+    (values,) = database.column_keys(table, 'quo"te')
+    assert values.to_pylist() == ['quo"te1']
+
+
+@pytest.mark.parametrize("name", ["x" * 64, "ż" * 32, "a.b.c", "", "a.", '"open'])
+def test_names_that_no_database_would_keep_are_refused(database: Database, name: str) -> None:
+    with pytest.raises(Misconfigured, match="name"):
+        database.prepare([plan(name, ORDERS)])
+
+
+# --- preparing --------------------------------------------------------------------------------------------------------------------
+
+
+def test_all_differences_of_all_tables_are_in_one_error(database: Database, url: str) -> None:
+    run_sql(url, "CREATE TABLE orders (order_id VARCHAR(20) NULL, quantity VARCHAR(10), price INTEGER, must VARCHAR(5) NOT NULL)")
+    schema = pa.schema([*ORDERS, ("day", pa.date32())])
+    with pytest.raises(Misconfigured) as caught:
+        database.prepare([plan("orders", schema, key=("order_id",), create=False), plan("new", ORDERS), plan("gone", ORDERS, create=False)])
+    said = str(caught.value)
+    for part in ("'price' is INTEGER", "'note' is missing", "'day' is missing", "'must' must have a value", "exactly (order_id)"):
+        assert part in said
+    assert "'gone' does not exist" in said
+    assert "CREATE TABLE" in said
+    assert "'quantity'" not in said, "text takes whole numbers"
+    with pytest.raises(Misconfigured, match="new"):
+        list(database.read("SELECT * FROM new", name="new"))
+
+
+def test_the_statement_that_is_shown_makes_a_table_that_fits(database: Database, url: str) -> None:
+    wanted = plan("orders", EVERYTHING, key=("id",), create=False)
+    with pytest.raises(Misconfigured, match="or run: CREATE TABLE") as caught:
+        database.prepare([wanted])
+    run_sql(url, str(caught.value).split("or run: ")[1].replace("%", "%%"))
+    database.prepare([wanted])
+
+
+def test_a_unique_index_serves_as_key_and_defaults_need_no_value(database: Database, url: str) -> None:
+    run_sql(
+        url,
+        "CREATE TABLE orders (order_id VARCHAR(20) NOT NULL, line INTEGER NOT NULL, kind VARCHAR(5) NOT NULL DEFAULT 'x', quantity BIGINT)",
+        "CREATE UNIQUE INDEX one_line ON orders (line, order_id)",
+    )
+    schema = pa.schema([("order_id", pa.string()), ("line", pa.int64()), ("quantity", pa.int64())])
+    database.prepare([plan("orders", schema, key=("order_id", "line"), create=False)])
+    lines = batch(*({"order_id": "a", "line": at, "quantity": at} for at in (1, 2, 2)), schema=schema)
+    with database.transaction() as transaction:
+        done = transaction.upsert("orders", schema.names, ["order_id", "line"], [lines])
+    assert done == Applied(inserted=2, folded=1)
+    with pytest.raises(Misconfigured, match=r"exactly \(order_id\)"):
+        database.prepare([plan("orders", schema, key=("order_id",), create=False)])
+
+
+def test_two_processes_may_prepare_the_same_tables_at_once(url: str) -> None:
+    def prepare(_: int) -> None:
+        Database(url=url).prepare([plan("orders", ORDERS, key=("order_id",))])
+
+    with ThreadPoolExecutor(4) as many:
+        list(many.map(prepare, range(4)))
+    assert append(Database(url=url), order("a")) == Applied(inserted=1)
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_append_takes_batches_one_by_one_and_skips_empty_ones(orders: Database) -> None:
+    with orders.transaction() as transaction:
+        done = transaction.append("orders", COLUMNS, (batch(*made) for made in ([order("a")], [], [order("b"), order("c")])))
+        assert done == Applied(inserted=3)
+        assert transaction.append("orders", COLUMNS, []) == Applied()
+        assert transaction.count_rows("orders") == 3
+
+
+def test_upsert_lets_the_last_row_of_a_key_win_and_leaves_other_columns(orders: Database) -> None:
+    append(orders, order("a", note="kept"), order("z"))
+    few = ("quantity", "order_id")
+    schema = pa.schema([("quantity", pa.int64()), ("order_id", pa.string())])
+    batches = [[("b", 1), ("a", 2), ("b", 3)], [("a", 4), ("c", 5), ("a", None)]]
+    with orders.transaction() as transaction:
+        rows = (batch(*({"order_id": key, "quantity": n} for key, n in made), schema=schema) for made in batches)
+        assert transaction.upsert("orders", few, ["order_id"], rows) == Applied(inserted=2, updated=1, folded=3)
+        assert transaction.upsert("orders", few, ["order_id"], []) == Applied()
+    assert [(row["order_id"], row["quantity"], row["note"]) for row in rows_of(orders)] == [
+        ("a", None, "kept"),
+        ("b", 3, None),
+        ("c", 5, None),
+        ("z", 1, ""),
+    ]
+
+
+def test_upsert_of_keys_alone_counts_every_row(orders: Database) -> None:
+    append(orders, order("a"))
+    with orders.transaction() as transaction:
+        done = transaction.upsert("orders", ["order_id"], ["order_id"], [batch(order("a"), order("b"), order("b"))])
+    assert done == Applied(inserted=1, updated=1, folded=1)
+
+
+def test_keys_that_differ_by_case_or_a_trailing_space_are_different(orders: Database) -> None:
+    with orders.transaction() as transaction:
+        done = transaction.upsert("orders", COLUMNS, ["order_id"], [batch(order("a"), order("A"), order("a "), order("ä"))])
+    assert done == Applied(inserted=4)
+
+
+def test_accumulate_adds_exactly_and_counts_null_as_zero(orders: Database) -> None:
+    append(orders, order("a", 1, "0.10", "old"), order("n", None, None))
+    with orders.transaction() as transaction:
+        given = [
+            batch(order("a", 2, "0.20"), order("b", 5, "1.01", "first")),
+            batch(order("a", None, "0.30", "new"), order("b", 6, "2.02", "last"), order("n", 7, None)),
+        ]
+        done = transaction.accumulate("orders", COLUMNS, ["order_id"], ("quantity", "price"), given)
+    assert done == Applied(inserted=1, updated=2, folded=2)
+    assert rows_of(orders) == [order("a", 3, "0.60", "new"), order("b", 11, "3.03", "last"), order("n", 7, "0.00")]
+
+
+def test_replace_deletes_its_scope_and_nothing_else(orders: Database) -> None:
+    append(orders, order("a", 1, note="x"), order("b", 1, note="y"), order("c", 2, note="x"), order("d", 1, note=None))
+    with orders.transaction() as transaction:
+        done = transaction.replace("orders", COLUMNS, {"quantity": "1", "note": "x"}, [batch(order("e", 1, note="x"))])
+        assert done == Applied(inserted=1, deleted=1)
+        assert transaction.replace("orders", COLUMNS, {"note": None}, []) == Applied(deleted=1)
+    assert [row["order_id"] for row in rows_of(orders)] == ["b", "c", "e"]
+    with orders.transaction() as transaction:
+        assert transaction.replace("orders", COLUMNS, {}, [batch(order("z"))]) == Applied(inserted=1, deleted=3)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("exact", "-1234567890123456789012345678.0123456789"), ("instant", "2024-02-29T23:59:59.999999Z"), ("day", "2024-02-29"), ("flag", False)],
+)
+def test_a_scope_finds_what_was_written_in_every_type(database: Database, column: str, value: Any) -> None:
+    database.prepare([plan("things", EVERYTHING, key=("id",))])
+    rows = everything()
+    with database.transaction() as transaction:
+        transaction.append("things", EVERYTHING.names, [rows])
+        done = transaction.replace("things", EVERYTHING.names, {column: value}, [rows.slice(1, 2)])
+    assert done == Applied(inserted=2, deleted=len(TEXTS))
+
+
+def test_replace_refuses_rows_outside_its_scope_and_says_how_many(orders: Database) -> None:
+    append(orders, order("a", 1))
+    with pytest.raises(Refused, match="3 rows are outside"), orders.transaction() as transaction:
+        outside = [batch(order("b", 1), order("c", 2)), batch(order("d", None), order("e", 3))]
+        transaction.replace("orders", COLUMNS, {"quantity": 1}, outside)
+    assert rows_of(orders) == [order("a", 1)]
+    with pytest.raises(Misconfigured, match="scope names"), orders.transaction() as transaction:
+        transaction.replace("orders", ["order_id"], {"quantity": 1}, [])
+    with pytest.raises(Misconfigured, match="does not read as"), orders.transaction() as transaction:
+        transaction.replace("orders", COLUMNS, {"quantity": "one"}, [batch(order("b", 1))])
+
+
+def test_delete_takes_the_rows_of_the_keys(orders: Database) -> None:
+    append(orders, *(order(key) for key in "abc"))
+    with orders.transaction() as transaction:
+        done = transaction.delete("orders", ["order_id"], [batch(order("a"), order("x")), batch(order("a"), order("c"))])
+        assert done == Applied(deleted=2, folded=1)
+        assert transaction.delete("orders", ["order_id"], []) == Applied()
+    assert [row["order_id"] for row in rows_of(orders)] == ["b"]
+
+
+def test_matching_keys_are_counted_once_each(orders: Database) -> None:
+    append(orders, *(order(key) for key in "abc"))
+    with orders.transaction() as transaction:
+        assert transaction.count_matching("orders", ["order_id"], [batch(order("a"), order("x"), order("a")), batch(order("c"))]) == 2
+        assert transaction.count_matching("orders", ["order_id"], []) == 0
+
+
+def test_rows_without_a_key_or_a_column_are_refused(orders: Database) -> None:
+    with pytest.raises(Poison, match="1 rows have no value in 'order_id'"), orders.transaction() as transaction:
+        transaction.upsert("orders", COLUMNS, ["order_id"], [batch(order("a"), order(None))])
+    with pytest.raises(Misconfigured, match="have no column"), orders.transaction() as transaction:
+        transaction.append("orders", [*COLUMNS, "day"], [batch(order("a"))])
+    with pytest.raises(Misconfigured, match="has no column"), orders.transaction() as transaction:
+        transaction.append("orders", ["order_id", "day"], [pa.RecordBatch.from_pydict({"order_id": ["a"], "day": ["x"]})])
+    with pytest.raises(Misconfigured, match="there is no table 'nowhere'"), orders.transaction() as transaction:
+        transaction.append("nowhere", COLUMNS, [batch(order("a"))])
+    assert rows_of(orders) == []
+
+
+def test_what_batches_raise_passes_unchanged_and_nothing_is_written(orders: Database) -> None:
+    def breaks() -> Iterator[pa.RecordBatch]:
+        yield batch(order("a"))
+        raise LookupError("the staging area is gone")
+
+    with pytest.raises(LookupError, match="staging area"), orders.transaction() as transaction:
+        transaction.append("orders", COLUMNS, breaks())
+    assert rows_of(orders) == []
+
+
+# --- outcomes and receipts --------------------------------------------------------------------------------------------------------
+
+
+def test_a_transaction_keeps_everything_or_nothing(orders: Database) -> None:
+    def publish(attempt: int, *, fails: bool) -> None:
+        with orders.transaction() as transaction:
+            transaction.record_outcome("orders", "t1", attempt, "published", "run-1")
+            assert transaction.record_receipts("orders", ["m1", "m2"], trip="t1", attempt=attempt) == ()
+            done = transaction.append("orders", COLUMNS, [batch(order("a"))])
+            transaction.record_applied("t1", "orders", "append", done)
+            if fails:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        publish(1, fails=True)
+    with orders.transaction(reading=True) as seen:
+        assert (seen.published("t1"), seen.applied("t1"), seen.receipts("orders", ["m1", "m2"])) == (None, (), frozenset())
+        assert seen.count_rows("orders") == 0
+    publish(2, fails=False)
+    with orders.transaction(reading=True) as seen:
+        assert (seen.published("t1"), seen.outcome("t1", 2), seen.outcome("t1", 1)) == (2, "published", None)
+        assert [(done.table, done.mode, done.rows) for done in seen.applied("t1")] == [("orders", "append", Applied(inserted=1))]
+        assert seen.receipts("orders", ["m2", "m3"]) == {"m2"}
+        assert seen.count_rows("orders") == 1
+
+
+def test_an_attempt_is_settled_once(orders: Database) -> None:
+    with orders.transaction() as transaction:
+        transaction.record_outcome("orders", "t1", 1, "revoked", "run-1")
+    with pytest.raises(AlreadySettled, match="revoked") as caught, orders.transaction() as transaction:
+        transaction.record_outcome("orders", "t1", 1, "published", "run-2")
+    assert caught.value.outcome == "revoked"
+    with orders.transaction() as transaction:
+        transaction.record_outcome("orders", "t1", 2, "published", "run-2")
+        assert transaction.published("t1") == 2
+
+
+def test_receipts_that_were_there_come_back_in_order_and_the_others_are_new(orders: Database) -> None:
+    long = "folder/" * 300
+    with orders.transaction() as transaction:
+        assert transaction.record_receipts("orders", ["b", "a", long + "1"], trip="t1", attempt=1) == ()
+        assert transaction.record_receipts("orders", [], trip="t1", attempt=1) == ()
+    with orders.transaction() as transaction:
+        again = ["z", "b", "A", "a ", long + "2", "a", long + "1"]
+        assert transaction.record_receipts("orders", again, trip="t2", attempt=1) == ("b", "a", long + "1")
+        assert transaction.record_receipts("orders", ["a"], part="release-1", trip="t2", attempt=1) == ()
+        assert transaction.record_receipts("invoices", ["a"], trip="t2", attempt=1) == ()
+        assert transaction.receipts("orders", ["a", "b", "c", long + "1", long + "3"]) == {"a", "b", long + "1"}
+        many = [f"k{at}" for at in range(1234)]
+        assert transaction.record_receipts("orders", many, trip="t3", attempt=1) == ()
+        assert transaction.record_receipts("orders", many, trip="t3", attempt=1) == tuple(many)
+
+
+@pytest.mark.parametrize("first_commits", [True, False])
+def test_a_second_writer_waits_for_the_first(orders: Database, first_commits: bool) -> None:
+    """Two attempts race for one key: the one that began first decides, by committing or rolling back, what the other finds."""
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with orders.transaction() as transaction:
+            transaction.record_outcome("orders", "t1", 1, "published", "first")
+            transaction.record_receipts("orders", ["m1"], trip="t1", attempt=1)
+            has_begun.set()
+            may_end.wait(10)
+            if not first_commits:
+                raise LookupError("rolled back")
+
+    def second(key: str) -> str:
+        try:
+            with orders.transaction() as transaction:
+                if key == "outcome":
+                    transaction.record_outcome("orders", "t1", 1, "revoked", "second")
+                    return "recorded"
+                return f"conflicts: {transaction.record_receipts('orders', ['m1', 'm0'], trip='t2', attempt=1)}"
+        except AlreadySettled as settled:
+            return f"found {settled.outcome}"
+
+    with ThreadPoolExecutor(3) as many:
+        holder = many.submit(first)
+        assert has_begun.wait(10)
+        waiting = [many.submit(second, "outcome"), many.submit(second, "receipt")]
+        time.sleep(0.3)
+        assert not any(waiter.done() for waiter in waiting), "they must wait for the first to end"
+        may_end.set()
+        found = [waiter.result(20) for waiter in waiting]
+    assert (holder.exception() is None) == first_commits
+    assert found == (["found published", "conflicts: ('m1',)"] if first_commits else ["recorded", "conflicts: ()"])
+
+
+def test_a_lock_that_somebody_holds_is_transient_in_bounded_time(orders: Database, url: str) -> None:
+    impatient = Database(url=url, lock_timeout_seconds=1)
+    append(orders, order("a"))
+    with orders.transaction() as holder:
+        holder.upsert("orders", COLUMNS, ["order_id"], [batch(order("a", 2))])
+        began = time.monotonic()
+        with pytest.raises(Transient, match="lock"), impatient.transaction() as transaction:
+            transaction.upsert("orders", COLUMNS, ["order_id"], [batch(order("a", 3))])
+        assert time.monotonic() - began < 5
+    assert rows_of(orders) == [order("a", 2)]
+
+
+def test_readers_do_not_wait_for_a_writer(orders: Database, url: str) -> None:
+    append(orders, order("a"))
+    reader = Database(url=url, lock_timeout_seconds=1)
+    with orders.transaction() as transaction:
+        transaction.replace("orders", COLUMNS, {}, [batch(order("b"))])
+        transaction.upsert("orders", COLUMNS, ["order_id"], [batch(order("c"))])
+        transaction.delete("orders", ["order_id"], [batch(order("b"))])
+        assert [row["order_id"] for row in rows_of(reader)] == ["a"]
+    assert [row["order_id"] for row in rows_of(reader)] == ["c"]
+
+
+def test_upserts_of_the_same_keys_at_once_both_succeed(orders: Database, url: str) -> None:
+    keys = [f"k{at:04}" for at in range(300)]
+
+    def upsert(number: int) -> int:
+        done = 0
+        for _ in range(3):
+            with Database(url=url).transaction() as transaction:
+                ordered = keys if number % 2 else keys[::-1]
+                applied = transaction.upsert("orders", COLUMNS, ["order_id"], [batch(*(order(key, number) for key in ordered))])
+                done += applied.inserted + applied.updated
+        return done
+
+    with ThreadPoolExecutor(3) as many:
+        assert list(many.map(upsert, range(3))) == [900, 900, 900]
+    assert [row["order_id"] for row in rows_of(orders)] == keys
+
+
+def test_the_dialect_passes_the_probe(database: Database) -> None:
+    database.probe()
+    database.prepare([])
+    with database.transaction(reading=True) as seen:
+        assert seen.count_rows("bus_outcomes") == 0, "the probe takes away what it wrote"
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_query_streams_in_batches_with_names_and_places(orders: Database) -> None:
+    append(orders, *(order(f"k{at}", at) for at in range(5)))
+    sql = "SELECT order_id AS id, quantity, note FROM orders WHERE quantity < :below AND order_id IN :ids ORDER BY quantity"
+    ids = [f"k{at}" for at in range(9)]
+    fields = {"amount": "quantity", "key": "id"}
+    runs = list(orders.read(sql, params={"below": 5, "ids": ids}, fields=fields, name="small orders", batch_rows=2))
+    assert [run.batch.to_pydict() for run in runs] == [
+        {"amount": [0, 1], "key": ["k0", "k1"]},
+        {"amount": [2, 3], "key": ["k2", "k3"]},
+        {"amount": [4], "key": ["k4"]},
+    ]
+    assert [run.positions.to_pylist() for run in runs] == [[1, 2], [3, 4], [5]]
+    assert {(run.origin, run.unit) for run in runs} == {("small orders", "row")}
+    assert orders.count(f"{sql}; -- all", {"below": 4, "ids": ids}) == 4
+
+
+def test_a_query_without_rows_gives_one_empty_batch(orders: Database) -> None:
+    (run,) = orders.read("SELECT order_id, quantity FROM orders", fields={"a": "order_id"}, name="none")
+    assert (run.batch.num_rows, run.batch.schema.names, len(run.positions)) == (0, ["a"], 0)
+
+
+@pytest.mark.parametrize(
+    ("sql", "params", "fields", "said"),
+    [
+        ("SELECT * FROM nowhere", {}, {}, "nowhere"),
+        ("SELECT nothing FROM orders", {}, {}, "nothing"),
+        ("SELEC 1", {}, {}, "SELEC"),
+        ("SELECT order_id FROM orders", {}, {"x": "lost"}, r"no column \['lost'\]; it has \['order_id'\]"),
+        ("SELECT :a, :b", {"b": 1, "c": 2}, {}, r"asks for \['a'\], it has no place for \['c'\]"),
+        ("DELETE FROM orders", {}, {}, "query 'q'"),
+    ],
+)
+def test_a_query_that_cannot_work_is_misconfigured(orders: Database, sql: str, params: Any, fields: Any, said: str) -> None:
+    append(orders, order("a"))
+    with pytest.raises(Misconfigured, match=said):
+        list(orders.read(sql, params=params, fields=fields, name="q"))
+    assert len(rows_of(orders)) == 1
+
+
+def test_keys_of_a_column_come_once_and_without_null(orders: Database) -> None:
+    append(orders, order("a", 1), order("b", 1), order("c", 2), order("d", None))
+    found = [value for piece in orders.column_keys("orders", "quantity") for value in piece.to_pylist()]
+    assert sorted(found) == [1, 2]
+    with pytest.raises(Misconfigured, match="lost"):
+        list(orders.column_keys("orders", "lost"))
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", ["order_id", "quantity"])
+def test_a_value_that_the_table_refuses_is_poison_and_not_shown(orders: Database, url: str, column: str) -> None:
+    run_sql(url, "CREATE TABLE strict (order_id VARCHAR(30) PRIMARY KEY, quantity BIGINT NOT NULL CHECK (quantity <> 4711))")
+    schema = pa.schema([("order_id", pa.string()), ("quantity", pa.int64())])
+    good = {"order_id": SECRET, "quantity": 1}
+    bad = {"order_id": SECRET, "quantity": 2} if column == "order_id" else {"order_id": "b", "quantity": 4711}
+    with pytest.raises(Poison) as caught:
+        append(orders, good, bad, table="strict", schema=schema)
+    shown = str(caught.value) + "".join(traceback.format_exception(caught.value))
+    assert SECRET not in shown
+    assert "'4711'" not in shown
+    assert orders.count("SELECT * FROM strict") == 0
+
+
+def test_a_password_is_never_shown(url: str) -> None:
+    if url.startswith("sqlite"):
+        pytest.skip("SQLite has no login")
+    wrong = make_url(url).set(username="nobody", password=SECRET).render_as_string(hide_password=False)
+    database = Database(url=wrong)
+    with pytest.raises(Misconfigured, match="login was refused") as caught:
+        list(database.read("SELECT 1", name="q"))
+    assert SECRET not in "".join(traceback.format_exception(caught.value)) + repr(database) + str(database) + database.where
+
+
+def test_a_server_that_does_not_answer_is_transient(url: str) -> None:
+    if url.startswith("sqlite"):
+        pytest.skip("SQLite has no server")
+    gone = make_url(url).set(port=1).render_as_string(hide_password=False)
+    with pytest.raises(Transient, match="connection was lost"), Database(url=gone, connect_timeout_seconds=2).transaction():
+        pass
