@@ -167,9 +167,11 @@ def plan(drive: Drive, drop: DropOff) -> TablePlan:
     columns = tuple(
         Column(column, contract[name].parsed_type.arrow(), nullable=not contract[name].required and column not in drop.into.key)
         for column, name in drop.mapping(contract).items()
+        if drop.into.mode != "delete" or column in drop.into.key
     )
     needs_key = drop.into.mode in ("upsert", "accumulate") or drop.into.create
-    return TablePlan(drop.into.name, columns, tuple(drop.into.key) if needs_key else (), drop.into.create)
+    key = tuple(drop.into.key) if needs_key else ()
+    return TablePlan(drop.into.name, columns, key, drop.into.create, fills=drop.into.mode != "delete")
 
 
 def _drop(drive: Drive, transaction: Any, drop: DropOff, verdicts: Mapping[str, Verdict]) -> Dropped:

@@ -164,19 +164,13 @@ class Database(ConfigurableResource):
                 result = connection.execution_options(stream_results=True, yield_per=batch_rows).execute(statement, bound)
                 there = list(result.keys())
             wanted = dict(fields) if fields else {column: column for column in there}
-            at = _places(wanted, there, name)
+            at = _places(wanted, there, name, result)
             columns = Columns(list(wanted), connection.dialect.name)
             first = 1
-            while True:
-                with explained(self.where, f"query {name!r}, from row {first}"):
-                    rows = result.fetchmany(batch_rows)
-                if not rows and first > 1:
-                    return
+            for rows in _fetched(connection, result, batch_rows, self.where, f"query {name!r}"):
                 positions = pa.array(range(first, first + len(rows)), pa.int64())
                 yield Records(batch=columns.batch(rows, at), origin=name, positions=positions, unit="row")
                 first += len(rows)
-                if len(rows) < batch_rows:
-                    return
 
     def count(self, sql: str, params: Mapping[str, Any] | None = None) -> int:
         """How many rows the SELECT has, counted by the database."""
@@ -195,11 +189,7 @@ class Database(ConfigurableResource):
             with explained(self.where, f"reading the keys {table}.{column}"):
                 result = connection.execution_options(stream_results=True, yield_per=BATCH_ROWS).execute(query)
             found = Columns([column], connection.dialect.name)
-            while True:
-                with explained(self.where, f"reading the keys {table}.{column}"):
-                    rows = result.fetchmany(BATCH_ROWS)
-                if not rows:
-                    return
+            for rows in _fetched(connection, result, BATCH_ROWS, self.where, f"reading the keys {table}.{column}"):
                 yield found.batch(rows, [0]).column(0)
 
     def prepare(self, tables: Sequence[TablePlan]) -> None:
@@ -327,6 +317,23 @@ def _alone(connection: Connection, lock_timeout_seconds: float) -> Iterator[None
         yield
 
 
+def _fetched(connection: Connection, result: sa.CursorResult[Any], batch_rows: int, where: str, doing: str) -> Iterator[Sequence[Any]]:
+    """The rows in lists of ``batch_rows``, at least one list. A cursor that is given up half-way is not drained: its connection ends."""
+    is_done = False
+    first = 1
+    try:
+        while not is_done:
+            with explained(where, f"{doing}, from row {first}"):
+                rows = result.fetchmany(batch_rows)
+            is_done = len(rows) < batch_rows
+            if rows or first == 1:
+                yield rows
+            first += len(rows)
+    finally:
+        if not is_done:
+            connection.invalidate()
+
+
 def _statement(sql: str, params: Mapping[str, Any], name: str) -> tuple[sa.TextClause, dict[str, Any]]:
     """``sql`` with its parameters; Misconfigured that names those missing and those not asked for."""
     statement = sa.text(sql)
@@ -340,9 +347,10 @@ def _statement(sql: str, params: Mapping[str, Any], name: str) -> tuple[sa.TextC
     return (statement.bindparams(*lists) if lists else statement), dict(params)
 
 
-def _places(wanted: Mapping[str, str], there: list[str], name: str) -> list[int]:
+def _places(wanted: Mapping[str, str], there: list[str], name: str, result: sa.CursorResult[Any]) -> list[int]:
     missing = [column for column in wanted.values() if column not in there]
     if missing:
+        result.close()
         raise Misconfigured(
             f"query {name!r}: the result has no column {missing}; it has {there}; add it to the SELECT or map it with fields="
         )

@@ -151,5 +151,6 @@ def _close(connection: Connection) -> None:
     try:
         connection.close()
     except exc.SQLAlchemyError:
-        connection.invalidate()  # it was lost; the server rolls back what it had
-        connection.close()
+        if not connection.closed:
+            connection.invalidate()  # it was lost; the server rolls back what it had
+            connection.close()

@@ -37,12 +37,14 @@ class TablePlan:
     """What a drop-off expects of a table. ``name`` is 'orders' or 'schema.orders'; a part with a dot in it is written in double quotes.
 
     ``key`` needs a primary key, unique constraint or unique index on exactly these columns. ``create``: make it if it is not there.
+    ``fills``: rows are put in, so every column that must have a value must be among ``columns``.
     """
 
     name: str
     columns: tuple[Column, ...]
     key: tuple[str, ...] = ()
     create: bool = False
+    fills: bool = True
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def _differences(plan: TablePlan, found: _Found, dialect: Dialect) -> Iterator[s
             yield f"column {column.name!r} is {existing}, the rows have {column.type}: {lost}; change the column or the contract"
     planned = {column.name for column in plan.columns}
     for name, column in found.columns.items():
-        if name not in planned and _must_be_given(column, dialect):
+        if plan.fills and name not in planned and _must_be_given(column, dialect):
             yield f"column {name!r} must have a value and has no default; drop it too, or give it a default"
     if plan.key and frozenset(plan.key) not in found.unique:
         yield f"no unique index on exactly ({', '.join(plan.key)}); create one, or change key="

@@ -1,5 +1,6 @@
 """The only asset decorators of the project: a stop becomes an asset, the drop-offs into one database become one step."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any, TypeVar
@@ -65,7 +66,7 @@ def stop_asset(route: Route, stop: PickUp | Transform) -> AssetsDefinition:
         group_name=route.group or route.name,
         kinds=_kinds(stop),
         owners=list(stop.owners or route.owners),
-        description=stop.description or _described(stop),
+        description=_described(stop),
         metadata={"dagster/column_schema": column_schema(stop.contract)},
     )
 
@@ -242,8 +243,11 @@ def _kinds(stop: PickUp | Transform) -> set[str]:
 
 
 def _described(stop: PickUp | Transform) -> str:
+    """The author's words, then what the stop does: where it picks up, its SQL, its function's docstring."""
     if isinstance(stop, PickUp):
-        return f"Picked up from {stop.source.system}: {stop.source.address()}"
-    if isinstance(stop.how, str):
-        return f"```sql\n{stop.how.strip()}\n```"
-    return (stop.how.__doc__ or f"Made by {getattr(stop.how, '__name__', 'a function')}().").strip()
+        does = f"Picked up from {stop.source.system}: `{stop.source.address()}`"
+    elif isinstance(stop.how, str):
+        does = f"```sql\n{inspect.cleandoc(stop.how)}\n```"
+    else:
+        does = inspect.getdoc(stop.how) or f"Made by {getattr(stop.how, '__name__', 'a function')}()."
+    return f"{stop.description}\n\n{does}" if stop.description else does

@@ -26,8 +26,9 @@ def source_key(stop: PickUp) -> AssetKey:
 
 
 def slug(address: str) -> str:
-    """``address`` as a part of an asset key: what is neither letter nor digit becomes one underscore."""
-    return re.sub(r"[^A-Za-z0-9.\-]+", "_", address).strip("_")[:100] or "source"
+    """``address`` as a part of an asset key: placeholders by their names, what is neither letter nor digit one underscore."""
+    named = re.sub(r"\{(?:params\.)?(\w+)\}", r"\1", address)
+    return re.sub(r"[^A-Za-z0-9.\-]+", "_", named).strip("_")[:100] or "source"
 
 
 def stops_of(route: Route, keys: Iterable[AssetKey]) -> frozenset[str]:

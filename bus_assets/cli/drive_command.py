@@ -96,6 +96,7 @@ def finish(route: Route, driven: Driven) -> None:
         return
     notice(f"error: {'interrupted' if driven.interrupted else driven.error}")
     if trip and trip.state in ("failed", "stuck", "driving"):
-        notice(f"trip {trip.id} is {trip.state}, nothing half-written; `bus drive {route.name} --trip {trip.id}` drives it again")
+        standing = "dropped off in some of its databases, and only rolls forward" if trip.state == "stuck" else "nothing of it is dropped off"
+        notice(f"trip {trip.id} is {trip.state}, {standing}; `bus drive {route.name} --trip {trip.id}` drives it again")
         notice(f"`bus trip {trip.id}` and `bus account {trip.id}` show how far it came")
     raise typer.Exit(INTERRUPTED if driven.interrupted else 1)

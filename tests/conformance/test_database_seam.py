@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -68,6 +69,8 @@ def rows_of(database: Database, table: str = "orders", by: str = "order_id") -> 
 
 
 def run_sql(url: str, *statements: str) -> None:
+    if url.startswith("sqlite"):
+        Path(make_url(url).database or "").parent.mkdir(exist_ok=True)
     engine = sa.create_engine(url, poolclass=NullPool)
     with engine.begin() as connection:
         for statement in statements:
@@ -126,6 +129,8 @@ def as_written(read: pa.RecordBatch, schema: pa.Schema) -> list[dict[str, Any]]:
         column = read.column(field.name)
         if pa.types.is_nested(field.type):
             columns[field.name] = [None if value is None else json.loads(value) for value in column.to_pylist()]
+        elif pa.types.is_time(field.type) and pa.types.is_string(column.type):
+            columns[field.name] = [None if value is None else dt.time.fromisoformat(value) for value in column.to_pylist()]
         else:
             columns[field.name] = column.cast(field.type).to_pylist()
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
@@ -336,7 +341,7 @@ def test_rows_without_a_key_or_a_column_are_refused(orders: Database) -> None:
     with pytest.raises(Poison, match="1 rows have no value in 'order_id'"), orders.transaction() as transaction:
         transaction.upsert("orders", COLUMNS, ["order_id"], [batch(order("a"), order(None))])
     with pytest.raises(Misconfigured, match="have no column"), orders.transaction() as transaction:
-        transaction.append("orders", [*COLUMNS, "day"], [batch(order("a"))])
+        transaction.append("orders", COLUMNS, [pa.RecordBatch.from_pydict({"order_id": ["a"]})])
     with pytest.raises(Misconfigured, match="has no column"), orders.transaction() as transaction:
         transaction.append("orders", ["order_id", "day"], [pa.RecordBatch.from_pydict({"order_id": ["a"], "day": ["x"]})])
     with pytest.raises(Misconfigured, match="there is no table 'nowhere'"), orders.transaction() as transaction:
@@ -506,7 +511,8 @@ def test_a_query_streams_in_batches_with_names_and_places(orders: Database) -> N
     ]
     assert [run.positions.to_pylist() for run in runs] == [[1, 2], [3, 4], [5]]
     assert {(run.origin, run.unit) for run in runs} == {("small orders", "row")}
-    assert orders.count(f"{sql}; -- all", {"below": 4, "ids": ids}) == 4
+    assert orders.count(f"{sql} -- all", {"below": 4, "ids": ids}) == 4
+    assert orders.count("SELECT * FROM orders;\n") == 5
 
 
 def test_a_query_without_rows_gives_one_empty_batch(orders: Database) -> None:

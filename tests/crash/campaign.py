@@ -1,0 +1,199 @@
+"""Kill the process that drives, again and again, and hold what it leaves against an oracle: ``python -m tests.crash.campaign``.
+
+Unmodified product code in processes of its own, killed by SIGKILL from outside at seeded moments while it boards, stages, judges and
+publishes; then the same trip is driven again, and perhaps killed again, until it is delivered. Ends with 1 if anything differs from
+the oracle, or if no kill landed in one of the windows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.crash import oracle
+from tests.crash.aims import SHARES, Aim, Ridden
+from tests.crash.batches import Batch, made
+from tests.crash.routes import Place
+from tests.crash.town import Town, Trip
+from tests.crash.windows import WINDOWS, before, window
+from tests.servers import fresh_database, postgres_server
+
+ROUTES = ("sales", "takings")
+KINDS = ("warehouse on Postgres, depot on SQLite", "everything on SQLite", "everything on Postgres")
+TRIPS_IN_A_TOWN = 8
+MOST_KILLS_OF_A_TRIP = 3
+MAX_SECONDS = 25 * 60
+ENOUGH_PROBLEMS = 20
+
+
+@dataclass
+class Tally:
+    """What a campaign came to."""
+
+    landed: Counter[tuple[str, str]] = field(default_factory=Counter)
+    aimed: Counter[str] = field(default_factory=Counter)
+    missed: int = 0
+    delivered: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def kills(self) -> int:
+        return self.landed.total()
+
+    @property
+    def by_window(self) -> dict[str, int]:
+        return {name: sum(count for (found, _), count in self.landed.items() if found == name) for name in WINDOWS}
+
+    @property
+    def empty_windows(self) -> list[str]:
+        return [name for name, count in self.by_window.items() if not count]
+
+
+@dataclass
+class Campaign:
+    """Kills in one town. ``plan`` gives the aim of each kill in turn, until there are enough."""
+
+    town: Town
+    kind: str
+    rng: random.Random
+    rows: tuple[int, int]
+    plan: Iterator[str]
+    tally: Tally
+    aim: Aim = field(init=False)
+    delivered: list[tuple[str, Batch]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.aim = Aim(self.town, self.rng)
+
+    def trips(self, count: int, *, is_over: Callable[[], bool]) -> None:
+        for number in range(1, count + 1):
+            if is_over():
+                return
+            route = ROUTES[number % 2]
+            batch = made(self.rng, number, self.rng.randint(*self.rows))
+            self.town.land(batch)
+            # The first trip is not killed: it tells how long a ride takes here, and makes the tables.
+            for _ in range(self.rng.randint(1, MOST_KILLS_OF_A_TRIP) if number > 1 else 0):
+                if not is_over():
+                    self.kill_once(route, batch)
+            self.deliver(route, batch)
+
+    def kill_once(self, route: str, batch: Batch) -> None:
+        trip = self.town.trip(route, batch)
+        if trip and trip.state == "delivered":
+            return
+        start, kind = before(self.town, trip), next(self.plan)
+        with self.aim.taken(kind, Ridden(route, batch.file, start.attempt)) as wait:
+            ride = self.town.start(route, batch, trip.id if trip else None)
+            wait(ride)
+            landed = ride.kill()
+        frames = self.town.unfinished_frames()
+        self.town.quiet()
+        trip = self.town.trip(route, batch)
+        if not landed:
+            self.tally.missed += 1
+            return
+        where = window(self.town, route, start, trip, frames)
+        self.tally.landed[where, self.kind] += 1
+        self.tally.aimed[kind] += 1
+        self.report(batch, f"killed in '{where}'", oracle.between_kills(self.town, route, batch, trip, self.delivered))
+
+    def deliver(self, route: str, batch: Batch) -> None:
+        """Drive to the end; what was delivered already must stay as it is."""
+        trip = self.town.trip(route, batch)
+        started = time.monotonic()
+        end = self.town.start(route, batch, trip.id if trip else None).end()
+        if trip is None:
+            self.aim.measured(time.monotonic() - started)
+        if not end.success:
+            self.report(batch, "driven to the end", (f"the run failed: {error[:600]}" for error in end.errors or ("",)))
+        self.delivered.append((route, batch))
+        self.tally.delivered += 1
+        trip = self.town.trip(route, batch)
+        self.report(batch, "delivered", oracle.when_delivered(self.town, route, batch, trip, self.delivered))
+
+    def report(self, batch: Batch, when: str, problems: Iterator[str]) -> None:
+        for problem in problems:
+            self.tally.problems.append(f"{self.kind}, {batch.file}, {when}: {problem}")
+
+
+def campaign(kills: int, seed: int, rows: tuple[int, int], towns: Sequence[tuple[str, Callable[[], Town]]], *, trips: int = TRIPS_IN_A_TOWN) -> Tally:
+    """Kill until ``kills`` have landed, in one town after the other, around again as long as it takes."""
+    rng, tally = random.Random(seed), Tally()
+    deadline = time.monotonic() + MAX_SECONDS
+
+    def is_over() -> bool:
+        return tally.kills >= kills or time.monotonic() > deadline or len(tally.problems) >= ENOUGH_PROBLEMS
+
+    while not is_over():
+        for kind, found in towns:
+            if not is_over():
+                Campaign(found(), kind, rng, rows, _aims(rng), tally).trips(trips, is_over=is_over)
+                print(f"  {tally.kills} kills, {tally.delivered} trips delivered, {len(tally.problems)} problems", file=sys.stderr, flush=True)
+    return tally
+
+
+@contextmanager
+def towns(root: Path, kinds: Sequence[str] = KINDS) -> Iterator[list[tuple[str, Callable[[], Town]]]]:
+    """Makers of towns, each with new folders and new databases on one Postgres server; gone at the end."""
+    with ExitStack() as stack:
+        server = stack.enter_context(postgres_server())
+        yield [(kind, _maker(kind, root, server, stack)) for kind in kinds]
+
+
+def _maker(kind: str, root: Path, server: str, stack: ExitStack) -> Callable[[], Town]:
+    def build() -> Town:
+        folder = Path(tempfile.mkdtemp(prefix="town-", dir=root))
+        warehouse, depot = f"sqlite:///{folder}/warehouse.db", f"sqlite:///{folder}/depot.db"
+        if kind.startswith("warehouse on Postgres") or kind == "everything on Postgres":
+            warehouse = stack.enter_context(fresh_database(server))
+        if kind == "everything on Postgres":
+            depot = stack.enter_context(fresh_database(server))
+        return Town(Place(folder, warehouse, depot))
+
+    return build
+
+
+def _aims(rng: random.Random) -> Iterator[str]:
+    while True:
+        yield rng.choices(list(SHARES), list(SHARES.values()))[0]
+
+
+def told(tally: Tally, seconds: float) -> str:
+    """The report: kills per window and kind of town, and what differed."""
+    kinds = sorted({kind for _, kind in tally.landed})
+    lines = [f"{tally.kills} kills landed ({tally.missed} came too late), {tally.delivered} trips delivered, {seconds:.0f} s", ""]
+    lines += [f"{'killed in':28}{'kills':>7}   " + "   ".join(kinds)]
+    for name, count in tally.by_window.items():
+        shares = "   ".join(f"{tally.landed[name, kind]:>{len(kind)}}" for kind in kinds)
+        lines.append(f"{name:28}{count:>7}   {shares}" + ("   ← none" if not count else ""))
+    lines += ["", f"{len(tally.problems)} differences from the oracle", *(f"  {problem}" for problem in tally.problems)]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    asked = argparse.ArgumentParser(prog="python -m tests.crash.campaign", description="Kill the driving process and check what it leaves.")
+    asked.add_argument("--kills", type=int, default=200, help="how many must land")
+    asked.add_argument("--seed", type=int, default=None, help="default: another each time; it is printed")
+    asked.add_argument("--rows", type=int, nargs=2, default=(20_000, 40_000), metavar=("LEAST", "MOST"), help="rows of a file")
+    given = asked.parse_args()
+    seed = given.seed if given.seed is not None else random.SystemRandom().randrange(1_000_000)
+    print(f"seed {seed}", flush=True)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="bus-crash-") as root, towns(Path(root)) as made_towns:
+        tally = campaign(given.kills, seed, tuple(given.rows), made_towns)
+    print(told(tally, time.monotonic() - started))
+    failed = bool(tally.problems or tally.empty_windows or tally.kills < given.kills)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""Bad input through a whole route: the error names route, stop and place and says what to do; nothing is half-written; the trip drives again."""
+
+import gzip
+import json
+import sqlite3
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from bus_assets import Contract, DropOff, Endpoint, Field, PickUp, Query, Table, TextFile, XmlFeed
+from resources.database import Database
+from resources.errors import BusError, Misconfigured, Transient
+from resources.http import WebService
+from tests.world import GOOD, ORDERS, World, shop
+
+DATED = Contract((Field("order_id", required=True), Field("qty", "integer"), Field("on", "date")), max_rejected=1)
+BOMB = '<?xml version="1.0"?><!DOCTYPE r [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]><orders><order id="1">&b;</order></orders>'
+OUTSIDE = '<?xml version="1.0"?><!DOCTYPE r [<!ENTITY x SYSTEM "file:///etc/passwd">]><orders><order id="1">&x;</order></orders>'
+IDS = Contract((Field("id", required=True),))
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path)
+
+
+def text_route(contract=ORDERS, path="orders*", **options):
+    stop = PickUp("orders", TextFile("landing", path, **options), contract)
+    return shop(stops=(stop, DropOff("log", Table("warehouse", "log", create=True))))
+
+
+def xml_route(**options):
+    feed = XmlFeed("landing", "orders.xml", **{"row": "order", "fields": {"id": "@id"}, **options})
+    return shop(stops=(PickUp("orders", feed, IDS), DropOff("log", Table("warehouse", "log", create=True))))
+
+
+FATAL_TEXT = {
+    "wrong delimiter": (GOOD.replace(",", ";").encode(), "delimiter"),
+    "truncated gzip": (gzip.compress((GOOD + "O-9,1,1\n" * 5000).encode())[:-20], "orders.gz"),
+    "wrong encoding": ("order_id,qty,price\nO-1,1,1\nO-\xe4,1,1\n".encode("latin-1"), "line 3"),
+    "duplicate headers": (b"order_id,qty,qty,price\nO-1,1,2,3\n", "qty"),
+    "empty file": (b"", "empty"),
+    "missing column": (b"order_id,price\nO-1,1\n", "'qty'"),
+    "unclosed quote": (b'order_id,qty,price\nO-1,1,1\n"O-2,1,1\n', "line 3"),
+}
+
+
+@pytest.mark.parametrize("case", FATAL_TEXT)
+def test_a_file_that_cannot_be_read_fails_the_trip_which_then_drives_again(world, case):
+    content, said = FATAL_TEXT[case]
+    name = "orders.gz" if case == "truncated gzip" else "orders.csv"
+    path = world.land(content, name)
+    with pytest.raises(BusError) as error:
+        world.drive(text_route())
+    assert str(error.value).startswith("route 'shop', stop 'orders', ")
+    assert name in str(error.value)
+    assert said in str(error.value)
+    assert world.rows("log") == []
+    trip = world.depot.trips()[0]
+    assert (trip.state, trip.error) == ("failed", str(error.value))
+    path.unlink()
+    world.land(GOOD)
+    world.drive(text_route(), tagged=trip.id)
+    assert len(world.rows("log")) == 3
+
+
+def test_no_file_at_all_is_told(world):
+    with pytest.raises(Misconfigured, match=r"route 'shop', stop 'orders'.*orders\*"):
+        world.drive(text_route())
+
+
+REJECTED_TEXT = {
+    "too few fields": (b"order_id,qty,on\nO-1,1\nO-2,1,2026-01-01\n", 2, "expected 3 fields, found 2"),
+    "too many fields": (b"order_id,qty,on\nO-1,1,2026-01-01,x\nO-2,1,2026-01-01\n", 2, "expected 3 fields, found 4"),
+    "NUL byte": (b"order_id,qty,on\nO-\0,1,2026-01-01\nO-2,1,2026-01-01\n", 2, "NUL"),
+    "overflowing number": (b"order_id,qty,on\nO-2,1,2026-01-01\nO-1,99999999999999999999,2026-01-01\n", 3, "99999999999999999999"),
+    "impossible date": (b"order_id,qty,on\nO-2,1,2026-01-01\nO-1,1,2026-02-30\n", 3, "2026-02-30"),
+}
+
+
+@pytest.mark.parametrize("case", REJECTED_TEXT)
+def test_a_row_that_cannot_be_read_waits_in_quarantine_and_the_others_go_on(world, case):
+    content, line, said = REJECTED_TEXT[case]
+    world.land(content)
+    drive = world.drive(text_route(DATED))
+    assert [row[0] for row in world.rows("log")] == ["O-2"]
+    (row,) = world.depot.quarantined(trip=drive.trip.id)
+    assert (row.origin, row.unit, row.position) == ("orders.csv", "line", line)
+    assert said in row.reasons[0].message
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(world):
+    world.land(b"\xef\xbb\xbf" + GOOD.encode())
+    world.drive(text_route())
+    assert len(world.rows("log")) == 3
+
+
+def test_a_header_without_rows_is_an_empty_trip_unless_rows_are_asked_for(world):
+    world.land("order_id,qty,price\n")
+    drive = world.drive(text_route())
+    assert world.depot.trip(drive.trip.id).state == "delivered"
+    with pytest.raises(BusError, match="0 rows passed, but the contract asks for at least 1"):
+        world.drive(text_route(Contract(ORDERS.fields, min_rows=1)))
+
+
+FATAL_XML = {
+    "cut": ('<orders><order id="1"/><order id="2', "orders.xml"),
+    "bomb": (BOMB, "entit"),
+    "external entity": (OUTSIDE, "entit"),
+    "wrong namespace": ('<orders xmlns="http://shop"><order id="1"/></orders>', "namespaces="),
+}
+
+
+@pytest.mark.parametrize("case", FATAL_XML)
+def test_a_feed_that_cannot_be_trusted_fails_the_trip(world, case):
+    text, said = FATAL_XML[case]
+    world.land(text, "orders.xml")
+    with pytest.raises(BusError) as error:
+        world.drive(xml_route())
+    assert str(error.value).startswith("route 'shop', stop 'orders', ")
+    assert said in str(error.value)
+    assert "root:" not in str(error.value)
+    assert world.rows("log") == []
+    world.land('<orders><order id="1"/></orders>', "orders.xml")
+    world.drive(xml_route(), tagged=world.depot.trips()[0].id)
+    assert world.rows("log") == [("1",)]
+
+
+class Service(BaseHTTPRequestHandler):
+    """Answers what the test wants, then the same again."""
+
+    status, body, headers_out = 200, b"[]", {}
+
+    def do_GET(self):
+        self.send_response(type(self).status)
+        for name, value in type(self).headers_out.items():
+            self.send_header(name, value)
+        length = len(type(self).body) + (100 if type(self).status == 299 else 0)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        self.wfile.write(type(self).body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def service():
+    handler = type("Handler", (Service,), {})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield handler, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+BAD_ANSWERS = {
+    "too many requests": (429, b"slow down", {"Retry-After": "0"}, None, "429"),
+    "server error": (500, b"oops", {}, None, "500"),
+    "cut connection": (299, b"[", {}, None, "/orders"),
+    "endless paging": (200, json.dumps({"data": [{"id": 1}], "next": "/orders"}).encode(), {}, {"kind": "next_url"}, "paging never ends"),
+    "invalid JSON": (200, b"<html>", {}, None, "JSON"),
+    "refused login": (401, b"", {}, None, "refused"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ANSWERS)
+def test_a_service_that_misbehaves_fails_the_trip_by_name(tmp_path, service, case):
+    handler, url = service
+    handler.status, handler.body, handler.headers_out, paging, said = BAD_ANSWERS[case]
+    crm = WebService(base_url=url, attempts=2, backoff_seconds=0.01, auth="bearer", token="t0psecret")
+    world = World(tmp_path, crm=crm)
+    endpoint = Endpoint("crm", "/orders", records="data" if paging else None, paging=paging)
+    route = shop(stops=(PickUp("orders", endpoint, IDS), DropOff("log", Table("warehouse", "log", create=True))))
+    with pytest.raises(BusError) as error:
+        world.drive(route)
+    assert str(error.value).startswith("route 'shop', stop 'orders', ")
+    assert said in str(error.value)
+    assert "t0psecret" not in str(error.value)
+    assert world.rows("log") == []
+
+
+def test_a_query_for_a_column_that_is_not_there_is_told(tmp_path):
+    with sqlite3.connect(tmp_path / "legacy.db") as connection:
+        connection.execute("CREATE TABLE orders (id TEXT)")
+    world = World(tmp_path, legacy=Database(url=f"sqlite:///{tmp_path}/legacy.db"))
+    route = shop(stops=(PickUp("orders", Query("legacy", "SELECT nope FROM orders"), IDS),))
+    with pytest.raises(Misconfigured, match="route 'shop', stop 'orders'.*nope"):
+        world.drive(route)
+
+
+def test_a_table_with_another_schema_is_told_column_by_column(world):
+    world.land(GOOD)
+    with sqlite3.connect(world.root / "warehouse.db") as connection:
+        connection.execute("CREATE TABLE log (order_id INTEGER, qty INTEGER, must INTEGER NOT NULL)")
+    with pytest.raises(Misconfigured) as error:
+        world.drive(text_route())
+    for said in ("price", "order_id", "must"):
+        assert said in str(error.value)
+
+
+def test_a_table_that_is_not_there_shows_the_statement_to_run(world):
+    world.land(GOOD)
+    route = shop(stops=(shop()["orders"], DropOff("log", Table("warehouse", "log"))))
+    with pytest.raises(Misconfigured, match="CREATE TABLE"):
+        world.drive(route)
+
+
+def test_a_lock_held_by_somebody_else_ends_in_time_and_the_trip_drives_again(tmp_path):
+    world = World(tmp_path)
+    world.bus.systems["warehouse"] = Database(url=world.warehouse_url, lock_timeout_seconds=0.2)
+    world.land(GOOD)
+    other = sqlite3.connect(tmp_path / "warehouse.db", isolation_level=None)
+
+    def hold(drive, stop):
+        if stop == "warehouse":
+            other.execute("BEGIN IMMEDIATE")
+
+    with pytest.raises(Transient):
+        world.drive(text_route(), before=hold)
+    other.execute("ROLLBACK")
+    other.close()
+    world.drive(text_route(), tagged=world.depot.trips()[0].id)
+    assert len(world.rows("log")) == 3
+
+
+def test_a_connection_lost_while_copying_writes_nothing_and_the_trip_drives_again(tmp_path, postgres_url):
+    world = World(tmp_path, warehouse_url=postgres_url)
+    world.land("order_id,qty,price\n" + "".join(f"O-{n},1,1\n" for n in range(200_000)))
+    killer = sa.create_engine(postgres_url.replace("postgresql://", "postgresql+psycopg://"), isolation_level="AUTOCOMMIT")
+    ended = threading.Event()
+
+    def end_the_copy():
+        with killer.connect() as connection:
+            while not ended.is_set():
+                found = connection.execute(
+                    sa.text("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query LIKE 'COPY%' AND pid <> pg_backend_pid()")
+                ).scalar()
+                if found:
+                    return
+
+    thread = threading.Thread(target=end_the_copy)
+    thread.start()
+    try:
+        with pytest.raises(Transient, match="route 'shop', stop 'log'"):
+            world.drive(text_route())
+    finally:
+        ended.set()
+        thread.join()
+    assert world.rows("log") == []
+    world.drive(text_route(), tagged=world.depot.trips()[0].id)
+    assert len(world.rows("log")) == 200_000
+
+
+def test_a_full_disk_writes_nothing_and_says_so(tmp_path):
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full on this system")
+    world = World(tmp_path)
+    world.land(GOOD)
+    (tmp_path / "warehouse.db").symlink_to(full)
+    with pytest.raises(BusError, match="route 'shop'"):
+        world.drive(text_route())
+
+
+def test_identifiers_with_quotes_are_just_names(world):
+    world.land(GOOD)
+    drop = DropOff("log", Table("warehouse", '"weird ""table"" ; drop"', create=True), columns={'a "b"': "order_id", "select": "qty"})
+    world.drive(shop(stops=(shop()["orders"], drop)))
+    assert len(world.rows('"weird ""table"" ; drop"')) == 3

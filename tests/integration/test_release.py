@@ -1,0 +1,282 @@
+"""Quarantined rows ride again, once."""
+
+import shutil
+from decimal import Decimal
+
+import pytest
+
+from bus_assets import Contract, DropOff, Field, PickUp, Table, TextFile, Transform
+from bus_assets.account import account
+from bus_assets.release import choose, start_release
+from resources.errors import BusError, Refused
+from tests.world import ORDERS, PRICED, World, shop
+
+DIRTY = "order_id,qty,price\nO-1,2,3.50\nX-2,1,1.00\nO-3,0,0.10\nO-4,1\n"
+FIXED = Contract((Field("order_id", required=True, unique=True), *ORDERS.fields[1:]), max_rejected=0)
+"""The pattern that rejected X-2 is gone. No row may be rejected in a whole load, which a release does not mind."""
+
+
+def fixed(contract=FIXED, **more):
+    stops = (
+        PickUp("orders", TextFile("landing", "orders*.csv"), contract),
+        Transform("priced", "SELECT order_id, qty * price AS total FROM orders", PRICED),
+        DropOff("totals", Table("warehouse", "totals", key="order_id", create=True), of="priced"),
+        DropOff("log", Table("warehouse", "log", create=True), of="orders"),
+    )
+    return shop(**{"stops": stops, **more})
+
+
+@pytest.fixture
+def world(tmp_path):
+    made = World(tmp_path)
+    made.land(DIRTY)
+    return made
+
+
+def lenient():
+    contract = Contract(ORDERS.fields, max_rejected=0.9)
+    return fixed(contract)
+
+
+def released(world, route, stop="orders", ids=None):
+    releases, left = choose(world.depot, route, stop, ids)
+    trips = [start_release(world.depot, release) for release in releases]
+    return trips, left
+
+
+def ids_of(world, **filters):
+    return [row.id for row in world.depot.quarantined(**filters)]
+
+
+def test_a_released_row_passes_the_gate_and_all_that_carries_it(world):
+    world.drive(lenient())
+    (trip,), left = released(world, fixed())
+    world.drive(fixed(), tagged=trip.id)
+    assert {row[0]: Decimal(str(row[1])) for row in world.rows("totals")}["X-2"] == Decimal("1.00")
+    assert sorted(row[0] for row in world.rows("log")) == ["O-1", "X-2"]
+    assert world.depot.trip(trip.id).state == "delivered"
+    assert [row.why for row in left] == [left[0].why]
+    assert "could not be taken apart" in left[0].why
+
+
+def test_a_row_that_is_still_bad_is_quarantined_again_at_its_old_place(world):
+    world.drive(lenient())
+    (trip,), _ = released(world, fixed())
+    world.drive(fixed(), tagged=trip.id)
+    again = world.depot.quarantined(trip=trip.id)
+    assert [(row.payload["order_id"], row.origin, row.position, row.unit) for row in again] == [("O-3", "orders.csv", 4, "line")]
+    assert again[0].is_releasable
+    assert [row.payload["order_id"] for row in world.depot.quarantined(state="released")] == ["X-2", "O-3"]
+
+
+def test_its_account_balances_and_counts_the_released_rows(world):
+    world.drive(lenient())
+    (trip,), _ = released(world, fixed())
+    world.drive(fixed(), tagged=trip.id)
+    made = account(world.bus, fixed(), trip.id)
+    assert (made.stops[0].source, made.stops[0].picked_up, made.stops[0].kept, made.stops[0].rejected) == ("quarantine", 2, 1, 1)
+    assert made.balanced
+    assert made.recounts[0].status == "agrees"
+
+
+def test_a_released_row_leaves_quarantine_at_most_once_by_a_depot_from_yesterday(world):
+    world.drive(lenient())
+    world.depot.close()
+    shutil.copy(world.root / "depot.db", world.root / "yesterday.db")
+    (trip,), _ = released(world, fixed())
+    world.drive(fixed(), tagged=trip.id)
+    before = world.rows("log")
+    world.depot.close()
+    for left in world.root.glob("depot.db*"):
+        left.unlink()
+    shutil.copy(world.root / "yesterday.db", world.root / "depot.db")
+    (again,), _ = released(world, fixed())
+    with pytest.raises(Refused, match="released before"):
+        world.drive(fixed(), tagged=again.id)
+    assert world.rows("log") == before
+    assert world.depot.trip(again.id).state == "failed"
+
+
+def test_driving_a_delivered_release_again_changes_nothing(world):
+    world.drive(lenient())
+    (trip,), _ = released(world, fixed())
+    world.drive(fixed(), tagged=trip.id)
+    before = world.rows("log")
+    assert world.drive(fixed(), tagged=trip.id).mode == "delivered"
+    assert world.rows("log") == before
+
+
+def test_a_release_that_failed_is_driven_again(world):
+    world.drive(lenient())
+    (trip,), _ = released(world, fixed())
+
+    def break_down(drive, at):
+        if at == "warehouse":
+            raise BusError("the bus broke down")
+
+    with pytest.raises(BusError, match="broke down"):
+        world.drive(fixed(), tagged=trip.id, before=break_down)
+    assert len(world.rows("log")) == 1
+    world.drive(fixed(), tagged=trip.id)
+    assert len(world.rows("log")) == 2
+
+
+def test_a_release_that_failed_can_be_held_again_and_released_anew(world):
+    world.drive(lenient())
+    (trip,), _ = released(world, fixed())
+    world.depot.finish_trip(trip.id, "failed", "the bus broke down")
+    assert world.depot.unrelease(trip.id) == 2
+    (second,), _ = released(world, fixed())
+    world.drive(fixed(), tagged=second.id)
+    assert sorted(row[0] for row in world.rows("log")) == ["O-1", "X-2"]
+
+
+def test_a_row_is_in_one_release_at_a_time(world):
+    world.drive(lenient())
+    releases, _ = choose(world.depot, fixed(), "orders")
+    start_release(world.depot, releases[0])
+    with pytest.raises(Refused, match="not held"):
+        start_release(world.depot, releases[0])
+    assert world.depot.trips(state="failed")[0].trigger == "release"
+    assert choose(world.depot, fixed(), "orders")[0] == ()
+
+
+def test_a_duplicate_of_a_delivered_row_does_not_ride_alone_past_the_gate(world):
+    world.land("order_id,qty,price\nO-1,2,3.50\nO-1,1,9.00\n")
+    world.drive(lenient())
+    number = ids_of(world)
+    with pytest.raises(Refused, match="the row with the same key is delivered"):
+        choose(world.depot, lenient(), "orders", number)
+    no_longer_unique = Contract((Field("order_id"), *ORDERS.fields[1:]))
+    assert choose(world.depot, fixed(no_longer_unique), "orders", number)[0][0].ids == tuple(number)
+
+
+def test_ids_that_are_not_held_there_are_refused_and_nothing_is_released(world):
+    world.drive(lenient())
+    with pytest.raises(Refused, match="row 99 is not held"):
+        choose(world.depot, fixed(), "orders", [*ids_of(world)[1:2], 99])
+    with pytest.raises(Refused, match="could not be taken apart"):
+        choose(world.depot, fixed(), "orders", ids_of(world))
+
+
+def test_rows_of_a_trip_that_is_not_delivered_stay(world):
+    with pytest.raises(BusError):
+        world.drive(fixed(Contract(ORDERS.fields, max_rejected=0)))
+    releases, left = choose(world.depot, fixed(), "orders")
+    assert releases == ()
+    assert any("is failed, not delivered" in row.why for row in left)
+
+
+def aggregated(mode="upsert", **more):
+    by_qty = Contract((Field("qty", "integer"), Field("n", "integer")))
+    stops = (
+        PickUp("orders", TextFile("landing", "orders*.csv"), Contract(ORDERS.fields, max_rejected=0.9)),
+        Transform("by_qty", "SELECT qty, count(*) AS n FROM orders GROUP BY qty", by_qty, grain="changed"),
+        DropOff("sums", Table("warehouse", "sums", key="qty", create=True, mode=mode, **more), of="by_qty"),
+    )
+    return shop(stops=stops)
+
+
+def test_a_changed_grain_on_the_way_is_refused_unless_the_table_accumulates(world):
+    world.drive(aggregated())
+    with pytest.raises(Refused, match=r"changes the grain.*Drive the route again, or let the table accumulate"):
+        choose(world.depot, aggregated(), "orders")
+    assert choose(world.depot, aggregated("accumulate", sums=("n",)), "orders")[0]
+
+
+def test_released_rows_accumulate(world):
+    before = aggregated("accumulate", sums=("n",))
+    world.drive(before)
+    assert world.rows("sums") == [(2, 1)]
+    after = shop(
+        stops=(PickUp("orders", TextFile("landing", "orders*.csv"), Contract((Field("order_id"), Field("qty", "integer")))), *before.stops[1:])
+    )
+    (trip,), _ = released(world, after)
+    world.drive(after, tagged=trip.id)
+    assert world.rows("sums") == [(0, 1), (1, 1), (2, 1)]
+
+
+@pytest.mark.parametrize("table", [Table("warehouse", "t", mode="replace", scope={}), Table("warehouse", "t", key="order_id", mode="delete")])
+def test_tables_that_are_about_whole_loads_are_refused(world, table):
+    route = shop(stops=(PickUp("orders", TextFile("landing", "orders*.csv"), ORDERS), DropOff("t", table)))
+    with pytest.raises(Refused, match="drive the route again"):
+        choose(world.depot, route, "orders")
+
+
+def looked_up():
+    stops = (
+        PickUp("goods", TextFile("landing", "goods.csv"), Contract((Field("id", required=True),), max_rejected=0.9)),
+        PickUp("orders", TextFile("landing", "orders*.csv"), Contract((Field("order_id", references="goods.id"),), max_rejected=0.9)),
+        DropOff("log", Table("warehouse", "log", create=True), of="orders"),
+        DropOff("stock", Table("warehouse", "stock", create=True), of="goods"),
+    )
+    return shop(stops=stops)
+
+
+def test_a_reference_that_arrived_since_lets_the_row_pass_and_other_tables_get_nothing(world):
+    world.land("order_id\nA\nB\n")
+    world.land("id\nA\n", "goods.csv")
+    world.drive(looked_up())
+    assert world.rows("log") == [("A",)]
+    world.land("id\nA\nB\n", "goods.csv")
+    (trip,), _ = released(world, looked_up())
+    world.drive(looked_up(), tagged=trip.id)
+    assert world.rows("log") == [("A",), ("B",)]
+    assert world.rows("stock") == [("A",)]
+    made = account(world.bus, looked_up(), trip.id)
+    assert [drop.state for drop in made.drop_offs] == ["dropped", "not concerned"]
+    assert made.balanced
+
+
+def test_a_stop_that_is_only_looked_up_cannot_release(world):
+    route = shop(stops=(*looked_up().stops[:3],))
+    with pytest.raises(Refused, match="only looked up"):
+        choose(world.depot, route, "goods")
+
+
+def test_rows_that_a_transform_rejected_ride_from_there(world):
+    world.land("order_id,qty,price\nO-1,2,3.50\nO-2,1,1.00\n")
+
+    def route(most):
+        priced = Contract((Field("order_id"), Field("total", "decimal(14,2)", maximum=most)), max_rejected=0.9)
+        stops = (
+            PickUp("orders", TextFile("landing", "orders*.csv"), ORDERS),
+            Transform("priced", "SELECT order_id, qty * price AS total FROM orders", priced),
+            DropOff("totals", Table("warehouse", "totals", key="order_id", create=True)),
+            DropOff("log", Table("warehouse", "log", create=True), of="orders"),
+        )
+        return shop(stops=stops)
+
+    world.drive(route("5"))
+    (trip,), _ = released(world, route("9"), "priced")
+    world.drive(route("9"), tagged=trip.id)
+    assert {row[0]: Decimal(str(row[1])) for row in world.rows("totals")} == {"O-1": Decimal("7.00"), "O-2": Decimal("1.00")}
+    assert len(world.rows("log")) == 2
+    assert account(world.bus, route("9"), trip.id).balanced
+
+
+def test_a_date_that_was_read_already_is_written_back_in_its_own_format(world):
+    contract = Contract((Field("id", references="goods.id"), Field("day", "date", format="%d.%m.%Y")), max_rejected=0.9)
+    stops = (
+        PickUp("goods", TextFile("landing", "goods.csv"), Contract((Field("id"),))),
+        PickUp("orders", TextFile("landing", "orders*.csv"), contract),
+        DropOff("log", Table("warehouse", "log", create=True), of="orders"),
+    )
+    world.land("id\nB\n", "goods.csv")
+    world.land("id,day\nA,24.12.2026\nB,25.12.2026\n")
+    world.drive(shop(stops=stops))
+    world.land("id\nA\nB\n", "goods.csv")
+    (trip,), _ = released(world, shop(stops=stops))
+    world.drive(shop(stops=stops), tagged=trip.id)
+    assert [(row[0], str(row[1])) for row in world.rows("log")] == [("A", "2026-12-24"), ("B", "2026-12-25")]
+
+
+def test_rows_of_trips_with_other_parameters_ride_in_trips_of_their_own(world):
+    from bus_assets import Parameter
+
+    route = fixed(Contract(ORDERS.fields, max_rejected=0.9), parameters=(Parameter("day", "integer", default=1),))
+    for day in (1, 2):
+        world.land(f"order_id,qty,price\nO-{day},1,1.00\nX-{day},1,1.00\n")
+        world.drive(route, parameters={"day": day})
+    releases, _ = choose(world.depot, route, "orders")
+    assert [release.parameters for release in releases] == [{"day": 1}, {"day": 2}]
