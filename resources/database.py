@@ -164,10 +164,10 @@ class Database(ConfigurableResource):
                 result = connection.execution_options(stream_results=True, yield_per=batch_rows).execute(statement, bound)
                 there = list(result.keys())
             wanted = dict(fields) if fields else {column: column for column in there}
-            at = _places(wanted, there, name, result)
+            at = _places(wanted, there, name)
             columns = Columns(list(wanted), connection.dialect.name)
             first = 1
-            for rows in _fetched(connection, result, batch_rows, self.where, f"query {name!r}"):
+            for rows in _fetched(result, batch_rows, self.where, f"query {name!r}"):
                 positions = pa.array(range(first, first + len(rows)), pa.int64())
                 yield Records(batch=columns.batch(rows, at), origin=name, positions=positions, unit="row")
                 first += len(rows)
@@ -189,7 +189,7 @@ class Database(ConfigurableResource):
             with explained(self.where, f"reading the keys {table}.{column}"):
                 result = connection.execution_options(stream_results=True, yield_per=BATCH_ROWS).execute(query)
             found = Columns([column], connection.dialect.name)
-            for rows in _fetched(connection, result, BATCH_ROWS, self.where, f"reading the keys {table}.{column}"):
+            for rows in _fetched(result, BATCH_ROWS, self.where, f"reading the keys {table}.{column}"):
                 yield found.batch(rows, [0]).column(0)
 
     def prepare(self, tables: Sequence[TablePlan]) -> None:
@@ -317,21 +317,16 @@ def _alone(connection: Connection, lock_timeout_seconds: float) -> Iterator[None
         yield
 
 
-def _fetched(connection: Connection, result: sa.CursorResult[Any], batch_rows: int, where: str, doing: str) -> Iterator[Sequence[Any]]:
-    """The rows in lists of ``batch_rows``, at least one list. A cursor that is given up half-way is not drained: its connection ends."""
-    is_done = False
-    first = 1
-    try:
-        while not is_done:
-            with explained(where, f"{doing}, from row {first}"):
-                rows = result.fetchmany(batch_rows)
-            is_done = len(rows) < batch_rows
-            if rows or first == 1:
-                yield rows
-            first += len(rows)
-    finally:
-        if not is_done:
-            connection.invalidate()
+def _fetched(result: sa.CursorResult[Any], batch_rows: int, where: str, doing: str) -> Iterator[Sequence[Any]]:
+    """The rows in lists of ``batch_rows``, at least one list."""
+    first, is_done = 1, False
+    while not is_done:
+        with explained(where, f"{doing}, from row {first}"):
+            rows = result.fetchmany(batch_rows)
+        is_done = len(rows) < batch_rows
+        if rows or first == 1:
+            yield rows
+        first += len(rows)
 
 
 def _statement(sql: str, params: Mapping[str, Any], name: str) -> tuple[sa.TextClause, dict[str, Any]]:
@@ -347,10 +342,9 @@ def _statement(sql: str, params: Mapping[str, Any], name: str) -> tuple[sa.TextC
     return (statement.bindparams(*lists) if lists else statement), dict(params)
 
 
-def _places(wanted: Mapping[str, str], there: list[str], name: str, result: sa.CursorResult[Any]) -> list[int]:
+def _places(wanted: Mapping[str, str], there: list[str], name: str) -> list[int]:
     missing = [column for column in wanted.values() if column not in there]
     if missing:
-        result.close()
         raise Misconfigured(
             f"query {name!r}: the result has no column {missing}; it has {there}; add it to the SELECT or map it with fields="
         )

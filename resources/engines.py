@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from sqlalchemy.pool import NullPool
 
 from resources.decimals import register_decimals
 from resources.errors import Misconfigured
-from resources.sql_errors import explained
+from resources.sql_errors import LOCKED, explained, meaning
 
 READING = "bus_reading"
 MYSQL_LIKE = ("mysql", "mariadb")
@@ -78,7 +79,7 @@ def make_engine(url: URL, waiting: Waiting) -> Engine:
         raise Misconfigured(f"no driver is installed for {url.drivername!r}: {error}") from error
     if backend == "sqlite":
         event.listen(engine, "connect", _sqlite_connected)
-        event.listen(engine, "begin", _sqlite_begins)
+        event.listen(engine, "begin", lambda connection: _sqlite_begins(connection, waiting.lock))
     elif backend in MYSQL_LIKE:
         event.listen(engine, "connect", lambda raw, _record: _mysql_connected(raw, waiting))
     return engine
@@ -90,15 +91,26 @@ def _sqlite_connected(raw: Any, _record: Any) -> None:
     register_decimals(raw)
 
 
-def _sqlite_begins(connection: Connection) -> None:
+def _sqlite_begins(connection: Connection, lock_seconds: float) -> None:
     if connection.get_execution_options().get(READING):
         connection.exec_driver_sql("PRAGMA query_only = ON")
         connection.exec_driver_sql("BEGIN")
         return
-    if connection.exec_driver_sql("PRAGMA journal_mode").scalar() != "wal":
-        connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+    _write_ahead(connection, lock_seconds)
     # A transaction that reads first and writes later can fail with BUSY at once, whatever the time-out.
     connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _write_ahead(connection: Connection, lock_seconds: float) -> None:
+    """Switch the file to WAL, in which readers and the writer do not wait for each other. SQLite's busy time-out does not cover this."""
+    deadline = time.monotonic() + lock_seconds
+    while connection.exec_driver_sql("PRAGMA journal_mode").scalar() != "wal":
+        try:
+            connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+        except exc.OperationalError as error:
+            if meaning(error) is not LOCKED or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _mysql_connected(raw: Any, waiting: Waiting) -> None:
@@ -122,6 +134,10 @@ def connected(engine: Engine, where: str, waiting: Waiting, *, reading: bool = F
                 connection = connection.execution_options(**options)
             _begin(connection, waiting, reading=reading)
         yield connection
+    except BaseException:
+        if reading:
+            connection.invalidate()  # a rollback would first fetch the rest of a cursor that was given up
+        raise
     finally:
         _close(connection)
 

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
+from sqlalchemy.sql.elements import quoted_name
 
 from resources import decimals
 from resources.copying import copy_rows
@@ -119,16 +120,17 @@ class Loader:
         return self._connection.scalar(sa.select(sa.func.count()).select_from(self._target(table))) or 0
 
     def _target(self, table: str) -> sa.Table:
-        """The table as it is in the database."""
+        """The table with its columns as they are in the database; its constraints are not looked up, the database keeps them."""
         if table not in self._targets:
-            name = table_name(table, self._schema)
-            quoted, schema = name.quoted()
+            quoted, schema = table_name(table, self._schema).quoted()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", exc.SAWarning)  # column types of extensions: passed on as they are
                 try:
-                    self._targets[table] = sa.Table(quoted, sa.MetaData(), schema=schema, autoload_with=self._connection, resolve_fks=False)
+                    found = sa.inspect(self._connection).get_columns(quoted, schema)
                 except exc.NoSuchTableError:
                     raise Misconfigured(f"there is no table {table!r} in {self._where}; create it, or set create=True") from None
+            columns = [sa.Column(quoted_name(column["name"], True), column["type"]) for column in found]
+            self._targets[table] = sa.Table(quoted, sa.MetaData(), *columns, schema=schema)
         return self._targets[table]
 
     def _staged(

@@ -76,6 +76,8 @@ _MYSQL = {  # https://mariadb.com/kb/en/mariadb-error-code-reference/
     1062: NOT_UNIQUE, 1048: NOT_NULL, 1364: NOT_NULL, 1406: TOO_LONG, 1264: OUT_OF_RANGE, 1690: OUT_OF_RANGE, 1366: WRONG_TYPE,
     1292: WRONG_TYPE, 1265: WRONG_TYPE, 1451: NO_PARENT, 1452: NO_PARENT, 4025: CHECK_BROKEN, 3819: CHECK_BROKEN,
 }  # fmt: skip
+_MYSQL_SERVER = range(1000, 2000)
+"""What the server says about a statement; 2000 and above are the client's about the connection."""
 _MYSQL_DRIVERS = ("pymysql", "MySQLdb", "mysql", "mariadb")
 _BY_CLASS: tuple[tuple[type[exc.DBAPIError], Meaning], ...] = (
     (exc.IntegrityError, BAD_VALUE),
@@ -130,7 +132,10 @@ def _by_code(original: BaseException) -> Meaning | None:
     driver = type(original).__module__.split(".")[0]
     if driver in _MYSQL_DRIVERS:  # they have an SQLSTATE too, but a vague one
         number = original.args[0] if original.args else None
-        return _MYSQL.get(number) if isinstance(number, int) else None
+        unknown = (
+            BAD_STATEMENT if isinstance(number, int) and number in _MYSQL_SERVER and type(original).__name__ == "OperationalError" else None
+        )
+        return _MYSQL.get(number, unknown) if isinstance(number, int) else None
     state = getattr(original, "sqlstate", None)
     if isinstance(state, str):
         return next((_POSTGRES[state[:n]] for n in (5, 2) if state[:n] in _POSTGRES), BAD_STATEMENT)

@@ -43,7 +43,19 @@ def postgres_server() -> Iterator[str]:
         (folder / "password").write_text(password)
         as_user = _unprivileged(folder)
         data, port = folder / "data", _free_port()
-        initdb = [str(binaries / "initdb"), "-D", str(data), "-U", "bus", "-A", "scram-sha-256", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
+        initdb = [
+            str(binaries / "initdb"),
+            "-D",
+            str(data),
+            "-U",
+            "bus",
+            "-A",
+            "scram-sha-256",
+            "-E",
+            "UTF8",
+            "--locale=C.UTF-8",
+            "--no-sync",
+        ]
         subprocess.run([*as_user, *initdb, f"--pwfile={folder / 'password'}"], check=True, stdout=subprocess.DEVNULL, cwd=folder)
         settings = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": folder, "max_connections": 200}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]

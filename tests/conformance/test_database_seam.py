@@ -98,7 +98,24 @@ EVERYTHING = pa.schema(
         ("parts", pa.struct([("a", pa.string()), ("b", pa.int64())])),
     ]
 )
-TEXTS = ["", "NULL", "\\N", "\\.", "a\nb", "a\r\nb", "\r", '"', '""', "it's", "back\\slash", "tab\t", ",", "  spaced ", "żółć 漢字 🚌", "%s %(x)s :p"]
+TEXTS = [
+    "",
+    "NULL",
+    "\\N",
+    "\\.",
+    "a\nb",
+    "a\r\nb",
+    "\r",
+    '"',
+    '""',
+    "it's",
+    "back\\slash",
+    "tab\t",
+    ",",
+    "  spaced ",
+    "żółć 漢字 🚌",
+    "%s %(x)s :p",
+]
 
 
 def everything() -> pa.RecordBatch:
@@ -298,7 +315,12 @@ def test_replace_deletes_its_scope_and_nothing_else(orders: Database) -> None:
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("exact", "-1234567890123456789012345678.0123456789"), ("instant", "2024-02-29T23:59:59.999999Z"), ("day", "2024-02-29"), ("flag", False)],
+    [
+        ("exact", "-1234567890123456789012345678.0123456789"),
+        ("instant", "2024-02-29T23:59:59.999999Z"),
+        ("day", "2024-02-29"),
+        ("flag", False),
+    ],
 )
 def test_a_scope_finds_what_was_written_in_every_type(database: Database, column: str, value: Any) -> None:
     database.prepare([plan("things", EVERYTHING, key=("id",))])

@@ -40,7 +40,7 @@ class Tally:
 
     landed: Counter[tuple[str, str]] = field(default_factory=Counter)
     aimed: Counter[str] = field(default_factory=Counter)
-    missed: int = 0
+    missed: Counter[str] = field(default_factory=Counter)
     delivered: int = 0
     problems: list[str] = field(default_factory=list)
 
@@ -99,7 +99,7 @@ class Campaign:
         self.town.quiet()
         trip = self.town.trip(route, batch)
         if not landed:
-            self.tally.missed += 1
+            self.tally.missed[kind] += 1
             return
         where = window(self.town, route, start, trip, frames)
         self.tally.landed[where, self.kind] += 1
@@ -170,7 +170,7 @@ def _aims(rng: random.Random) -> Iterator[str]:
 def told(tally: Tally, seconds: float) -> str:
     """The report: kills per window and kind of town, and what differed."""
     kinds = sorted({kind for _, kind in tally.landed})
-    lines = [f"{tally.kills} kills landed ({tally.missed} came too late), {tally.delivered} trips delivered, {seconds:.0f} s", ""]
+    lines = [f"{tally.kills} kills landed ({tally.missed.total()} came too late: {dict(tally.missed)}), {tally.delivered} trips delivered, {seconds:.0f} s", ""]
     lines += [f"{'killed in':28}{'kills':>7}   " + "   ".join(kinds)]
     for name, count in tally.by_window.items():
         shares = "   ".join(f"{tally.landed[name, kind]:>{len(kind)}}" for kind in kinds)

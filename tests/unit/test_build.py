@@ -1,0 +1,87 @@
+"""Route → Dagster: the asset graph, its checks, its lineage; nothing is opened to build it."""
+
+import socket
+
+import dagster as dg
+import pytest
+
+from bus_assets import Cron, DropOff, Misdeclared, Parameter, Table, build_definitions
+from bus_assets.build.lineage import column_lineage
+from resources.database import Database
+from resources.files import LocalFiles
+from tests.world import shop
+
+SYSTEMS = {"landing": LocalFiles(root="/nowhere"), "warehouse": Database(url="sqlite:////nowhere/warehouse.db")}
+
+
+@pytest.fixture
+def defs():
+    return build_definitions((shop(triggers=(Cron("0 5 * * *", zone="Europe/Berlin"),), owners=("team:shop",)),), SYSTEMS)
+
+
+def test_the_asset_graph_is_this(defs):
+    graph = defs.resolve_asset_graph()
+    edges = {key.to_user_string(): sorted(k.to_user_string() for k in graph.get(key).parent_keys) for key in graph.get_all_asset_keys()}
+    assert edges == {
+        "landing/orders_.csv": [],
+        "shop/orders": ["landing/orders_.csv"],
+        "shop/priced": ["shop/orders"],
+        "shop/totals": ["shop/orders", "shop/priced"],
+        "shop/log": ["shop/orders", "shop/priced"],
+    }
+    blocking = {f"{check.asset_key.to_user_string()}:{check.name}" for check in graph.asset_check_keys}
+    assert blocking == {
+        "shop/orders:contract", "shop/orders:conserved", "shop/priced:contract", "shop/priced:conserved", "shop/totals:conserved", "shop/log:conserved",
+    }
+
+
+def test_drop_offs_into_one_database_are_one_step_that_cannot_be_split(defs):
+    graph = defs.resolve_asset_graph()
+    node = graph.get(dg.AssetKey(["shop", "log"]))
+    assert {key.path[-1] for key in node.execution_set_asset_keys} == {"totals", "log"}
+
+
+def test_the_schedule_ticks_in_its_zone(defs):
+    schedule = defs.resolve_schedule_def("shop_schedule")
+    assert (schedule.cron_schedule, schedule.execution_timezone) == ("0 5 * * *", "Europe/Berlin")
+
+
+def test_column_lineage_is_derived_through_sql_and_renaming():
+    route = shop(stops=(*shop().stops[:2], DropOff("t", Table("warehouse", "t"), columns={"sum": "total"})))
+    deps = column_lineage(route, "priced").deps_by_column["total"]
+    assert {(dep.asset_key.to_user_string(), dep.column_name) for dep in deps} == {("shop/orders", "qty"), ("shop/orders", "price")}
+    (dep,) = column_lineage(route, "t").deps_by_column["sum"]
+    assert (dep.asset_key.to_user_string(), dep.column_name) == ("shop/priced", "total")
+
+
+def test_building_opens_no_connection(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    build_definitions((shop(),), {**SYSTEMS, "warehouse": Database(url="postgresql://db.invalid/x")}).resolve_job_def("shop")
+
+
+WRONG = {
+    "unbound": (lambda: build_definitions((shop(),), {"landing": SYSTEMS["landing"]}), "needs a resource 'warehouse', which is not bound"),
+    "two of a name": (lambda: build_definitions((shop(), shop()), SYSTEMS), "two routes are called 'shop'"),
+    "taken name": (lambda: build_definitions((shop(),), {**SYSTEMS, "bus_depot": 1}), "is the platform's own"),
+    "taken key": (
+        lambda: build_definitions((shop(stops=(*shop().stops, DropOff("x", Table("warehouse", "x"), of="orders", key=("shop", "log")))),), SYSTEMS),
+        "asset key 'shop/log' is made by",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_built_says_why(case):
+    make, said = WRONG[case]
+    with pytest.raises(Misdeclared, match=said):
+        make()
+
+
+def test_parameters_are_typed_in_the_launchpad(tmp_path):
+    route = shop(parameters=(Parameter("month", "integer", default=1),))
+    job = build_definitions((route,), SYSTEMS).resolve_job_def("shop")
+    with pytest.raises(dg.DagsterInvalidConfigError):
+        job.execute_in_process(run_config={"resources": {"shop_parameters": {"config": {"month": "x"}}}})

@@ -1,0 +1,61 @@
+"""An author's SELECT: does it keep the rows' identity, and where do its columns come from?"""
+
+import duckdb
+import pytest
+
+from bus_assets.declare import Misdeclared
+from bus_assets.sql import carrying, check, column_sources
+
+KEEPING = [
+    "SELECT a, b FROM t",
+    "SELECT * FROM t",
+    "SELECT t.* FROM t",
+    "SELECT x.a FROM t AS x LEFT JOIN u ON u.a = x.a",
+    "WITH big AS (SELECT a, b + 1 AS b FROM t) SELECT b FROM big",
+    "SELECT s.a FROM (SELECT a FROM t) AS s",
+    "SELECT a, row_number() OVER (ORDER BY b) AS n, sum(b) OVER () AS s FROM t",
+    "FROM t SELECT a",
+    "SELECT a, (SELECT max(u.b) FROM u) AS most FROM t",
+    'SELECT "a" AS "odd ""name" FROM "t"',
+]
+
+
+@pytest.mark.parametrize("sql", KEEPING)
+def test_identity_is_carried_through_what_keeps_the_grain(sql):
+    connection = duckdb.connect()
+    connection.execute("CREATE TABLE t AS SELECT range + 1 AS _bus_row, range AS a, range * 2 AS b FROM range(5)")
+    connection.execute("CREATE TABLE u AS SELECT 0 AS a, 7 AS b")
+    rows = connection.sql(carrying(sql, "t", "_bus_row"))
+    assert sorted(row[rows.columns.index("_bus_row")] for row in rows.fetchall()) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT a FROM t GROUP BY a",
+        "SELECT DISTINCT a FROM t",
+        "SELECT sum(b) AS b FROM t",
+        "SELECT a FROM t UNION ALL SELECT a FROM t",
+        "SELECT a FROM t LIMIT 3",
+        "SELECT u.a FROM u JOIN t ON t.a = u.a",
+        "WITH g AS (SELECT a FROM t GROUP BY a) SELECT a FROM g",
+    ],
+)
+def test_what_changes_the_grain_must_say_so(sql):
+    with pytest.raises(Misdeclared, match="grain='changed'"):
+        check(sql, ("t", "u"), keeps_grain=True)
+    check(sql, ("t", "u"), keeps_grain=False)
+
+
+@pytest.mark.parametrize("sql", ["DROP TABLE t", "INSERT INTO t SELECT 1", "COPY t TO 'x.csv'", "SELECT * FROM read_csv('/etc/passwd')", "SELECT * FROM other.t"])
+def test_only_a_select_over_the_stops_is_taken(sql):
+    with pytest.raises(Misdeclared):
+        check(sql, ("t",), keeps_grain=False)
+
+
+def test_columns_come_from_where_they_are_computed():
+    sql = "WITH r AS (SELECT id, rate FROM rates) SELECT o.id, o.qty * r.rate AS total, 'x' AS mark FROM orders o LEFT JOIN r ON r.id = o.id"
+    found = column_sources(sql, ("id", "total", "mark"), {"orders": ("id", "qty"), "rates": ("id", "rate")})
+    assert found["id"] == (("orders", "id"),)
+    assert set(found["total"]) == {("orders", "qty"), ("rates", "rate")}
+    assert found["mark"] == ()
