@@ -10,7 +10,7 @@ These sums come from the platform's own record. :mod:`bus_assets.recount` counts
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -89,7 +89,9 @@ class DropSum:
             found.append(f"{self.stop}: {self.offered} rows offered, but {kept} kept by '{self.of}'")
         gone = self.deleted + self.missing if self.mode == "delete" else self.inserted + self.updated
         if self.offered != self.left_out + self.folded + gone or self.missing < 0:
-            found.append(f"{self.stop}: {self.offered} rows offered, but {self.left_out} left out + {self.folded} folded + {gone} dropped off")
+            found.append(
+                f"{self.stop}: {self.offered} rows offered, but {self.left_out} left out + {self.folded} folded + {gone} dropped off"
+            )
         return found
 
 
@@ -164,7 +166,17 @@ def account(bus: Bus, route: Route, trip_id: str, recount: bool = True) -> Accou
 
         counted = recounts(as_driven(bus, route, trip), stops, drops)
     return Account(
-        trip.id, route.name, trip.trigger, trip.state, trip.error, dict(trip.parameters), trip.created_at, stops, drops, tuple(problems), counted
+        trip.id,
+        route.name,
+        trip.trigger,
+        trip.state,
+        trip.error,
+        dict(trip.parameters),
+        trip.created_at,
+        stops,
+        drops,
+        tuple(problems),
+        counted,
     )
 
 
@@ -212,13 +224,12 @@ def _drop_sums(bus: Bus, route: Route, trip: Trip, verdicts: Mapping[str, Verdic
     sums = []
     for drop in route.drop_offs:
         of, tables = route.upstream(drop.name)[0], published.get(drop.into.database)
-        made = {"stop": drop.name, "of": of, "table": str(drop.into), "mode": str(drop.into.mode)}
+        line = DropSum(drop.name, of, str(drop.into), str(drop.into.mode), "open")
         if not reaches(route, trip, drop.name):
-            sums.append(DropSum(**made, state="not concerned"))
-        elif tables is None:
-            sums.append(DropSum(**made, state="open"))
-        else:
-            sums.append(DropSum(**made, state="dropped", **_figures(tables.get(drop.name, {}), str(drop.into.mode), verdicts.get(of))))
+            line = replace(line, state="not concerned")
+        elif tables is not None:
+            line = replace(line, state="dropped", **_figures(tables.get(drop.name, {}), line.mode, verdicts.get(of)))
+        sums.append(line)
     return tuple(sums)
 
 

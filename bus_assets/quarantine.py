@@ -40,7 +40,7 @@ def masked(row: QuarantinedRow, route: Route | None) -> dict[str, str | None]:
 
 
 def export_rows(rows: Iterable[QuarantinedRow], route: Route, stop: str, file: Path, *, reveal: bool) -> int:
-    """Write ``rows`` to the new ``file`` (.csv or .jsonl, UTF-8), one at a time; how many. Misconfigured if it is there or cannot be written."""
+    """Write ``rows`` to the new ``file`` (.csv or .jsonl, UTF-8), one at a time; how many. Misconfigured if it cannot be made."""
     lines = (_line(row, dict(row.payload) if reveal else masked(row, route)) for row in rows)
     try:
         # Only for the owner: these rows are what somebody did not want to let pass.

@@ -48,7 +48,9 @@ def _of_stop(drive: Drive, stop: StopSum) -> Iterator[Recount]:
     declared = drive.route[stop.stop]
     if release_stop(drive.trip) == stop.stop:
         rows = sum(1 for _ in released_rows(drive.bus.depot, drive.trip))
-        yield _compared("picked up", stop.stop, "released rows in the depot", stop.picked_up, rows, "rows were discarded or held again since")
+        yield _compared(
+            "picked up", stop.stop, "released rows in the depot", stop.picked_up, rows, "rows were discarded or held again since"
+        )
     elif isinstance(declared, PickUp):
         yield _source(drive, declared, stop)
     yield _staged(drive, stop)
@@ -160,7 +162,9 @@ def _ledger(system: Any) -> str:
 def _since(drive: Drive) -> str:
     """What else may have changed a table since: later trips."""
     later = [trip.id for trip in drive.bus.depot.trips(limit=1000) if trip.created_at > drive.trip.created_at and trip.state == "delivered"]
-    return f"trip {later[0]} was delivered later and may have changed them" if later else "somebody else changed the table, or rows are lost"
+    return (
+        f"trip {later[0]} was delivered later and may have changed them" if later else "somebody else changed the table, or rows are lost"
+    )
 
 
 def _count(sql: str) -> int:

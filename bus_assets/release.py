@@ -67,7 +67,9 @@ def check_release(route: Route, stop: str) -> None:
         table = drop.into
         if table.mode in ("replace", "delete"):
             raise _refused(
-                route, stop, f"reaches table {table.name!r} in mode '{table.mode}', which is about whole loads: drive the route again instead"
+                route,
+                stop,
+                f"reaches table {table.name!r} in mode '{table.mode}', which is about whole loads: drive the route again instead",
             )
         for name in _between(route, stop, drop.name):
             between = route[name]
@@ -75,7 +77,7 @@ def check_release(route: Route, stop: str) -> None:
                 raise _refused(
                     route,
                     stop,
-                    f"reaches table {table.name!r} through '{name}', which changes the grain: a few rows alone would come out as other rows than "
+                    f"reaches table {table.name!r} through '{name}', which changes the grain: a few rows alone come out otherwise than "
                     "with all of them. Drive the route again, or let the table accumulate",
                 )
 
@@ -148,7 +150,7 @@ def _grouped(depot: Depot, route: Route, stop: str, fit: Iterable[tuple[int, str
 
 
 def start_release(depot: Depot, release: Release) -> Trip:
-    """The trip in which ``release`` rides, its rows tied to it. Drive it like any other trip; :class:`Refused` if a row was taken meanwhile."""
+    """The trip in which ``release`` rides, its rows tied to it. Drive it like any other trip; Refused if a row was taken meanwhile."""
     parameters = {**release.parameters, RELEASE_STOP: release.stop}
     trip = depot.start_trip(release.route, "release", parameters, parent=release.trips[-1])
     try:

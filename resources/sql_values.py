@@ -81,6 +81,10 @@ def _csv_column(column: pa.Array) -> pa.Array:
         return pa.array(_json_texts(column), pa.string())
     if pa.types.is_dictionary(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind):
         return column.cast(pa.string())
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        # As Arrow's CSV writer would write it, which takes a microsecond for each: 25 times as long.
+        in_utc = column.view(pa.int64()).view(pa.timestamp(kind.unit))
+        return pc.binary_join_element_wise(in_utc.cast(pa.string()), "Z", "")  # pyright: ignore[reportAttributeAccessIssue]
     return column
 
 

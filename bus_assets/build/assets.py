@@ -21,7 +21,15 @@ from dagster import (
 
 from bus_assets.build.keys import PARAMETERS, op_name, publish_name, source_key, stop_key, stops_of
 from bus_assets.build.lineage import column_schema
-from bus_assets.build.shown import check_results, check_specs, drop_conserved, drop_metadata, stop_metadata
+from bus_assets.build.shown import (
+    COLUMNS_COME_FROM,
+    check_results,
+    check_specs,
+    drop_conserved,
+    drop_metadata,
+    lineage_table,
+    stop_metadata,
+)
 from bus_assets.contract import TableKey
 from bus_assets.drive import TRIP_TAG, Boarding, Bus, Drive, board, failed, finished, pick_up, problem_of, transform
 from bus_assets.publish import Dropped, publish
@@ -67,7 +75,7 @@ def stop_asset(route: Route, stop: PickUp | Transform) -> AssetsDefinition:
         kinds=_kinds(stop),
         owners=list(stop.owners or route.owners),
         description=_described(stop),
-        metadata={"dagster/column_schema": column_schema(stop.contract)},
+        metadata={"dagster/column_schema": column_schema(stop.contract), COLUMNS_COME_FROM: lineage_table(route, stop.name)},
     )
 
     @multi_asset(
@@ -83,7 +91,9 @@ def stop_asset(route: Route, stop: PickUp | Transform) -> AssetsDefinition:
             stopped = pick_up(drive, stop) if isinstance(stop, PickUp) else transform(drive, stop)
             verdict = stopped.verdict
             context.log.info(f"{stop.name}: {verdict.picked_up} rows in, {verdict.kept} kept, {verdict.rejected} rejected")
-            shown = MaterializeResult(asset_key=key, metadata=stop_metadata(drive, stopped), check_results=check_results(key, stop, stopped))
+            shown = MaterializeResult(
+                asset_key=key, metadata=stop_metadata(drive, stopped), check_results=check_results(key, stop, stopped)
+            )
             problem = problem_of(drive, stopped)
             if problem:
                 # Dagster's own error names the check and no reason: whoever reads only the run's log must find it there.
@@ -104,9 +114,9 @@ def publishing(route: Route, database: str) -> AssetsDefinition:
     It waits for every stop of the route: nothing is published before every gate has passed.
     """
     drops = [drop for drop in route.drop_offs if drop.into.database == database]
-    waits = [stop_key(route, stop.name) for stop in route.stops if not isinstance(stop, DropOff)]
-    position = route.databases.index(database)
-    waits += [stop_key(route, drop.name) for drop in route.drop_offs if route.databases.index(drop.into.database) < position]
+    waits = [stop_key(route, name) for name in _unwatched(route, drops)]
+    if (position := route.databases.index(database)) > 0:
+        waits.append(stop_key(route, next(drop.name for drop in route.drop_offs if drop.into.database == route.databases[position - 1])))
 
     @multi_asset(
         name=publish_name(route, database),
@@ -125,6 +135,16 @@ def publishing(route: Route, database: str) -> AssetsDefinition:
     return drop_rows
 
 
+def _unwatched(route: Route, drops: list[DropOff]) -> list[str]:
+    """Stops whose gate no drop-off of the step waits for by the rows it drops, directly or further up.
+
+    Only these become dependencies of their own: with an edge from every stop to every drop-off nobody could read the graph.
+    """
+    carrying = [stop.name for stop in route.stops if not isinstance(stop, DropOff)]
+    watched = {name for drop in drops for name in route.upstream(drop.name)} | {needed for name in carrying for needed in route.needs(name)}
+    return [name for name in carrying if name not in watched]
+
+
 def _dropped(context: AssetExecutionContext, drive: Drive, drop: DropOff, done: Dropped) -> MaterializeResult:
     key = stop_key(drive.route, drop.name)
     context.log.info(f"{drop.name}: {done.rows} rows in {drop.into}" + (", published by an earlier attempt" if done.already else ""))
@@ -140,7 +160,11 @@ def _drop_spec(route: Route, drop: DropOff, waits: list[AssetKey]) -> AssetSpec:
         kinds={"table", drop.into.database[:30]},
         owners=list(drop.owners or route.owners),
         description=drop.description or f"Rows of '{route.upstream(drop.name)[0]}' in table {drop.into.name} ({drop.into.mode}).",
-        metadata={"dagster/column_schema": column_schema(contract, drop.mapping(contract)), "dagster/table_name": drop.into.name},
+        metadata={
+            "dagster/column_schema": column_schema(contract, drop.mapping(contract), drop.into.key),
+            "dagster/table_name": drop.into.name,
+            COLUMNS_COME_FROM: lineage_table(route, drop.name),
+        },
     )
 
 

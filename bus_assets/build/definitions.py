@@ -72,7 +72,9 @@ def _check(routes: tuple[Route, ...], resources: Mapping[str, Any]) -> None:
         for stop in route.stops:
             key = stop_key(route, stop.name)
             if key in keys:
-                raise Misdeclared(f"asset key {key.to_user_string()!r} is made by {keys[key]} and by route {route.name!r}, stop {stop.name!r}")
+                raise Misdeclared(
+                    f"asset key {key.to_user_string()!r} is made by {keys[key]} and by route {route.name!r}, stop {stop.name!r}"
+                )
             keys[key] = f"route {route.name!r}, stop {stop.name!r}"
     for reserved in (DEPOT, STAGING):
         if reserved in resources:

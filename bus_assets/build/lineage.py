@@ -1,6 +1,6 @@
 """Column lineage, derived from the declarations: nobody types it twice."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from dagster import AssetKey, TableColumn, TableColumnConstraints, TableColumnDep, TableColumnLineage, TableSchema
 
@@ -42,12 +42,16 @@ def _lineage(pairs: Mapping[str, list[tuple[AssetKey, str]]]) -> TableColumnLine
     )
 
 
-def column_schema(contract: Contract, mapping: Mapping[str, str] | None = None) -> TableSchema:
-    """The contract as Dagster shows a schema; ``mapping`` is column → field."""
-    return TableSchema([_column(column, contract[name]) for column, name in (mapping or {n: n for n in contract.names}).items()])
+def column_schema(contract: Contract, mapping: Mapping[str, str] | None = None, key: Sequence[str] | None = None) -> TableSchema:
+    """The contract as Dagster shows a schema. For a table, ``mapping`` is column → field, and only a ``key`` of one column is unique:
+    what is unique in a trip may be there again from the trip before."""
+    columns = (mapping or {name: name for name in contract.names}).items()
+    return TableSchema(
+        [_column(column, contract[name], contract[name].unique if key is None else tuple(key) == (column,)) for column, name in columns]
+    )
 
 
-def _column(column: str, field: Field) -> TableColumn:
+def _column(column: str, field: Field, unique: bool) -> TableColumn:
     other = [
         f"one of {', '.join(map(str, field.allowed))}" if field.allowed is not None and not field.sensitive else "",
         f"from {field.minimum}" if field.minimum is not None else "",
@@ -56,5 +60,5 @@ def _column(column: str, field: Field) -> TableColumn:
         f"in {field.references}" if field.references else "",
         "sensitive" if field.sensitive else "",
     ]
-    constraints = TableColumnConstraints(nullable=not field.required, unique=field.unique, other=[text for text in other if text])
+    constraints = TableColumnConstraints(nullable=not field.required, unique=unique, other=[text for text in other if text])
     return TableColumn(column, field.type, description=field.description or None, constraints=constraints)

@@ -11,30 +11,33 @@ from bus_assets.contract import Contract
 from bus_assets.drive import Drive, Stopped
 from bus_assets.passengers import Passengers
 from bus_assets.publish import Dropped
+from bus_assets.route import Route
 from bus_assets.stops import DropOff, PickUp, Transform
 from bus_assets.verify import BALANCE, ONCE
 
 PREVIEW_ROWS = 10
 HIDDEN_VALUE = "•••"
+COLUMNS_COME_FROM = "columns come from"
 
 
 def stop_metadata(drive: Drive, stopped: Stopped) -> dict[str, Any]:
     """Metadata of a pick-up's or transform's materialisation."""
     verdict, contract = stopped.verdict, stopped.passengers.contract
-    first = stopped.passengers.manifest.files[0].path if stopped.passengers.manifest.files else ""
-    shown: dict[str, Any] = {
+    files = stopped.passengers.manifest.files
+    staged = drive.bus.staging.uri(files[0].path.rsplit("/", 1)[0]) if files else ""
+    why = {"why rejected": rejected_table(verdict.figures, drive, verdict.stop)} if verdict.rejected else {}
+    return {
         "dagster/row_count": verdict.kept,
         "dagster/column_schema": column_schema(contract),
         "dagster/column_lineage": column_lineage(drive.route, verdict.stop),
-        "dagster/uri": drive.bus.staging.uri(first.rsplit("/", 1)[0]) if first else "",
+        "dagster/uri": staged,
         "picked up": verdict.picked_up,
         "rejected": verdict.rejected,
+        **why,
         "preview": preview(stopped.passengers),
         **trip_metadata(drive, verdict.attempt),
+        "staged at": staged,
     }
-    if verdict.rejected:
-        shown["why rejected"] = rejected_table(verdict.figures, drive, verdict.stop)
-    return shown
 
 
 def trip_metadata(drive: Drive, attempt: int) -> dict[str, Any]:
@@ -44,6 +47,13 @@ def trip_metadata(drive: Drive, attempt: int) -> dict[str, Any]:
     if drive.mode in ("forward", "delivered"):
         said["note"] = "published by an earlier attempt; nothing was picked up again"
     return said
+
+
+def lineage_table(route: Route, stop: str) -> MarkdownMetadataValue:
+    """Where each column comes from, as a table: Dagster's own column lineage is kept, but its free UI does not draw it."""
+    found = column_lineage(route, stop).deps_by_column
+    rows = [(column, ", ".join(f"{dep.asset_key.path[-1]}: {dep.column_name}" for dep in deps)) for column, deps in found.items()]
+    return MetadataValue.md(markdown_table(("column", "comes from"), rows) if rows else "_no column is carried over_")
 
 
 def preview(passengers: Passengers) -> MarkdownMetadataValue:
@@ -64,7 +74,17 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _cell(value: Any) -> str:
     text = "" if value is None else value.isoformat(sep=" ") if hasattr(value, "astimezone") else str(value)
     text = text if len(text) <= 60 else text[:59] + "…"
-    for sign, safe in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\r", " "), ("\n", " "), ("`", "\\`"), ("*", "\\*"), ("_", "\\_"), ("[", "\\[")):
+    for sign, safe in (
+        ("&", "&amp;"),
+        ("<", "&lt;"),
+        ("|", "\\|"),
+        ("\r", " "),
+        ("\n", " "),
+        ("`", "\\`"),
+        ("*", "\\*"),
+        ("_", "\\_"),
+        ("[", "\\["),
+    ):
         text = text.replace(sign, safe)
     return text
 
@@ -99,10 +119,12 @@ def check_results(key: AssetKey, stop: PickUp | Transform, stopped: Stopped) -> 
             metadata={
                 "rules": MetadataValue.md(
                     markdown_table(
-                        ("rule", "rejected at the gate", "found in staged rows"), [(f["rule"], f["rejected"], f["rows"]) for f in verdict.figures]
+                        ("rule", "rejected at the gate", "found in staged rows"),
+                        [(f["rule"], f["rejected"], f["rows"]) for f in verdict.figures],
                     )
                 ),
-                "limit": str(stop.contract.max_rejected),
+                "limit": _limit(stop.contract),
+                "rejected": verdict.rejected,
             },
         ),
         AssetCheckResult(
@@ -115,8 +137,15 @@ def check_results(key: AssetKey, stop: PickUp | Transform, stopped: Stopped) -> 
     for check in stop.checks:
         found = verdict.counts.get(check.name, 0)
         severity = AssetCheckSeverity.ERROR if check.blocking else AssetCheckSeverity.WARN
-        results.append(AssetCheckResult(check_name=check.name, asset_key=key, passed=not found, severity=severity, metadata={"rows found": found}))
+        results.append(
+            AssetCheckResult(check_name=check.name, asset_key=key, passed=not found, severity=severity, metadata={"rows found": found})
+        )
     return results
+
+
+def _limit(contract: Contract) -> str:
+    most = contract.max_rejected
+    return f"at most {most * 100:g} % of the rows may be rejected" if isinstance(most, float) else f"at most {most} rows may be rejected"
 
 
 def _summary(stopped: Stopped) -> str:
@@ -124,7 +153,8 @@ def _summary(stopped: Stopped) -> str:
     if stopped.findings is not None and stopped.findings.problems:
         return "; ".join(stopped.findings.problems)
     if verdict.rejected:
-        return f"{verdict.rejected} of {verdict.picked_up} rows wait in quarantine, within the limit"
+        why = ", ".join(f"{figure['rule']} ×{figure['rejected']}" for figure in verdict.figures if figure["rejected"])
+        return f"{verdict.rejected} of {verdict.picked_up} rows wait in quarantine, within the limit: {why}"
     return f"all {verdict.kept} rows keep the contract"
 
 
@@ -134,10 +164,10 @@ def drop_metadata(drive: Drive, drop: DropOff, dropped: Dropped) -> dict[str, An
     applied = dropped.applied
     return {
         "dagster/row_count": dropped.rows,
-        "dagster/column_schema": column_schema(contract, drop.mapping(contract)),
+        "dagster/column_schema": column_schema(contract, drop.mapping(contract), drop.into.key),
         "dagster/column_lineage": column_lineage(drive.route, drop.name),
         "dagster/table_name": drop.into.name,
-        "database": drop.into.database,
+        "database": f"{drop.into.database} ({drive.bus.systems[drop.into.database].where})",
         "mode": str(drop.into.mode),
         "offered": dropped.offered,
         "left out by where": dropped.left_out,

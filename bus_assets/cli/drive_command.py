@@ -20,11 +20,14 @@ INTERRUPTED = 130
 
 def drive(
     route: RouteName,
-    given: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the route; may come again.")] = None,
+    given: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the route; may come again.")
+    ] = None,
     trip: Annotated[str | None, typer.Option("--trip", metavar="ID", help="Drive this trip (again) instead of starting a new one.")] = None,
     take_over: Annotated[bool, typer.Option("--take-over", help="With --trip: end the attempt that seems to drive it now.")] = False,
     select: Annotated[
-        list[str] | None, typer.Option("--select", metavar="STOP", help="Only this stop; may come again. Without the stops before: a rehearsal.")
+        list[str] | None,
+        typer.Option("--select", metavar="STOP", help="Only this stop; may come again. Without the stops before: a rehearsal."),
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Dagster's own log too.")] = False,
     module: Module = None,
@@ -96,7 +99,9 @@ def finish(route: Route, driven: Driven) -> None:
         return
     notice(f"error: {'interrupted' if driven.interrupted else driven.error}")
     if trip and trip.state in ("failed", "stuck", "driving"):
-        standing = "dropped off in some of its databases, and only rolls forward" if trip.state == "stuck" else "nothing of it is dropped off"
+        standing = (
+            "dropped off in some of its databases, and only rolls forward" if trip.state == "stuck" else "nothing of it is dropped off"
+        )
         notice(f"trip {trip.id} is {trip.state}, {standing}; `bus drive {route.name} --trip {trip.id}` drives it again")
         notice(f"`bus trip {trip.id}` and `bus account {trip.id}` show how far it came")
     raise typer.Exit(INTERRUPTED if driven.interrupted else 1)

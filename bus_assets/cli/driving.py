@@ -162,5 +162,3 @@ def _error(result: Any) -> str:
 
 def _innermost(error: Any) -> str:
     return list(_causes(error))[-1].message.strip()
-
-

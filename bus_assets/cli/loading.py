@@ -52,7 +52,8 @@ def load(module: str | None) -> Loaded:
     missing = [what for what in ("defs", "ROUTES") if not hasattr(found, what)]
     if missing:
         raise Misconfigured(
-            f"module {name} has no {' and no '.join(missing)}; it needs `ROUTES = (…)` and `defs = build_definitions(ROUTES, resources={{…}})`"
+            f"module {name} has no {' and no '.join(missing)}; it needs `ROUTES = (…)` and "
+            "`defs = build_definitions(ROUTES, resources={…})`"
         )
     return Loaded(name, found.defs, {route.name: route for route in found.ROUTES})
 

@@ -6,14 +6,15 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, is_dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Any
 
 import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable: JSON on stdout, and nothing else there.")]
 Module = Annotated[
-    str | None, typer.Option("-m", "--module", metavar="MODULE", help="The module with `defs` and `ROUTES`. Default: BUS_MODULE, or the demo's.")
+    str | None,
+    typer.Option("-m", "--module", metavar="MODULE", help="The module with `defs` and `ROUTES`. Default: BUS_MODULE, or the demo's."),
 ]
 PIPE_WIDTH = 240
 """Columns of a table that nobody's terminal limits: lines stay whole for grep."""
@@ -84,4 +85,4 @@ def plain(text: str, *, lines: bool = False) -> str:
 def _plain_value(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+    return value.isoformat() if isinstance(value, date) else str(value)

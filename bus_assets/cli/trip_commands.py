@@ -22,14 +22,15 @@ def trips(
     as_json: AsJson = False,
 ) -> None:
     """List trips, the newest first."""
-    from bus_assets.cli.loading import one_of, open_depot
+    from bus_assets.cli.loading import open_depot
 
     if state is not None and state not in STATES:
         raise typer.BadParameter(f"'{state}' is none of {', '.join(STATES)}", param_hint="--state")
     depot = open_depot()
     found = depot.trips(route, state, limit)  # pyright: ignore[reportArgumentType]
     if route is not None and not found and not depot.trips(route, limit=1):
-        one_of(route, sorted({trip.route for trip in depot.trips(limit=1000)}), "trip of route", "the depot")
+        others = sorted({trip.route for trip in depot.trips(limit=1000)})
+        notice(f"no trips of route '{route}'; the depot has trips of {', '.join(others) or 'no route'}")
     if as_json:
         print_json(found)
         return

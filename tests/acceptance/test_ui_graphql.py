@@ -138,7 +138,10 @@ def test_the_counts_shown_are_those_of_the_files_the_quarantine_and_the_tables(u
 def test_rejects_within_the_limit_are_yellow_and_do_not_block(january):
     check = january.check("orders", "contract")
     assert (check["success"], check["severity"]) == (False, "WARN")
-    assert check["description"] == "2 of 6 rows wait in quarantine, within the limit"
+    assert check["description"] == (
+        "2 of 6 rows wait in quarantine, within the limit: quantity: type integer ×1, card: pattern ^[0-9]{16}$ ×1"
+    )
+    assert check["metadata"]["limit"] == "at most 50 % of the rows may be rejected"
     assert "quantity: type integer | 1 |" in january.seen("orders")["why rejected"]
     assert january.check("prices", "contract")["success"]
 
@@ -177,6 +180,7 @@ def test_the_graph_begins_at_the_systems_that_are_read(ui):
     assert len(sources) == 3
     assert upstream["shop/customers"] == {"legacy/CUST"}
     assert upstream["shop/priced"] == {"shop/orders", "shop/customers", "shop/prices"}
+    assert upstream["shop/warehouse_log"] == {"shop/priced"}
     assert found["shop/orders"]["groupName"] == "shop"
     assert found["shop/orders"]["owners"] == [{"team": "corner-shop"}]
     assert {"csv", "xml", "sql", "duckdb", "table"} <= {kind for node in nodes["assetNodes"] for kind in node["kinds"]}

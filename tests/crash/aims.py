@@ -14,8 +14,11 @@ from tests.crash.town import Ride, Town, look, looking
 from tests.crash.windows import SECOND_STOP
 
 POLL_SECONDS = 0.001
-SHARES = {"any time": 40, "staged": 15, "judged": 22, "committed": 18, "delivered": 5}
+SHARES = {"any time": 40, "staged": 15, "judged": 10, "publishing": 12, "committed": 18, "delivered": 5}
 """Of the kills. Most moments are hit by chance alone; those that last milliseconds are waited for."""
+
+_AFTERWARDS = {"any time": 1, "staged": 0.02, "judged": 0.2, "publishing": 0.15, "committed": 0, "delivered": 0.05}
+"""How much later at most than what is waited for, as a share of a ride."""
 
 _VERDICT = """
     SELECT 1 FROM depot_verdicts v JOIN depot_trips t ON t.id = v.trip
@@ -44,7 +47,7 @@ class Aim:
 
     town: Town
     rng: random.Random
-    typical_seconds: float = 3.0
+    typical_seconds: float = 2.0
 
     def measured(self, seconds: float) -> None:
         self.typical_seconds = (self.typical_seconds + seconds) / 2
@@ -52,7 +55,7 @@ class Aim:
     @contextmanager
     def taken(self, kind: str, ridden: Ridden) -> Iterator[Callable[[Ride], None]]:
         """Opened before the ride starts, so that nothing is missed; gives what waits for the moment, or for the ride's own end."""
-        pause = self.rng.random() * self.typical_seconds * {"any time": 1, "judged": 0.35, "delivered": 0.05}.get(kind, 0.02)
+        pause = self.rng.random() * self.typical_seconds * _AFTERWARDS[kind]
         if kind == "any time":
             yield lambda ride: ride.process.join(pause)
             return
@@ -61,8 +64,11 @@ class Aim:
             stop = self.rng.choice(("orders", SECOND_STOP[ridden.route]))
             yield lambda ride: _until(lambda: any(path.split("/")[-3] == stop for path in self._staged(ridden.route) - known), ride, pause)
             return
+        if kind == "publishing":
+            yield lambda ride: _until(self.town.is_publishing, ride, pause)
+            return
         with looking(self.town.warehouse if kind == "committed" else self.town.depot) as connection:
-            yield lambda ride: _until(self._seen(kind, connection, ridden), ride, 0 if kind == "committed" else pause)
+            yield lambda ride: _until(self._seen(kind, connection, ridden), ride, pause)
 
     def _seen(self, kind: str, connection: sa.Connection, ridden: Ridden) -> Callable[[], bool]:
         if kind == "judged":

@@ -189,14 +189,19 @@ def test_released_rows_accumulate(world):
     world.drive(before)
     assert world.rows("sums") == [(2, 1)]
     after = shop(
-        stops=(PickUp("orders", TextFile("landing", "orders*.csv"), Contract((Field("order_id"), Field("qty", "integer")))), *before.stops[1:])
+        stops=(
+            PickUp("orders", TextFile("landing", "orders*.csv"), Contract((Field("order_id"), Field("qty", "integer")))),
+            *before.stops[1:],
+        )
     )
     (trip,), _ = released(world, after)
     world.drive(after, tagged=trip.id)
     assert world.rows("sums") == [(0, 1), (1, 1), (2, 1)]
 
 
-@pytest.mark.parametrize("table", [Table("warehouse", "t", mode="replace", scope={}), Table("warehouse", "t", key="order_id", mode="delete")])
+@pytest.mark.parametrize(
+    "table", [Table("warehouse", "t", mode="replace", scope={}), Table("warehouse", "t", key="order_id", mode="delete")]
+)
 def test_tables_that_are_about_whole_loads_are_refused(world, table):
     route = shop(stops=(PickUp("orders", TextFile("landing", "orders*.csv"), ORDERS), DropOff("t", table)))
     with pytest.raises(Refused, match="drive the route again"):

@@ -1,0 +1,130 @@
+"""What a person sees: the Dagster UI in a real browser. Screenshots of each page are in the test's temporary directory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.acceptance.shop.corner_shop.sample import SECRET
+from tests.webserver import OVER, Run, Webserver, outside_environment, until, webserver
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("ui"), pytest.mark.timeout(300)]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+INSTALL = "pip install playwright && apt-get install chromium fonts-dejavu-core"
+PATIENCE_MS = 60_000
+LAYOUT_MS = 2_500
+"""A web worker lays the graph out, and nothing in the page says when it is done."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        chromium = None
+    if chromium is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no browser here: {INSTALL}")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    opened = browser.new_page(viewport={"width": 1500, "height": 2200})
+    opened.set_default_timeout(PATIENCE_MS)
+    yield opened
+    opened.close()
+
+
+def visit(page: Page, url: str, awaited: str) -> str:
+    """The text of a page once ``awaited`` is on it. Never 'networkidle': the page polls."""
+    page.goto(url, wait_until="domcontentloaded")
+    page.get_by_text(awaited, exact=True).first.wait_for()
+    return page.inner_text("body")
+
+
+def group(ui: Webserver, name: str = "shop") -> str:
+    return f"{ui.url}/locations/{ui.location}/asset-groups/{name}"
+
+
+def test_the_lineage_shows_every_stop_and_the_sources_before_them(ui: Webserver, january: Run, page: Page, tmp_path: Path):
+    visit(page, group(ui), "warehouse_log")
+    page.get_by_text("prices.xml").first.wait_for()
+    page.wait_for_timeout(LAYOUT_MS)
+    page.screenshot(path=tmp_path / "lineage.png")
+    shown = page.inner_text("body").splitlines()
+    assert {"customers", "prices", "orders", "priced", "warehouse_orders", "warehouse_log"} <= set(shown)
+    assert {"CUST", "prices.xml"} <= set(shown)
+    assert any(line.startswith("orders-") for line in shown)
+
+
+def test_a_stops_page_shows_rows_reasons_columns_and_place(ui: Webserver, january: Run, page: Page, tmp_path: Path):
+    text = visit(page, f"{ui.url}/assets/shop/orders", "why rejected")
+    page.screenshot(path=tmp_path / "orders.png")
+    assert "order_id\tcustomer_id\tarticle\tquantity\tcard" in text
+    assert "O-101\t1\ttea\t2\t•••" in text
+    assert "quantity: type integer\t1" in text
+    assert "the card that paid" in text
+    assert "matches ^O-[0-9]+$" in text
+    assert january.seen("orders")["staged at"] in text
+    assert january.seen("orders")["trip"] in text
+    assert "corner-shop" in text
+    assert SECRET not in page.content()
+
+
+def test_a_stops_page_says_where_its_columns_come_from(ui: Webserver, january: Run, page: Page):
+    text = visit(page, f"{ui.url}/assets/shop/priced", "columns come from")
+    assert "total\torders: quantity, prices: price" in text
+
+
+def test_a_check_in_yellow_says_how_many_rows_wait_and_why(ui: Webserver, january: Run, page: Page, tmp_path: Path):
+    text = visit(page, f"{ui.url}/assets/shop/orders?view=checks&checkDetail=contract", "Latest execution")
+    page.screenshot(path=tmp_path / "check.png")
+    assert "2 of 6 rows wait in quarantine, within the limit: quantity: type integer ×1" in text
+    assert "at most 50 % of the rows may be rejected" in text
+
+
+def test_materialize_all_is_one_click(ui: Webserver, january: Run, page: Page):
+    """Whatever the button sends, with the parameter's default: it must be a whole trip."""
+    ids = "{ runsOrError { ... on Runs { results { runId } } } }"
+    before = {run["runId"] for run in ui.ask(ids)["runsOrError"]["results"]}
+    visit(page, group(ui), "warehouse_log")
+    page.get_by_role("button", name="Materialize all").click()
+
+    def new() -> set[str]:
+        return {run["runId"] for run in ui.ask(ids)["runsOrError"]["results"]} - before
+
+    until(new, "a click on 'Materialize all' launches a run")
+    (run,) = new()
+    over = ui.over(run)
+    assert over.status in OVER
+    assert over.errors == ""
+    assert over.seen("warehouse_orders")["trip"] == over.seen("orders")["trip"] != january.seen("orders")["trip"]
+
+
+@pytest.mark.skipif("not os.environ.get('UPDATE_SCREENSHOT')", reason="only UPDATE_SCREENSHOT=1 drives the demo and draws docs/lineage.png again")
+def test_update_the_screenshot_of_the_demo(browser: Browser, tmp_path: Path):
+    from bus_assets.demo import airports_service, world
+
+    world.set_up(tmp_path / "bus", tell=print)
+    with airports_service.running("http://127.0.0.1:0") as airports_url:
+        environment = {**outside_environment(REPOSITORY), "BUS_HOME": str(tmp_path / "bus"), "BUS_AIRPORTS_URL": airports_url}
+        with webserver(tmp_path, "bus_assets.definitions", environment) as demo:
+            assert demo.over(demo.launch("flights")).status == "SUCCESS"
+            page = browser.new_page(viewport={"width": 1600, "height": 1000}, device_scale_factor=1.25)
+            visit(page, group(demo, "flights"), "warehouse_flights")
+            page.wait_for_timeout(2 * LAYOUT_MS)
+            (REPOSITORY / "docs").mkdir(exist_ok=True)
+            page.screenshot(path=REPOSITORY / "docs" / "lineage.png")
