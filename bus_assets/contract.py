@@ -136,7 +136,7 @@ def _integer(value: Any) -> int:
 
 
 def _instant(value: Any) -> datetime:
-    moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    moment: datetime = value if isinstance(value, datetime) else datetime.fromisoformat(value)
     return moment.astimezone(UTC) if moment.tzinfo else _refuse(value)
 
 
@@ -151,7 +151,7 @@ _PYTHON: dict[str, Any] = {
     "number": lambda v: _refuse(v) if math.isnan(float(v)) else float(v),
     "boolean": lambda v: v if isinstance(v, bool) else _refuse(v),
     "decimal": lambda v: Decimal(str(v)),
-    "date": lambda v: v if isinstance(v, date) and not isinstance(v, datetime) else date.fromisoformat(v),
+    "date": lambda v: date.fromisoformat(v) if isinstance(v, str) else v if type(v) is date else _refuse(v),
     "time": lambda v: v if isinstance(v, time) else time.fromisoformat(v),
     "timestamp": _wall_clock,
     "timestamptz": _instant,
@@ -197,7 +197,9 @@ class Contract:
         for key in self.unique:
             for name in key:
                 if name not in self.names:
-                    raise Misdeclared(f"Contract: unique key {key} names {name!r}, which is not a field; fields are {', '.join(self.names)}")
+                    raise Misdeclared(
+                        f"Contract: unique key {key} names {name!r}, which is not a field; fields are {', '.join(self.names)}"
+                    )
                 if not self[name].parsed_type.is_scalar:
                     raise Misdeclared(f"Contract: unique key {key}: field {name!r} is a {self[name].type}, a key needs scalars")
         if isinstance(self.max_rejected, bool) or self.max_rejected < 0:
@@ -255,5 +257,3 @@ class Contract:
         if isinstance(self.max_rejected, int):
             return rejected <= self.max_rejected
         return rejected <= self.max_rejected * picked_up
-
-

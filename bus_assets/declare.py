@@ -29,9 +29,7 @@ T = TypeVar("T")
 @dataclass_transform(frozen_default=True)
 def declaration(cls: type[T]) -> type[T]:
     """Make ``cls`` a frozen pydantic dataclass whose errors are :class:`Misdeclared`, in one sentence each."""
-    made: Any = pydantic_dataclass(
-        frozen=True, config=ConfigDict(extra="forbid", strict=False, arbitrary_types_allowed=True)
-    )(cls)
+    made: Any = pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=False, arbitrary_types_allowed=True))(cls)
     init = made.__init__
 
     @functools.wraps(init)

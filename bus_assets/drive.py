@@ -1,6 +1,6 @@
-"""Driving a trip: which trip a run drives, whether it may, and what each stop does. Knows nothing of Dagster.
+"""Driving a trip: which trip a run drives, whether it may, and how it ends. Knows nothing of Dagster.
 
-    board ──→ Drive ──→ pick_up / transform (stage, gate, verdict) ──→ publish (bus_assets.publish)
+    board ──→ Drive ──→ pick_up / transform (bus_assets.halting) ──→ publish (bus_assets.publish)
 
 A trip survives its attempts. Taking one over means first committing 'revoked' for the earlier attempt in the trip's first
 database, under the same key that publishing uses: whichever commit comes first wins, and a zombie's publishing is refused.
@@ -8,29 +8,20 @@ database, under the same key that publishing uses: whichever commit comes first 
 
 from __future__ import annotations
 
-import itertools
 import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from bus_assets.contract import TableKey
-from bus_assets.passengers import ORIGIN, POSITION, ROW, Passengers
+from bus_assets.passengers import Passengers
 from bus_assets.progress import Progress, tell
-from bus_assets.release import contract_for, release_stop, released_records
 from bus_assets.route import Route
-from bus_assets.stage import EXAMPLES_OF_A_FAILED_STOP, Findings, RejectSpool, Stager, author_checks, with_checks
-from bus_assets.stops import PickUp, Transform
 from bus_assets.values import TripValues
-from resources.depot.entries import AlreadyDelivered, Attempt, AttemptLive, QuarantinedRow, Trip, Verdict
+from resources.depot.entries import AlreadyDelivered, Attempt, AttemptLive, Trip, Verdict
 from resources.depot.process import this_process
 from resources.depot.store import Depot
-from resources.errors import BusError, ChecksFailed, Refused
+from resources.errors import BusError, Refused
 from resources.receipts import AlreadySettled
 from resources.staging import Manifest, Staging
 
@@ -109,15 +100,6 @@ class Drive:
         return Passengers(stop, self.route.contract_of(stop), Manifest.from_json(verdict.manifest), self.bus.staging)
 
 
-@dataclass(frozen=True)
-class Stopped:
-    """What one stop came to: the verdict, what was found (None where the stop had been driven before), and its rows."""
-
-    verdict: Verdict
-    findings: Findings | None
-    passengers: Passengers
-
-
 def board(bus: Bus, route: Route, boarding: Boarding) -> Drive:
     """Find or start the run's trip and claim it. The same run boarding again (each stop does) gets the same attempt.
 
@@ -155,8 +137,9 @@ def _trip(bus: Bus, route: Route, boarding: Boarding) -> Trip:
     only_drops = all(name in {drop.name for drop in route.drop_offs} for name in boarding.selected)
     if only_drops:
         raise Refused(
-            f"{_list(tuple(sorted(boarding.selected)))} alone has no rows of its own trip to drop. Select all stops of the route for a new trip, or tag "
-            f"the run {TRIP_TAG.format(route=route.name)}=TRIP to publish a trip whose gates passed (the newest: {parent.id})"
+            f"{_list(tuple(sorted(boarding.selected)))} alone has no rows of its own trip to drop. Select all stops of the route for a "
+            f"new trip, or tag the run {TRIP_TAG.format(route=route.name)}=TRIP to publish a trip whose gates passed "
+            f"(the newest: {parent.id})"
         )
     return bus.depot.start_trip(route.name, "rehearsal", dict(parent.parameters), run=boarding.run, parent=parent.id)
 
@@ -172,7 +155,9 @@ def _parameters(route: Route, given: Mapping[str, Any]) -> dict[str, Any]:
     for name, parameter in known.items():
         value = given.get(name) if given.get(name) is not None else parameter.default
         if value is None:
-            raise Misconfigured(f"parameter {name!r} ({parameter.type}) has no default: set it, with `bus drive {route.name} --set {name}=…`")
+            raise Misconfigured(
+                f"parameter {name!r} ({parameter.type}) has no default: set it, with `bus drive {route.name} --set {name}=…`"
+            )
         values[name] = parameter.value(value)
     return values
 
@@ -207,12 +192,7 @@ def _claimed(bus: Bus, route: Route, trip: Trip, boarding: Boarding, mode: Mode)
 
 def _take_over(bus: Bus, route: Route, trip: Trip, attempt: Attempt, boarding: Boarding) -> None:
     """End an attempt that is not ours: only if it failed, its run or process is gone, or a person insists."""
-    over = (
-        trip.state in ("failed", "stuck")
-        or boarding.take_over
-        or boarding.run_is_over(attempt.run)
-        or bus.depot.is_abandoned(attempt)
-    )
+    over = trip.state in ("failed", "stuck") or boarding.take_over or boarding.run_is_over(attempt.run) or bus.depot.is_abandoned(attempt)
     if not over:
         raise AttemptLive(attempt)
     settle(bus, route, trip, attempt)
@@ -265,73 +245,6 @@ def ledger_id(route: Route, trip: str, database: str) -> str:
     return trip if database == route.databases[0] else f"{trip}/{database}"
 
 
-def pick_up(drive: Drive, stop: PickUp) -> Stopped:
-    """Read the source through the gate into staging. Raises what the source raises, or :class:`ChecksFailed`."""
-    if release_stop(drive.trip) == stop.name:
-        return _ride_again(drive, stop)
-    return _staged(
-        drive, stop, lambda stager: stager.records(stop.source.read(_system(drive, stop.source.system), stop.found_at(), drive.values))
-    )
-
-
-def transform(drive: Drive, stop: Transform) -> Stopped:
-    """Run a transform on the staged rows of the stops before it, through its own gate into staging."""
-    from bus_assets.transforms import run_transform
-
-    if release_stop(drive.trip) == stop.name:
-        return _ride_again(drive, stop)
-    verdicts = drive.verdicts()
-    inputs = [drive.passengers(name, verdicts) for name in drive.route.upstream(stop.name)]
-    made = run_transform(stop, inputs, drive.values.parameters)
-    return _staged(drive, stop, lambda stager: stager.rows(made, keeps_grain=stop.grain == "kept", inputs=inputs))
-
-
-def _ride_again(drive: Drive, stop: PickUp | Transform) -> Stopped:
-    """Rows released from quarantine instead of the source's or the transform's: through the same gate."""
-    return _staged(drive, stop, lambda stager: stager.records(released_records(drive.bus.depot, drive.route, drive.trip)))
-
-
-def _staged(drive: Drive, stop: PickUp | Transform, work: Callable[[Stager], Findings]) -> Stopped:
-    if drive.mode in ("forward", "delivered"):
-        return Stopped(drive.verdicts()[stop.name], None, drive.passengers(stop.name))
-    verdicts = drive.verdicts()
-    contract, lease = contract_for(drive.route, drive.trip, stop.name), Lease(drive, stop.name)
-    stager = Stager(stop.name, contract, drive.bus.staging, _prefix(drive, stop.name), _references(drive, stop, verdicts), lease)
-    try:
-        findings = work(stager)
-        passengers = Passengers(stop.name, stop.contract, findings.manifest, drive.bus.staging)
-        findings = with_checks(findings, stop.checks, author_checks(stop.checks, passengers))
-        verdict = _verdict(drive, stop.name, findings, verdicts)
-        quarantined = stager.spool if findings.passed else itertools.islice(stager.spool, EXAMPLES_OF_A_FAILED_STOP)
-        if isinstance(stop, Transform):
-            quarantined = _placed(drive, stop, stager.spool, quarantined, verdicts)
-        drive.bus.depot.record_verdict(verdict, quarantined)
-    except BusError as error:
-        raise error.at(route=drive.route.name, stop=stop.name) from error.__cause__
-    finally:
-        stager.spool.close()
-    tell(Progress(stop.name, verdict.picked_up, verdict.passed, verdict.rejected))
-    return Stopped(verdict, findings, passengers)
-
-
-def _placed(
-    drive: Drive, stop: Transform, spool: RejectSpool, quarantined: Iterable[QuarantinedRow], verdicts: Mapping[str, Verdict]
-) -> Iterator[QuarantinedRow]:
-    """Rows that a transform's gate rejected, with the place in the source at which they were picked up, as long as they have one."""
-    root = drive.route.identity_of(stop.name)
-    places: dict[str, tuple[str, int]] = {}
-    if spool.rows and isinstance(root, PickUp):
-        wanted = pa.array(sorted({int(row.row_id) for row in spool}), pa.int64())
-        for batch in drive.passengers(root.name, verdicts).batches((ROW, ORIGIN, POSITION)):
-            found = batch.filter(pc.is_in(batch.column(ROW), value_set=wanted))
-            for row, origin, position in zip(*(column.to_pylist() for column in found.columns), strict=True):
-                places[str(row)] = (origin, position)
-    unit = getattr(root.source, "unit", "row") if isinstance(root, PickUp) else None
-    for row in quarantined:
-        origin, position = places.get(row.row_id, (None, None))
-        yield row if origin is None else replace(row, origin=origin, unit=unit, position=position)
-
-
 def failed(drive: Drive, stop: str, error: BusError) -> None:
     """Record that the trip failed at ``stop``; one whose rows are committed somewhere is stuck instead, and only rolls forward."""
     state = "stuck" if drive.bus.depot.publications(drive.trip.id) else "failed"
@@ -351,13 +264,6 @@ def finished(drive: Drive, stop: str) -> None:
             drive.bus.depot.finish_trip(drive.trip.id, "delivered" if whole else "rehearsed")
 
 
-def problem_of(drive: Drive, stopped: Stopped) -> ChecksFailed | None:
-    """The error that a stop's findings amount to, if its gate did not let it pass."""
-    if stopped.findings is None or stopped.findings.passed:
-        return None
-    return ChecksFailed("; ".join(stopped.findings.problems), route=drive.route.name, stop=stopped.verdict.stop)
-
-
 @dataclass
 class Lease:
     """Renews the attempt's lease as rows move, at most every :data:`RENEW_SECONDS`; raises when the attempt was taken over."""
@@ -372,57 +278,9 @@ class Lease:
             return
         self._renewed = time.monotonic()
         if not self.drive.bus.depot.renew(self.drive.trip.id, self.drive.attempt, LEASE_SECONDS):
-            raise Refused(f"attempt {self.drive.attempt} of trip {self.drive.trip.id} was taken over; this run stops", route=self.drive.route.name)
-
-
-def _prefix(drive: Drive, stop: str) -> str:
-    """Never used twice: a step that is retried in its run stages anew beside what it left."""
-    return f"{drive.route.name}/{drive.trip.id}/{drive.attempt}/{drive.run[:8]}/{stop}/{uuid.uuid4().hex[:8]}"
-
-
-def _references(drive: Drive, stop: PickUp | Transform, verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
-    """Field → where the values it may have are: staged files and a column, or the keys of a table."""
-    import pyarrow as pa
-
-    found: dict[str, Any] = {}
-    for contract_field in stop.contract.fields:
-        target = contract_field.references
-        if isinstance(target, TableKey):
-            keys = list(_system(drive, target.database).column_keys(target.table, target.column))
-            found[contract_field.name] = pa.chunked_array(keys, type=None if keys else contract_field.parsed_type.arrow())
-        elif target:
-            name, column = target.split(".")
-            found[contract_field.name] = (drive.passengers(name, verdicts).paths(), column)
-    return found
-
-
-def _verdict(drive: Drive, stop: str, findings: Findings, verdicts: Mapping[str, Verdict]) -> Verdict:
-    return Verdict(
-        trip=drive.trip.id,
-        attempt=drive.attempt,
-        stop=stop,
-        passed=findings.passed,
-        picked_up=findings.picked_up,
-        kept=findings.kept,
-        rejected=findings.rejected,
-        produced=findings.kept,
-        manifest=findings.manifest.to_json(),
-        digest=findings.manifest.digest,
-        inputs={name: verdicts[name].digest or "" for name in drive.route.needs(stop) if name in verdicts},
-        figures=_figures(findings),
-        counts=dict(findings.check_failures),
-    )
-
-
-def _figures(findings: Findings) -> tuple[dict[str, Any], ...]:
-    """Per rule: rows that the gate rejected for it, and staged rows that break it (none, unless the gate is wrong)."""
-    found = {figure.rule: figure.violations for figure in findings.figures}
-    rules = [rule for rule in findings.reasons if rule not in found] + list(found)
-    return tuple({"rule": rule, "rows": found.get(rule, 0), "rejected": findings.reasons.get(rule, 0)} for rule in rules)
-
-
-def _system(drive: Drive, name: str) -> Any:
-    return drive.bus.systems[name]
+            raise Refused(
+                f"attempt {self.drive.attempt} of trip {self.drive.trip.id} was taken over; this run stops", route=self.drive.route.name
+            )
 
 
 def _list(names: Iterable[str]) -> str:

@@ -136,7 +136,9 @@ def verify_gates(drive: Drive, verdicts: Mapping[str, Verdict]) -> None:
 
 def _may_publish(drive: Drive, database: str) -> None:
     if drive.mode == "rehearsal":
-        raise Refused(f"this run rehearses on rows of trip {drive.trip.parent} and never publishes; select all stops of the route to publish")
+        raise Refused(
+            f"this run rehearses on rows of trip {drive.trip.parent} and never publishes; select all stops of the route to publish"
+        )
     first = drive.route.databases[0]
     done = {publication.database for publication in drive.bus.depot.publications(drive.trip.id)}
     if database != first and first not in done:
@@ -146,7 +148,9 @@ def _may_publish(drive: Drive, database: str) -> None:
 def _already(drive: Drive, database: str, drops: tuple[DropOff, ...], settled: AlreadySettled) -> tuple[Dropped, ...]:
     """The claim or the receipt was there: ours after a lost commit reply, or an earlier attempt's. Revoked: we are a zombie."""
     if settled.outcome != PUBLISHED:
-        raise Refused(f"attempt {drive.attempt} of trip {drive.trip.id} was revoked: another run took the trip over; nothing was written") from settled
+        raise Refused(
+            f"attempt {drive.attempt} of trip {drive.trip.id} was revoked: another run took the trip over; nothing was written"
+        ) from settled
     with drive.bus.systems[database].transaction(reading=True) as transaction:
         applied = transaction.applied(ledger_id(drive.route, drive.trip.id, database))
     return tuple(Dropped(drop.name, done.mode, 0, 0, done.rows, already=True) for drop, done in zip(drops, applied, strict=True))

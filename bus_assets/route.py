@@ -22,7 +22,7 @@ HIDDEN_PREFIX = "_bus_"
 
 @declaration
 class Cron:
-    """Start a trip by the clock: five cron fields, read in ``zone`` (IANA); daylight saving is Dagster's: a skipped hour runs once after."""
+    """Start a trip by the clock: five cron fields, read in ``zone`` (IANA); an hour that daylight saving skips runs after it."""
 
     schedule: str
     zone: str = "UTC"
@@ -304,7 +304,9 @@ class Route:
                 names[name].value(value)
             for name, parameter in names.items():
                 if parameter.default is None and name not in trigger.parameters:
-                    raise Misdeclared(f"Cron {trigger.schedule!r} leaves parameter {name!r} open; give it a default or set it in the trigger")
+                    raise Misdeclared(
+                        f"Cron {trigger.schedule!r} leaves parameter {name!r} open; give it a default or set it in the trigger"
+                    )
 
 
 def _no_repeats(names: list[str], what: str) -> None:

@@ -70,7 +70,9 @@ class TextFile:
         try:
             "".encode(self.encoding)
         except LookupError:
-            raise Misdeclared(f"TextFile {self.path!r}: encoding {self.encoding!r} is not known; examples: utf-8, latin-1, cp1252") from None
+            raise Misdeclared(
+                f"TextFile {self.path!r}: encoding {self.encoding!r} is not known; examples: utf-8, latin-1, cp1252"
+            ) from None
 
     def read(self, system: Any, fields: Mapping[str, str], values: TripValues) -> Iterator[Records]:
         from resources.textfile import read_text
@@ -235,7 +237,9 @@ class Query:
 
     def __post_init__(self) -> None:
         if "{" in self.sql and any(mark in self.sql for mark in ("{params.", "{trip}", "{scheduled}", "{date}")):
-            raise Misdeclared("Query: placeholders do not belong in the SQL text; write :month there and params={'month': '{params.month}'}")
+            raise Misdeclared(
+                "Query: placeholders do not belong in the SQL text; write :month there and params={'month': '{params.month}'}"
+            )
 
     def read(self, system: Any, fields: Mapping[str, str], values: TripValues) -> Iterator[Records]:
         return system.read(self.sql, params=fill(self.params, values), fields=fields, name=self.address())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import sqlglot
 from sqlglot import exp
@@ -19,7 +20,7 @@ def parsed(sql: str) -> exp.Query:
     try:
         statements = sqlglot.parse(sql, dialect=DIALECT)
     except SqlglotError as error:
-        first = error.errors[0] if getattr(error, "errors", None) else {}
+        first = (getattr(error, "errors", None) or [{}])[0]
         near = f" near {first['highlight']!r}, line {first['line']}" if first.get("highlight") else ""
         raise Misdeclared(f"its SQL is not understood{near}: {first.get('description') or error}") from None
     if len(statements) != 1 or not isinstance(statements[0], exp.Query):
@@ -55,7 +56,7 @@ def carrying(sql: str, first: str, row: str) -> str:
     return query.sql(dialect=DIALECT)
 
 
-def _carry(query: exp.Expression, first: str, row: str, ctes: Mapping[str, exp.Expression], done: set[int]) -> None:
+def _carry(query: Any, first: str, row: str, ctes: Mapping[str, Any], done: set[int]) -> None:
     if id(query) in done:
         return
     done.add(id(query))

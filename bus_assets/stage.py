@@ -150,16 +150,16 @@ class Stager:
         with duck() as connection:
             manifest = self._across_rows(connection, manifest)
             rejected = self.spool.rows
-            figures = verify(
-                connection, self._paths(manifest), self.contract, self.references, picked_up=picked_up, rejected=rejected
-            )
+            figures = verify(connection, self._paths(manifest), self.contract, self.references, picked_up=picked_up, rejected=rejected)
         found = [*problems, *self._too_many(rejected, picked_up)]
         if manifest.rows < self.contract.min_rows:
             found.append(f"{manifest.rows} rows passed, but the contract asks for at least {self.contract.min_rows}")
-        found += [f"{figure.violations} staged rows break '{figure.rule}', though the gate let them pass" for figure in figures if figure.violations]
-        return Findings(
-            manifest, picked_up, manifest.rows, rejected, tuple(figures), dict(self.spool.reasons), {}, tuple(found)
-        )
+        found += [
+            f"{figure.violations} staged rows break '{figure.rule}', though the gate let them pass"
+            for figure in figures
+            if figure.violations
+        ]
+        return Findings(manifest, picked_up, manifest.rows, rejected, tuple(figures), dict(self.spool.reasons), {}, tuple(found))
 
     def _too_many(self, rejected: int, picked_up: int) -> list[str]:
         if self.contract.allows(rejected, picked_up):
@@ -168,10 +168,18 @@ class Stager:
         said = f"{limit * 100:g} %" if isinstance(limit, float) else f"{limit}"
         most = sorted(self.spool.reasons.items(), key=lambda entry: -entry[1])[:3]
         example = next(iter(self.spool), None)
-        at = f"; first: {example.origin}, {example.unit} {example.position}: {example.reasons[0].message}" if example and example.origin else ""
+        at = (
+            f"; first: {example.origin}, {example.unit} {example.position}: {example.reasons[0].message}"
+            if example and example.origin
+            else ""
+        )
         if example and not example.origin:
             at = f"; first: row {example.row_id}: {example.reasons[0].message}"
-        return [f"{rejected} of {picked_up} rows were rejected, more than max_rejected ({said}): " + ", ".join(f"{r} ×{n}" for r, n in most) + at]
+        return [
+            f"{rejected} of {picked_up} rows were rejected, more than max_rejected ({said}): "
+            + ", ".join(f"{r} ×{n}" for r, n in most)
+            + at
+        ]
 
     def _paths(self, manifest: Manifest) -> list[str]:
         return [str(self.staging.local(file.path)) for file in manifest.files]
@@ -234,7 +242,9 @@ class RowTally:
         if self._in_step and self.rows == len(self._first):
             return None
         came = pc.value_counts(pa.concat_arrays(self._spill)) if not self._in_step else None
-        went = pa.concat_arrays([batch.column(ROW) for batch in self._first.batches((ROW,))]) if len(self._first) else pa.array([], pa.int64())
+        went = (
+            pa.concat_arrays([batch.column(ROW) for batch in self._first.batches((ROW,))]) if len(self._first) else pa.array([], pa.int64())
+        )
         advice = "declare grain='changed' if that is meant"
         if came is None:
             return f"{len(self._first) - self.rows} of {len(self._first)} rows did not come out; {advice}"

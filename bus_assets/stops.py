@@ -52,7 +52,8 @@ class PickUp:
         for name in self.source.fields:
             if name not in self.contract:
                 raise Misdeclared(
-                    f"stop {self.name!r}: fields maps {name!r}, which the contract does not promise; it promises {', '.join(self.contract.names)}"
+                    f"stop {self.name!r}: fields maps {name!r}, which the contract does not promise; "
+                    f"it promises {', '.join(self.contract.names)}"
                 )
 
     @property

@@ -139,7 +139,7 @@ def _column(stop: Transform, made: Any, name: str) -> pa.Array:
     try:
         array = pa.array(made[name], from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
-        texts = [None if value is None or value != value else str(value) for value in made[name]]  # noqa: PLR0124
+        texts = [None if value is None or value != value else str(value) for value in made[name]]
         return pa.array(texts, type=pa.string())
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
@@ -148,7 +148,8 @@ def _with_contract(stop: Transform, batch: pa.RecordBatch) -> pa.RecordBatch:
     missing = [name for name in stop.contract.names if name not in batch.schema.names]
     if missing:
         raise Misconfigured(
-            f"it returned no column {', '.join(missing)}, which its contract promises; it returned {', '.join(batch.schema.names) or 'none'}"
+            f"it returned no column {', '.join(missing)}, which its contract promises; "
+            f"it returned {', '.join(batch.schema.names) or 'none'}"
         )
     if stop.grain == "kept" and ROW not in batch.schema.names:
         raise Misconfigured(f"it returned no column '{ROW}', so rows cannot be told apart; carry it along, or declare grain='changed'")

@@ -38,10 +38,10 @@ def parsed(url: str) -> URL:
         made = make_url(url)
         made = made.set(drivername=_DRIVERS.get(made.drivername, made.drivername))
         made.get_dialect()
-    except (exc.ArgumentError, ValueError):
-        raise Misconfigured("the database URL cannot be read; expected dialect://user:password@host:port/database") from None
     except (exc.NoSuchModuleError, ImportError):
         raise Misconfigured(f"no driver is installed for {made.drivername!r}; install it, or check the URL's beginning") from None
+    except (exc.ArgumentError, ValueError):
+        raise Misconfigured("the database URL cannot be read; expected dialect://user:password@host:port/database") from None
     if made.get_backend_name() == "sqlite" and made.database in (None, "", ":memory:"):
         raise Misconfigured("an in-memory SQLite database is gone with its connection; name a file: sqlite:////path/to/file.db")
     return made

@@ -219,10 +219,10 @@ class PostgresLoader(Loader):
     """The fast way: COPY, and one ``INSERT … ON CONFLICT`` that folds, merges and counts."""
 
     def _fill(self, table: sa.Table, columns: Sequence[str], batches: Iterable[pa.RecordBatch]) -> int:
-        self._columns_of(table, columns)
+        types = {column.name: column.type for column in self._columns_of(table, columns)}
         place = [part for part in (table.schema, table.name) if part]
         doing = f"copying into table {table.name!r}"
-        return copy_rows(self._connection, place, columns, batches, where=self._where, doing=doing)
+        return copy_rows(self._connection, place, columns, batches, types, where=self._where, doing=doing)
 
     def _temporary(self, name: str, target: sa.Table, columns: Sequence[str], key: Sequence[str]) -> sa.Table:
         """Made by SELECT: the target's column types whatever they are, none of its constraints."""

@@ -160,7 +160,7 @@ def _columns_of(original: BaseException) -> str:
     """Which column or constraint it was, where the database says so apart from the value."""
     diagnosis = getattr(original, "diag", None)
     if diagnosis is not None:
-        copied = re.search(r"^COPY .*?, column ([^:]+):", diagnosis.context or "", re.MULTILINE)
+        copied = re.search(r"^COPY .*?, column ([^:\n]+)", diagnosis.context or "", re.MULTILINE)
         column = diagnosis.column_name or (copied.group(1) if copied else None)
         named = ((column, "column"), (diagnosis.constraint_name, "constraint"))
         parts = [f"{what} {name!r}" for name, what in named if name] + [f"SQLSTATE {getattr(original, 'sqlstate', None) or 'unknown'}"]

@@ -189,7 +189,7 @@ class Columns:
 
 def _inferred(values: Sequence[Any]) -> pa.Array:
     made = pa.array(values)
-    if pa.types.is_nested(made.type) or pa.types.is_duration(made.type):
+    if pa.types.is_nested(made.type) or pa.types.is_duration(made.type) or isinstance(made.type, pa.BaseExtensionType):
         raise pa.ArrowTypeError("not a plain value")
     if pa.types.is_floating(made.type) and any(isinstance(value, int) and abs(value) > 2**53 for value in values):
         raise pa.ArrowInvalid("a whole number that a double does not hold")

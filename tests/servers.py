@@ -74,9 +74,8 @@ def mariadb_server() -> Iterator[str]:
     with _folder("maria") as folder:
         data, port = folder / "data", _free_port()
         user = ["--user=root"] if os.geteuid() == 0 else []
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         create = [install, "--no-defaults", *user, f"--datadir={data}", "--auth-root-authentication-method=normal", "--skip-test-db"]
-        subprocess.run(create, check=True, **quiet)
+        subprocess.run(create, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         places = [f"--datadir={data}", f"--socket={folder / 'socket'}", f"--pid-file={folder / 'pid'}"]
         small = ["--innodb-buffer-pool-size=32M", "--innodb-log-file-size=16M", "--performance-schema=OFF"]
         command = [server, "--no-defaults", *user, *places, f"--port={port}", "--bind-address=127.0.0.1", *small]
@@ -115,7 +114,7 @@ def _postgres_binaries() -> Path | None:
 @contextmanager
 def _wheel_postgres() -> Iterator[str]:
     try:
-        import pgserver
+        import pgserver  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise NotInstalled("Postgres is not installed: apt-get install postgresql, or pip install pgserver") from None
     with _folder("pg") as folder:

@@ -31,7 +31,8 @@ from bus_assets.build.shown import (
     stop_metadata,
 )
 from bus_assets.contract import TableKey
-from bus_assets.drive import TRIP_TAG, Boarding, Bus, Drive, board, failed, finished, pick_up, problem_of, transform
+from bus_assets.drive import TRIP_TAG, Boarding, Bus, Drive, board, failed, finished
+from bus_assets.halting import pick_up, problem_of, transform
 from bus_assets.publish import Dropped, publish
 from bus_assets.route import Route
 from bus_assets.stops import DropOff, PickUp, Transform

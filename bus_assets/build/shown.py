@@ -1,5 +1,6 @@
 """What people see of a stop in the UI: counts, reasons, a preview, where the data is, the trip. Never a sensitive value."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -8,7 +9,8 @@ from dagster import AssetCheckResult, AssetCheckSeverity, AssetCheckSpec, AssetK
 
 from bus_assets.build.lineage import column_lineage, column_schema
 from bus_assets.contract import Contract
-from bus_assets.drive import Drive, Stopped
+from bus_assets.drive import Drive
+from bus_assets.halting import Stopped
 from bus_assets.passengers import Passengers
 from bus_assets.publish import Dropped
 from bus_assets.route import Route
@@ -17,6 +19,8 @@ from bus_assets.verify import BALANCE, ONCE
 
 PREVIEW_ROWS = 10
 HIDDEN_VALUE = "•••"
+LINE_CHARACTERS = 56
+"""The UI's column of values is about so wide, and a long word in it pushes all others out of sight."""
 COLUMNS_COME_FROM = "columns come from"
 
 
@@ -36,7 +40,7 @@ def stop_metadata(drive: Drive, stopped: Stopped) -> dict[str, Any]:
         **why,
         "preview": preview(stopped.passengers),
         **trip_metadata(drive, verdict.attempt),
-        "staged at": staged,
+        "staged at": MetadataValue.md(in_lines(staged)),
     }
 
 
@@ -63,6 +67,16 @@ def preview(passengers: Passengers) -> MarkdownMetadataValue:
     hidden = passengers.contract.sensitive
     cells = [[HIDDEN_VALUE if name in hidden else row[name] for name in passengers.contract.names] for row in rows]
     return MetadataValue.md(markdown_table(passengers.contract.names, cells) if rows else "_no rows_")
+
+
+def in_lines(uri: str) -> str:
+    """``uri`` as Markdown that may be wrapped between its parts; the exact text is in ``dagster/uri``."""
+    lines = [""]
+    for part in re.findall(r"[^/]*/*", uri):
+        if lines[-1] and len(lines[-1] + part) > LINE_CHARACTERS:
+            lines.append("")
+        lines[-1] += part
+    return " ".join(f"`{line}`" for line in lines if line)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -44,9 +44,10 @@ def trip(trip_id: TripId, as_json: AsJson = False) -> None:
 
     depot = open_depot()
     found = depot.trip(trip_id)
-    verdicts, publications, attempt = depot.verdicts(trip_id), depot.publications(trip_id), depot.newest_attempt(trip_id)
+    verdicts = sorted(depot.verdicts(trip_id).values(), key=lambda verdict: str(verdict.created_at))
+    publications, attempt = depot.publications(trip_id), depot.newest_attempt(trip_id)
     if as_json:
-        print_json({"trip": found, "attempt": attempt, "verdicts": list(verdicts.values()), "publications": publications})
+        print_json({"trip": found, "attempt": attempt, "verdicts": verdicts, "publications": publications})
         return
     say(f"trip {found.id} of route '{found.route}': {found.state}, started {found.created_at:%Y-%m-%d %H:%M:%S} UTC by {found.trigger}")
     for what, text in (("parameters", _parameters(found)), ("parent trip", found.parent), ("error", found.error)):
@@ -55,7 +56,7 @@ def trip(trip_id: TripId, as_json: AsJson = False) -> None:
     if attempt:
         said = f"{attempt.outcome} at {attempt.ended_at:%Y-%m-%d %H:%M:%S}" if attempt.ended_at else "has not ended"
         say(f"attempt {attempt.attempt}: run {attempt.run} on {attempt.host}, {said}")
-    rows = [(v.stop, "passed" if v.passed else "FAILED", v.picked_up, v.kept, v.rejected, v.attempt) for v in verdicts.values()]
+    rows = [(v.stop, "passed" if v.passed else "FAILED", v.picked_up, v.kept, v.rejected, v.attempt) for v in verdicts]
     print_table(
         ("stop", "gate", "picked up", "kept", "rejected", "attempt"),
         rows,

@@ -21,7 +21,11 @@ def tutorial(tmp_path_factory):
             (home / name).parent.mkdir(parents=True, exist_ok=True)
             (home / name).write_text(text)
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("BUS_", "DAGSTER_"))}
-    environment |= {"PYTHONPATH": f"{ROOT}:{home}", "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}", "BUS_MODULE": "my_bus.definitions"}
+    environment |= {
+        "PYTHONPATH": f"{ROOT}:{home}",
+        "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}",
+        "BUS_MODULE": "my_bus.definitions",
+    }
     return home, environment
 
 
@@ -39,11 +43,17 @@ def test_the_tutorial_lands_the_clean_orders(tutorial):
     for line in ("4", "5", "6"):
         assert f'"position": {line}' in listed.stdout, listed.stdout + listed.stderr
     assert "carla@example.org" not in listed.stdout + done.stdout + done.stderr
-    rows = run(tutorial, "python -c \"import sqlite3; print(sqlite3.connect('warehouse.db').execute('SELECT * FROM orders ORDER BY 1').fetchall())\"")
+    rows = run(
+        tutorial,
+        "python -c \"import sqlite3; print(sqlite3.connect('warehouse.db').execute('SELECT * FROM orders ORDER BY 1').fetchall())\"",
+    )
     assert "('O-1001', '2026-01-03', '39.80'), ('O-1002', '2026-01-03', '5.00'), ('O-1005', '2026-01-05', '3.96')" in rows.stdout
 
 
-@pytest.mark.parametrize("command", [line for kind, _, text in BLOCK.findall((ROOT / "docs" / "tutorial.md").read_text()) if kind == "bash" for line in text.splitlines()])
+@pytest.mark.parametrize(
+    "command",
+    [line for kind, _, text in BLOCK.findall((ROOT / "docs" / "tutorial.md").read_text()) if kind == "bash" for line in text.splitlines()],
+)
 def test_every_command_of_the_tutorial_runs(tutorial, command):
     if command.startswith("export "):
         return

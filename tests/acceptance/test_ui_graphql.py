@@ -120,7 +120,10 @@ def trips(ui: Webserver, state: str) -> set[str]:
 def test_every_row_is_accounted_for_on_the_stops_pages(january):
     assert january.status == "SUCCESS"
     assert january.materialised == list(EVERYTHING)
-    counts = {stop: (january.seen(stop)["picked up"], january.seen(stop)["dagster/row_count"], january.seen(stop)["rejected"]) for stop in CARRYING}
+    counts = {
+        stop: (january.seen(stop)["picked up"], january.seen(stop)["dagster/row_count"], january.seen(stop)["rejected"])
+        for stop in CARRYING
+    }
     assert counts == {"customers": (3, 2, 1), "prices": (3, 3, 0), "orders": (6, 4, 2), "priced": (4, 4, 0)}
     log = january.seen("warehouse_log")
     assert (log["offered"], log["left out by where"], log["dagster/row_count"]) == (4, 1, 3)
@@ -129,7 +132,9 @@ def test_every_row_is_accounted_for_on_the_stops_pages(january):
 def test_the_counts_shown_are_those_of_the_files_the_quarantine_and_the_tables(ui, january):
     """Recounted from outside: the file's lines, the depot's rows, the warehouse's rows."""
     lines = (ui.home / "landing" / "orders-1.csv").read_text().splitlines()[1:]
-    held = rows(depot(ui), "SELECT position, reasons FROM depot_quarantine WHERE trip = ? AND stop = 'orders'", january.seen("orders")["trip"])
+    held = rows(
+        depot(ui), "SELECT position, reasons FROM depot_quarantine WHERE trip = ? AND stop = 'orders'", january.seen("orders")["trip"]
+    )
     assert january.seen("orders")["picked up"] == len(lines)
     assert [position for position, _ in held] == [5, 6]
     assert len(warehouse(ui, "orders", 1)) == len(lines) - len(held) == january.seen("warehouse_orders")["dagster/row_count"]
@@ -172,7 +177,9 @@ def test_column_lineage_leads_through_the_sql_to_the_source(january):
 
 
 def test_the_graph_begins_at_the_systems_that_are_read(ui):
-    nodes = ui.ask("{ assetNodes { assetKey { path } isExecutable groupName kinds owners { ... on TeamAssetOwner { team } } dependencyKeys { path } description } }")
+    nodes = ui.ask(
+        "{ assetNodes { assetKey { path } isExecutable groupName kinds owners { ... on TeamAssetOwner { team } } dependencyKeys { path } description } }"
+    )
     found = {"/".join(node["assetKey"]["path"]): node for node in nodes["assetNodes"]}
     upstream = {name: {"/".join(key["path"]) for key in node["dependencyKeys"]} for name, node in found.items()}
     sources = {name for name, node in found.items() if not node["isExecutable"]}
@@ -193,7 +200,11 @@ def test_the_graph_begins_at_the_systems_that_are_read(ui):
 def test_the_schedule_ticks_in_its_zone_with_its_parameters(ui):
     where = {"repositoryLocationName": ui.location, "repositoryName": "__repository__", "scheduleName": "shop_schedule"}
     ask = """query($s: ScheduleSelector!) { scheduleOrError(scheduleSelector: $s) { ... on Schedule { cronSchedule executionTimezone pipelineName } } }"""
-    assert ui.ask(ask, s=where)["scheduleOrError"] == {"cronSchedule": "15 6 * * *", "executionTimezone": "Europe/Berlin", "pipelineName": "shop"}
+    assert ui.ask(ask, s=where)["scheduleOrError"] == {
+        "cronSchedule": "15 6 * * *",
+        "executionTimezone": "Europe/Berlin",
+        "pipelineName": "shop",
+    }
     dry = """mutation($s: ScheduleSelector!) { scheduleDryRun(selectorData: $s, timestamp: 1767244500) {
       ... on DryRunInstigationTick { evaluationResult { error { message } runRequests { runConfigYaml tags { key value } } } } } }"""
     result = ui.ask(dry, s=where)["scheduleDryRun"]["evaluationResult"]
@@ -264,7 +275,9 @@ def test_a_verdict_deleted_between_gate_and_publish_refuses(ui, january):
     with write_lock(ui.home / "warehouse.db"):
         run, _ = launched_at_the_door(ui, 4)
         with closing(sqlite3.connect(depot(ui), timeout=30)) as connection, connection:
-            connection.execute("DELETE FROM depot_verdicts WHERE stop = 'orders' AND trip = (SELECT trip FROM depot_attempts WHERE run = ?)", (run,))
+            connection.execute(
+                "DELETE FROM depot_verdicts WHERE stop = 'orders' AND trip = (SELECT trip FROM depot_attempts WHERE run = ?)", (run,)
+            )
     over = ui.over(run)
     assert over.status == "FAILURE"
     assert "stop 'orders' has no verdict" in over.errors

@@ -17,12 +17,16 @@ POLL_SECONDS = 0.001
 SHARES = {"any time": 40, "staged": 15, "judged": 10, "publishing": 12, "committed": 18, "delivered": 5}
 """Of the kills. Most moments are hit by chance alone; those that last milliseconds are waited for."""
 
-_AFTERWARDS = {"any time": 1, "staged": 0.02, "judged": 0.2, "publishing": 0.15, "committed": 0, "delivered": 0.05}
+_AFTERWARDS = {"any time": 1, "claimed": 0.15, "staged": 0.02, "judged": 0.2, "publishing": 0.15, "committed": 0, "delivered": 0.05}
 """How much later at most than what is waited for, as a share of a ride."""
 
 _VERDICT = """
     SELECT 1 FROM depot_verdicts v JOIN depot_trips t ON t.id = v.trip
     WHERE t.route = :route AND t.parameters LIKE :file AND v.stop = :stop AND v.attempt > :attempt
+"""
+_ATTEMPT = """
+    SELECT 1 FROM depot_attempts a JOIN depot_trips t ON t.id = a.trip
+    WHERE t.route = :route AND t.parameters LIKE :file AND a.attempt > :attempt
 """
 _STATE = "SELECT 1 FROM depot_trips t WHERE t.route = :route AND t.parameters LIKE :file AND t.state = 'delivered'"
 _OUTCOMES = "SELECT count(*) FROM bus_outcomes WHERE outcome = 'published'"
@@ -35,10 +39,6 @@ class Ridden:
     route: str
     file: str
     attempt: int
-
-    @property
-    def values(self) -> dict[str, object]:
-        return {"route": self.route, "file": f"%{self.file}%", "stop": SECOND_STOP[self.route], "attempt": self.attempt}
 
 
 @dataclass
@@ -71,10 +71,13 @@ class Aim:
             yield lambda ride: _until(self._seen(kind, connection, ridden), ride, pause)
 
     def _seen(self, kind: str, connection: sa.Connection, ridden: Ridden) -> Callable[[], bool]:
+        values = {"route": ridden.route, "file": f"%{ridden.file}%", "attempt": ridden.attempt}
         if kind == "judged":
-            return lambda: bool(look(connection, _VERDICT, **ridden.values))
+            return lambda: bool(look(connection, _VERDICT, stop=SECOND_STOP[ridden.route], **values))
+        if kind == "claimed":
+            return lambda: bool(look(connection, _ATTEMPT, **values))
         if kind == "delivered":
-            return lambda: bool(look(connection, _STATE, **{key: ridden.values[key] for key in ("route", "file")}))
+            return lambda: bool(look(connection, _STATE, route=ridden.route, file=f"%{ridden.file}%"))
         before = look(connection, _OUTCOMES)
         return lambda: look(connection, _OUTCOMES) > before
 

@@ -61,7 +61,12 @@ def takings(retries: int = 0) -> Route:
         name="takings",
         parameters=(Parameter("file"),),
         retries=retries,
-        stops=(PICKED_UP, Transform("by_customer", by_customer, TAKINGS, grain="changed"), LOGGED, DropOff("accounts", accounts, of="by_customer")),
+        stops=(
+            PICKED_UP,
+            Transform("by_customer", by_customer, TAKINGS, grain="changed"),
+            LOGGED,
+            DropOff("accounts", accounts, of="by_customer"),
+        ),
     )
 
 

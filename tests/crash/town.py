@@ -28,6 +28,8 @@ from tests.crash.routes import Place
 RIDE_SECONDS = 120
 GONE_SECONDS = 20
 MANY_PAGES_BYTES = 200_000
+WAREHOUSE_TABLES = ("log", "totals", "accounts", "bus_outcomes", "bus_receipts", "bus_applied")
+DEPOT_TABLES = ("depot_trips", "depot_attempts", "depot_verdicts", "depot_publications", "depot_quarantine")
 DAGSTER_YAML = """telemetry: {enabled: false}
 event_log_storage: {module: dagster._core.storage.event_log, class: InMemoryEventLogStorage}
 """
@@ -67,7 +69,10 @@ class Ride:
         return self.process.exitcode == -signal.SIGKILL
 
     def stop(self) -> None:
+        """SIGSTOP, and wait until it stands still (or has ended)."""
         os.kill(self._pid, signal.SIGSTOP)
+        while self.is_running and Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()[0] not in "TZX":
+            time.sleep(0.001)
 
     def wake(self) -> None:
         os.kill(self._pid, signal.SIGCONT)
@@ -134,7 +139,7 @@ class Town:
     def start(self, route: str, batch: Batch, trip: str | None = None, *, take_over: bool = False) -> Ride:
         self._rides += 1
         report = self.place.root / f"ride-{self._rides:04d}.json"
-        from tests.crash import child  # noqa: PLC0415  (heavy: here it costs only the first start)
+        from tests.crash import child
 
         process = _fork.Process(target=child.drive, args=(self.place, route, batch.file, trip, take_over, report), daemon=True)
         process.start()
@@ -142,7 +147,9 @@ class Town:
 
     def trip(self, route: str, batch: Batch) -> Trip | None:
         """The trip of that file, None before there is one."""
-        for trip, state, parameters in reversed(rows(self.depot, "SELECT id, state, parameters FROM depot_trips WHERE route = :r", r=route)):
+        for trip, state, parameters in reversed(
+            rows(self.depot, "SELECT id, state, parameters FROM depot_trips WHERE route = :r", r=route)
+        ):
             if (json.loads(parameters) if isinstance(parameters, str) else parameters)["file"] == batch.file:
                 return self._seen(trip, state, route)
         return None
@@ -175,11 +182,21 @@ class Town:
                 raise TimeoutError(f"a killed client's connection is still open after {GONE_SECONDS} s")
             time.sleep(0.005)
 
+    def everything(self, *, depot: bool = True) -> dict[str, int]:
+        """A digest of each table's rows: equal before and after, nothing was changed."""
+        digests = {}
+        for engine, tables in ((self.warehouse, WAREHOUSE_TABLES), *(((self.depot, DEPOT_TABLES),) if depot else ())):
+            for table in tables:
+                digests[table] = hash(tuple(sorted(str(tuple(row)) for row in rows(engine, f"SELECT * FROM {table}"))))
+        return digests
+
     def claims_given_up(self) -> int:
         """Postgres: how many inserts into bus_outcomes were rolled back so far, by the server's own counters (0 on SQLite)."""
         if not self.on_postgres:
             return 0
-        counted = rows(self.warehouse, "SELECT n_tup_ins - (SELECT count(*) FROM bus_outcomes) FROM pg_stat_user_tables WHERE relname = 'bus_outcomes'")
+        counted = rows(
+            self.warehouse, "SELECT n_tup_ins - (SELECT count(*) FROM bus_outcomes) FROM pg_stat_user_tables WHERE relname = 'bus_outcomes'"
+        )
         return counted[0][0] if counted else 0
 
     def unfinished_frames(self) -> int:

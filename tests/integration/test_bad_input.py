@@ -237,7 +237,9 @@ def test_a_connection_lost_while_copying_writes_nothing_and_the_trip_drives_agai
         with killer.connect() as connection:
             while not ended.is_set():
                 found = connection.execute(
-                    sa.text("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query LIKE 'COPY%' AND pid <> pg_backend_pid()")
+                    sa.text(
+                        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query LIKE 'COPY%' AND pid <> pg_backend_pid()"
+                    )
                 ).scalar()
                 if found:
                     return

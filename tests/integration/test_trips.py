@@ -7,7 +7,8 @@ import pytest
 
 from bus_assets import Contract, DropOff, Field, PickUp, Table, TextFile, Transform
 from bus_assets import stage as stage_module
-from bus_assets.drive import pick_up, settle, transform
+from bus_assets.drive import settle
+from bus_assets.halting import pick_up, transform
 from bus_assets.publish import publish
 from resources.depot.entries import AttemptLive
 from resources.errors import BusError, ChecksFailed, Misconfigured, Poison, Refused
@@ -139,7 +140,9 @@ def test_a_sabotaged_splitter_is_caught_by_the_checks(world, monkeypatch):
 
 def test_too_many_rejects_fail_the_trip_and_it_can_be_driven_again(world):
     world.land("order_id,qty,price\nO-1,x,3.50\nO-2,y,1.00\nO-3,5,0.10\n")
-    with pytest.raises(ChecksFailed, match=r"route 'shop', stop 'orders': 2 of 3 rows were rejected, more than max_rejected \(50 %\)") as error:
+    with pytest.raises(
+        ChecksFailed, match=r"route 'shop', stop 'orders': 2 of 3 rows were rejected, more than max_rejected \(50 %\)"
+    ) as error:
         world.drive(shop())
     assert "orders.csv, line 2" in str(error.value)
     trip = world.depot.trips()[0]
@@ -246,7 +249,9 @@ HANDLERS = {
 def test_a_handler_that_misbehaves_fails_the_stop_by_name(world, case):
     handler, said = HANDLERS[case]
     first = shop()["orders"]
-    route = shop(stops=(first, Transform("priced", handler, PRICED), DropOff("totals", Table("warehouse", "totals", key="order_id", create=True))))
+    route = shop(
+        stops=(first, Transform("priced", handler, PRICED), DropOff("totals", Table("warehouse", "totals", key="order_id", create=True)))
+    )
     with pytest.raises(BusError, match=said) as error:
         world.drive(route)
     assert str(error.value).startswith("route 'shop', stop 'priced': ")
@@ -290,7 +295,9 @@ def test_a_frame_carried_through_a_merge_keeps_its_rows(world):
         extra = pd.DataFrame({"order_id": ["O-3", "O-1"], "fee": [1, 2]})
         return orders.merge(extra, on="order_id", how="left").assign(total=lambda f: f.price)
 
-    world.drive(shop(stops=(shop()["orders"], Transform("priced", priced, PRICED), DropOff("t", Table("warehouse", "totals", create=True)))))
+    world.drive(
+        shop(stops=(shop()["orders"], Transform("priced", priced, PRICED), DropOff("t", Table("warehouse", "totals", create=True))))
+    )
     assert len(world.rows("totals")) == 3
 
 
@@ -313,7 +320,10 @@ def test_a_trip_of_the_clock_knows_its_tick(world):
 
 def test_the_words_of_an_error_never_hold_a_sensitive_value(world):
     secret = Contract((Field("order_id", sensitive=True), Field("qty", "integer"), Field("price", "decimal(10,2)")), max_rejected=0)
-    stops = (PickUp("orders", TextFile("landing", "orders.csv"), secret), Transform("cast", "SELECT CAST(order_id AS INTEGER) AS total, order_id FROM orders", PRICED))
+    stops = (
+        PickUp("orders", TextFile("landing", "orders.csv"), secret),
+        Transform("cast", "SELECT CAST(order_id AS INTEGER) AS total, order_id FROM orders", PRICED),
+    )
     with pytest.raises(BusError) as error:
         world.drive(shop(stops=stops))
     assert "O-1" not in str(error.value)

@@ -6,7 +6,22 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from bus_assets import Check, Contract, Cron, DropOff, Field, Misdeclared, Parameter, PickUp, Query, Route, Table, TableKey, TextFile, Transform
+from bus_assets import (
+    Check,
+    Contract,
+    Cron,
+    DropOff,
+    Field,
+    Misdeclared,
+    Parameter,
+    PickUp,
+    Query,
+    Route,
+    Table,
+    TableKey,
+    TextFile,
+    Transform,
+)
 
 ORDERS = Contract((Field("order_id", unique=True, required=True), Field("qty", "integer"), Field("sku")))
 FILE = TextFile("landing", "orders.csv")
@@ -56,41 +71,86 @@ def test_references_order_stops_without_being_inputs():
 
 
 WRONG = {
-    "two stops of one name": (lambda: route(orders(), orders()), "route 'shop': stop 'orders' appears twice; stop names must be unique in a route"),
+    "two stops of one name": (
+        lambda: route(orders(), orders()),
+        "route 'shop': stop 'orders' appears twice; stop names must be unique in a route",
+    ),
     "no pick-up": (lambda: route(), "route 'shop': it has no stops"),
-    "unknown stop in after": (lambda: route(orders(), Transform("x", same, ORDERS, after=("order",))), "'x' comes after 'order', which is not a stop of this route; did you mean 'orders'?"),
-    "after a drop-off": (lambda: route(orders(), DropOff("d", Table("w", "t")), Transform("x", same, ORDERS, after=("d",))), "'d', which is a drop-off"),
+    "unknown stop in after": (
+        lambda: route(orders(), Transform("x", same, ORDERS, after=("order",))),
+        "'x' comes after 'order', which is not a stop of this route; did you mean 'orders'?",
+    ),
+    "after a drop-off": (
+        lambda: route(orders(), DropOff("d", Table("w", "t")), Transform("x", same, ORDERS, after=("d",))),
+        "'d', which is a drop-off",
+    ),
     "a cycle": (
         lambda: route(orders(), Transform("a", same, ORDERS, after=("b",)), Transform("b", same, ORDERS, after=("a",))),
         "stops wait for each other in a circle",
     ),
     "first is no pick-up": (lambda: route(Transform("x", same, ORDERS), orders()), "'x' comes first, so there are no rows for it"),
-    "unpromised column": (lambda: route(orders(), DropOff("d", Table("w", "t"), columns=("order_idd",))), "field 'order_idd' is not promised by stop 'orders'; did you mean 'order_id'?"),
-    "key not dropped": (lambda: route(orders(), DropOff("d", Table("w", "t", key="sku"), columns=("qty",))), "key column 'sku' is not among the columns it drops"),
-    "platform's column": (lambda: route(orders(), DropOff("d", Table("w", "t"), columns={"_bus_row": "sku"})), "'_bus_row' begins with '_bus_'"),
-    "sum of text": (lambda: route(orders(), DropOff("d", Table("w", "t", key="order_id", mode="accumulate", sums=("sku",)))), "sums column 'sku' is not a number"),
+    "unpromised column": (
+        lambda: route(orders(), DropOff("d", Table("w", "t"), columns=("order_idd",))),
+        "field 'order_idd' is not promised by stop 'orders'; did you mean 'order_id'?",
+    ),
+    "key not dropped": (
+        lambda: route(orders(), DropOff("d", Table("w", "t", key="sku"), columns=("qty",))),
+        "key column 'sku' is not among the columns it drops",
+    ),
+    "platform's column": (
+        lambda: route(orders(), DropOff("d", Table("w", "t"), columns={"_bus_row": "sku"})),
+        "'_bus_row' begins with '_bus_'",
+    ),
+    "sum of text": (
+        lambda: route(orders(), DropOff("d", Table("w", "t", key="order_id", mode="accumulate", sums=("sku",)))),
+        "sums column 'sku' is not a number",
+    ),
     "two writers of a table": (
         lambda: route(orders(), DropOff("d", Table("w", "t", key="sku")), DropOff("e", Table("w", "t", key="sku"))),
         "both write table 't'",
     ),
-    "unknown reference": (lambda: route(orders(), PickUp("x", FILE, Contract((Field("a", references="orders.nope"),)))), "references 'orders.nope', but stop 'orders' promises"),
-    "reference of another type": (lambda: route(orders(), PickUp("x", FILE, Contract((Field("a", references="orders.qty"),)))), "'orders.qty' is integer; they must be of one type"),
-    "wrong number of arguments": (lambda: route(orders(), orders("more"), Transform("x", same, ORDERS, after=("orders", "more"))), "its function takes 1 argument(s) (frame), but it comes after 2"),
+    "unknown reference": (
+        lambda: route(orders(), PickUp("x", FILE, Contract((Field("a", references="orders.nope"),)))),
+        "references 'orders.nope', but stop 'orders' promises",
+    ),
+    "reference of another type": (
+        lambda: route(orders(), PickUp("x", FILE, Contract((Field("a", references="orders.qty"),)))),
+        "'orders.qty' is integer; they must be of one type",
+    ),
+    "wrong number of arguments": (
+        lambda: route(orders(), orders("more"), Transform("x", same, ORDERS, after=("orders", "more"))),
+        "its function takes 1 argument(s) (frame), but it comes after 2",
+    ),
     "arguments in another order": (
         lambda: route(orders("a"), orders("b"), Transform("x", lambda b, a: a, ORDERS, after=("a", "b"))),
         "its function takes b, a, but after= lists a, b; use the same order",
     ),
     "placeholder nobody fills": (lambda: route(PickUp("x", TextFile("l", "o-{params.month}.csv"), ORDERS)), "{params.month} is not known"),
-    "cron sets what is not declared": (lambda: route(orders(), triggers=(Cron("0 5 * * *", parameters={"x": 1}),)), "sets parameter 'x', which the route does not declare"),
-    "cron leaves a parameter open": (lambda: route(orders(), triggers=(Cron("0 5 * * *"),), parameters=(Parameter("m"),)), "leaves parameter 'm' open"),
-    "sql of a stranger": (lambda: route(orders(), Transform("x", "SELECT * FROM customers", ORDERS)), "its SQL reads customers, but it comes after orders"),
+    "cron sets what is not declared": (
+        lambda: route(orders(), triggers=(Cron("0 5 * * *", parameters={"x": 1}),)),
+        "sets parameter 'x', which the route does not declare",
+    ),
+    "cron leaves a parameter open": (
+        lambda: route(orders(), triggers=(Cron("0 5 * * *"),), parameters=(Parameter("m"),)),
+        "leaves parameter 'm' open",
+    ),
+    "sql of a stranger": (
+        lambda: route(orders(), Transform("x", "SELECT * FROM customers", ORDERS)),
+        "its SQL reads customers, but it comes after orders",
+    ),
     "sql that reads files": (lambda: route(orders(), Transform("x", "SELECT * FROM 'secret.csv'", ORDERS)), "SQL reads"),
     "sql that is not understood": (lambda: route(orders(), Transform("x", "SELECT FROM WHERE (", ORDERS)), "its SQL is not understood"),
     "two statements": (lambda: route(orders(), Transform("x", "SELECT 1; SELECT 2", ORDERS)), "exactly one SELECT"),
-    "grain kept by a group": (lambda: route(orders(), Transform("x", "SELECT sku FROM orders GROUP BY sku", ORDERS)), "declare grain='changed'"),
+    "grain kept by a group": (
+        lambda: route(orders(), Transform("x", "SELECT sku FROM orders GROUP BY sku", ORDERS)),
+        "declare grain='changed'",
+    ),
     "not a name": (lambda: Route("Shop!", (orders(),)), "route 'Shop!' is not a usable name"),
     "not a source": (lambda: PickUp("x", "orders.csv", ORDERS), "source str is not a source such as TextFile"),
-    "fields of nobody": (lambda: PickUp("x", TextFile("l", "x", fields={"a": "B"}), ORDERS), "fields maps 'a', which the contract does not promise"),
+    "fields of nobody": (
+        lambda: PickUp("x", TextFile("l", "x", fields={"a": "B"}), ORDERS),
+        "fields maps 'a', which the contract does not promise",
+    ),
     "a word too many": (lambda: PickUp("x", FILE, ORDERS, contrat=1), "PickUp 'x': contrat: unexpected keyword argument"),
     "delimiter of two": (lambda: TextFile("l", "x", delimiter="||"), "delimiter '||' must be one character"),
     "no header, no columns": (lambda: TextFile("l", "x", header=False), "columns=(…) must name the columns"),

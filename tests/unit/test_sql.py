@@ -47,14 +47,18 @@ def test_what_changes_the_grain_must_say_so(sql):
     check(sql, ("t", "u"), keeps_grain=False)
 
 
-@pytest.mark.parametrize("sql", ["DROP TABLE t", "INSERT INTO t SELECT 1", "COPY t TO 'x.csv'", "SELECT * FROM read_csv('/etc/passwd')", "SELECT * FROM other.t"])
+@pytest.mark.parametrize(
+    "sql", ["DROP TABLE t", "INSERT INTO t SELECT 1", "COPY t TO 'x.csv'", "SELECT * FROM read_csv('/etc/passwd')", "SELECT * FROM other.t"]
+)
 def test_only_a_select_over_the_stops_is_taken(sql):
     with pytest.raises(Misdeclared):
         check(sql, ("t",), keeps_grain=False)
 
 
 def test_columns_come_from_where_they_are_computed():
-    sql = "WITH r AS (SELECT id, rate FROM rates) SELECT o.id, o.qty * r.rate AS total, 'x' AS mark FROM orders o LEFT JOIN r ON r.id = o.id"
+    sql = (
+        "WITH r AS (SELECT id, rate FROM rates) SELECT o.id, o.qty * r.rate AS total, 'x' AS mark FROM orders o LEFT JOIN r ON r.id = o.id"
+    )
     found = column_sources(sql, ("id", "total", "mark"), {"orders": ("id", "qty"), "rates": ("id", "rate")})
     assert found["id"] == (("orders", "id"),)
     assert set(found["total"]) == {("orders", "qty"), ("rates", "rate")}

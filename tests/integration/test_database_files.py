@@ -1,0 +1,76 @@
+"""SQLite files that are not there, in memory or read-only, URLs that cannot be read, and the probe on an engine without transactions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
+from resources.database import Database
+from resources.errors import Misconfigured
+from resources.tables import Column, TablePlan
+
+
+def test_reading_a_file_that_is_not_there_makes_none(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match="no such file"):
+        list(Database(url=f"sqlite:///{tmp_path}/legacy.db").read("SELECT 1", name="q"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_changes_neither_the_file_nor_its_journal(tmp_path: Path) -> None:
+    path = tmp_path / "legacy.db"
+    engine = sa.create_engine(f"sqlite:///{path}", poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE t AS SELECT 1 AS a UNION ALL SELECT 'two'")
+    before = path.read_bytes()
+    path.chmod(0o444)
+    (run,) = Database(url=f"sqlite:///{path}").read("SELECT a FROM t", name="q")
+    assert run.batch.column("a").to_pylist() == ["1", "two"]
+    assert (path.read_bytes(), [file.name for file in tmp_path.iterdir()]) == (before, ["legacy.db"])
+
+
+def test_a_file_that_is_no_database_is_misconfigured(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_text("this is a text file, and a long one at that\n" * 50)
+    with pytest.raises(Misconfigured, match="cannot be used as a database"):
+        list(Database(url=f"sqlite:///{tmp_path}/x.db").read("SELECT * FROM t", name="q"))
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("sqlite://", "in-memory"),
+        ("sqlite:///:memory:", "in-memory"),
+        ("no url, pa55word", "cannot be read"),
+        ("nosuchdb://u:pa55word@h/db", "no driver is installed for 'nosuchdb'"),
+    ],
+)
+def test_a_url_that_cannot_work_is_misconfigured(url: str, said: str) -> None:
+    with pytest.raises(Misconfigured, match=said) as caught, Database(url=url).transaction():
+        pass
+    assert "pa55word" not in str(caught.value)
+
+
+def test_decimals_beyond_a_double_are_refused_for_numeric_columns_of_sqlite(sqlite_database_url: str) -> None:
+    database = Database(url=sqlite_database_url)
+    database.prepare([TablePlan("prices", (Column("id", pa.int64(), nullable=False),), ("id",), create=True)])
+    engine = sa.create_engine(sqlite_database_url, poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE prices ADD COLUMN price NUMERIC(38, 10)")
+    with pytest.raises(Misconfigured, match="TEXT keeps all"):
+        database.prepare([TablePlan("prices", (Column("price", pa.decimal128(38, 10)),))])
+    database.prepare([TablePlan("prices", (Column("price", pa.decimal128(12, 2)),))])
+
+
+def test_the_probe_refuses_an_engine_whose_transactions_are_not_real(mariadb_database_url: str) -> None:
+    database = Database(url=mariadb_database_url)
+    database.probe()
+    engine = sa.create_engine(mariadb_database_url, poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE bus_outcomes ENGINE = MyISAM")
+    with pytest.raises(Misconfigured, match="real transactions"):
+        database.probe()
+    with pytest.raises(Misconfigured, match="real transactions"):
+        Database(url=mariadb_database_url).prepare([])

@@ -1,0 +1,172 @@
+"""What only Postgres can show: connections that die, its own types, and values that COPY refuses."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+
+import pyarrow as pa
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
+from resources.database import Database
+from resources.errors import Misconfigured, Poison, Transient
+from resources.receipts import Applied
+from resources.tables import Column, TablePlan
+
+COLUMNS = ("order_id", "quantity")
+KILL_OTHERS = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
+@pytest.fixture
+def database(postgres_database_url: str) -> Database:
+    made = Database(url=postgres_database_url, lock_timeout_seconds=5)
+    columns = (Column("order_id", pa.string(), nullable=False), Column("quantity", pa.int64()))
+    made.prepare([TablePlan("orders", columns, key=("order_id",), create=True)])
+    return made
+
+
+def sql(database: Database, *statements: str) -> None:
+    engine = sa.create_engine(database.url, poolclass=NullPool)
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+
+
+def rows(start: int, count: int) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pydict({"order_id": [f"o{at}" for at in range(start, start + count)], "quantity": list(range(count))})
+
+
+@pytest.mark.parametrize("mode", ["append", "upsert"])
+def test_a_connection_lost_in_mid_copy_is_transient_and_nothing_is_written(database: Database, mode: str) -> None:
+    def dies_on_the_way() -> Iterator[pa.RecordBatch]:
+        yield rows(0, 50_000)
+        sql(database, KILL_OTHERS)
+        for at in range(1, 40):
+            yield rows(at * 50_000, 50_000)
+
+    with pytest.raises(Transient, match="connection was lost"), database.transaction() as transaction:
+        transaction.record_outcome("orders", "t1", 1, "published", "run")
+        if mode == "append":
+            transaction.append("orders", COLUMNS, dies_on_the_way())
+        else:
+            transaction.upsert("orders", COLUMNS, ["order_id"], dies_on_the_way())
+    with database.transaction(reading=True) as seen:
+        assert (seen.count_rows("orders"), seen.outcome("t1", 1)) == (0, None)
+
+
+def test_a_connection_lost_at_commit_says_that_the_outcome_is_unknown(database: Database) -> None:
+    """A deferred trigger holds the COMMIT open long enough to kill it from outside."""
+    sql(
+        database,
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(20); RETURN NULL; END'",
+        "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON orders DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION dawdle()",
+    )
+    is_committing = threading.Event()
+
+    def kill() -> None:
+        assert is_committing.wait(10)
+        time.sleep(0.3)
+        sql(database, KILL_OTHERS)
+
+    with ThreadPoolExecutor(1) as killer:
+        killed = killer.submit(kill)
+        with pytest.raises(Transient, match="outcome unknown"), database.transaction() as transaction:
+            transaction.append("orders", COLUMNS, [rows(0, 1)])
+            is_committing.set()
+        killed.result(10)
+
+
+def test_a_reader_whose_connection_dies_gets_a_transient(database: Database) -> None:
+    reading = database.read("SELECT generate_series(1, 1000000) AS n", name="numbers", batch_rows=1000)
+    next(reading)
+    sql(database, KILL_OTHERS)
+    with pytest.raises(Transient, match="numbers"):
+        list(reading)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        (pa.string(), ["secret-\0-value"], "NUL"),
+        (pa.string(), ["secret-far-too-long-for-it"], "too long.*column 'order_id'"),
+    ],
+)
+def test_text_that_a_column_cannot_hold_is_poison_and_not_shown(
+    database: Database, column: pa.DataType, values: list[str], said: str
+) -> None:
+    sql(database, "ALTER TABLE orders ALTER order_id TYPE varchar(20)")
+    with pytest.raises(Poison, match=said) as caught, database.transaction() as transaction:
+        transaction.append("orders", ["order_id"], [pa.RecordBatch.from_arrays([pa.array(values, column)], ["order_id"])])
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_sum_that_overflows_is_poison(database: Database) -> None:
+    with database.transaction() as transaction:
+        transaction.append("orders", COLUMNS, [pa.RecordBatch.from_pydict({"order_id": ["a"], "quantity": [2**63 - 1]})])
+    with pytest.raises(Poison, match="out of its column's range"), database.transaction() as transaction:
+        transaction.accumulate("orders", COLUMNS, ["order_id"], ["quantity"], [rows(0, 1), rows(0, 1)])
+        more = pa.RecordBatch.from_pydict({"order_id": ["a"], "quantity": [1]})
+        transaction.accumulate("orders", COLUMNS, ["order_id"], ["quantity"], [more])
+
+
+def test_a_statement_that_takes_too_long_is_transient(postgres_database_url: str) -> None:
+    hasty = Database(url=postgres_database_url, statement_timeout_seconds=0.2)
+    with pytest.raises(Transient, match="longer than allowed"):
+        list(hasty.read("SELECT pg_sleep(10)", name="sleepy"))
+
+
+def test_tables_of_a_schema_are_found_and_missing_permission_is_misconfigured(database: Database) -> None:
+    sql(database, "CREATE SCHEMA sales", "CREATE ROLE clerk LOGIN PASSWORD 'clerk'", "GRANT USAGE ON SCHEMA sales TO clerk")
+    in_sales = database.model_copy(update={"schema_name": "sales"})
+    columns = (Column("order_id", pa.string(), nullable=False), Column("quantity", pa.int64()))
+    in_sales.prepare([TablePlan("lines", columns, ("order_id",), create=True)])
+    with in_sales.transaction() as transaction:
+        transaction.record_outcome("orders", "t1", 1, "published", "run")
+        assert transaction.upsert("lines", COLUMNS, ["order_id"], [rows(0, 2)]) == Applied(inserted=2)
+        assert transaction.append("public.orders", COLUMNS, [rows(0, 2)]) == Applied(inserted=2)
+    assert database.count("SELECT * FROM sales.lines, sales.bus_outcomes") == 2
+    clerk = sa.make_url(database.url).set(username="clerk", password="clerk").render_as_string(hide_password=False)
+    try:
+        with pytest.raises(Misconfigured, match="permission denied"):
+            list(Database(url=clerk).read("SELECT * FROM sales.lines", name="lines"))
+    finally:
+        sql(database, "DROP OWNED BY clerk", "DROP ROLE clerk")
+
+
+def test_partitioned_tables_take_every_mode(database: Database) -> None:
+    sql(
+        database,
+        "CREATE TABLE parts (order_id text, quantity bigint, PRIMARY KEY (order_id)) PARTITION BY HASH (order_id)",
+        "CREATE TABLE parts_0 (quantity bigint, order_id text NOT NULL)",
+        "ALTER TABLE parts ATTACH PARTITION parts_0 FOR VALUES WITH (MODULUS 1, REMAINDER 0)",
+    )
+    with database.transaction() as transaction:
+        assert transaction.append("parts", COLUMNS, [rows(0, 2)]) == Applied(inserted=2)
+        assert transaction.upsert("parts", COLUMNS, ["order_id"], [rows(1, 2)]) == Applied(inserted=1, updated=1)
+
+
+def test_types_that_only_postgres_has_become_text_that_a_contract_can_read(database: Database) -> None:
+    query = """
+        SELECT '6b0b0e6e-9d2c-4f7a-8a3e-0123456789ab'::uuid AS id, '{"b": [1, 2.5], "a": "ż"}'::jsonb AS doc, ARRAY[1, NULL, 3] AS list,
+               '10.1.2.3'::inet AS address, 'NaN'::numeric AS odd, 1.50::numeric(10, 2) AS price, '\\x00ff'::bytea AS raw,
+               '2024-03-31 01:30+02'::timestamptz AS at, '2024-03-31'::date AS day, '01:02:03'::time AS hour,
+               true AS flag, 'infinity'::float8 AS big
+    """
+    (run,) = database.read(query, name="types")
+    (row,) = run.batch.to_pylist()
+    assert row["id"] == "6b0b0e6e-9d2c-4f7a-8a3e-0123456789ab"
+    assert row["doc"] == '{"a":"ż","b":[1,2.5]}'
+    assert (row["list"], row["address"], row["odd"], row["price"]) == ("[1,null,3]", "10.1.2.3", "NaN", Decimal("1.50"))
+    assert (row["raw"], row["flag"], row["big"]) == (b"\x00\xff", True, float("inf"))
+    assert run.batch.schema.field("at").type == pa.timestamp("us", "UTC")
+    assert (row["at"].isoformat(), row["day"].isoformat(), row["hour"].isoformat()) == (
+        "2024-03-30T23:30:00+00:00",
+        "2024-03-31",
+        "01:02:03",
+    )
