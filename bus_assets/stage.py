@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from bus_assets.contract import Contract
 from bus_assets.gate import cross_row, split
@@ -25,6 +25,8 @@ from resources.depot.entries import QuarantinedRow, Reason
 from resources.errors import ChecksFailed
 from resources.records import Records
 from resources.staging import Manifest, StagedWriter, Staging, read_schema
+
+pc: Any = pyarrow.compute  # its functions are made at import; no type checker knows them
 
 EXAMPLES_OF_A_FAILED_STOP = 1_000
 """A stop that fails is driven again, so its rows are still in the source: this many are kept as examples, not all of them."""

@@ -108,7 +108,7 @@ def _numeric(column: pa.Array, scale: int) -> np.ndarray:
     fraction = fraction * 10 ** (after * _GROUP - scale)
     before = -(-(column.type.precision - scale) // _GROUP)
     sent = np.empty((len(raw), 4 + before + after), ">i2")
-    sent[:, 0], sent[:, 1], sent[:, 2], sent[:, 3] = before + after, before - 1, 0, scale
+    sent[:, 0], sent[:, 1], sent[:, 2], sent[:, 3] = before + after, before - 1, np.where(raw < 0, _NEGATIVE, 0), scale
     for at in range(3 + before, 3, -1):
         whole, sent[:, at] = np.divmod(whole, 10**_GROUP)
     for at in range(3 + before + after, 3 + before, -1):

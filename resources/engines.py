@@ -36,12 +36,13 @@ def parsed(url: str) -> URL:
     """``url`` read, with psycopg 3 as the driver of plain ``postgresql://``; Misconfigured, without the URL's text, if unreadable."""
     try:
         made = make_url(url)
-        made = made.set(drivername=_DRIVERS.get(made.drivername, made.drivername))
+    except (exc.ArgumentError, ValueError):
+        raise Misconfigured("the database URL cannot be read; expected dialect://user:password@host:port/database") from None
+    made = made.set(drivername=_DRIVERS.get(made.drivername, made.drivername))
+    try:
         made.get_dialect()
     except (exc.NoSuchModuleError, ImportError):
         raise Misconfigured(f"no driver is installed for {made.drivername!r}; install it, or check the URL's beginning") from None
-    except (exc.ArgumentError, ValueError):
-        raise Misconfigured("the database URL cannot be read; expected dialect://user:password@host:port/database") from None
     if made.get_backend_name() == "sqlite" and made.database in (None, "", ":memory:"):
         raise Misconfigured("an in-memory SQLite database is gone with its connection; name a file: sqlite:////path/to/file.db")
     return made

@@ -1,4 +1,4 @@
-"""Bad input through a whole route: the error names route, stop and place and says what to do; nothing is half-written; the trip drives again."""
+"""Bad input through a whole route: the error names route, stop and place; nothing is half-written; the trip drives again."""
 
 import gzip
 import json
@@ -188,7 +188,7 @@ def test_a_query_for_a_column_that_is_not_there_is_told(tmp_path):
         connection.execute("CREATE TABLE orders (id TEXT)")
     world = World(tmp_path, legacy=Database(url=f"sqlite:///{tmp_path}/legacy.db"))
     route = shop(stops=(PickUp("orders", Query("legacy", "SELECT nope FROM orders"), IDS),))
-    with pytest.raises(Misconfigured, match="route 'shop', stop 'orders'.*nope"):
+    with pytest.raises(Misconfigured, match=r"route 'shop', stop 'orders'.*nope"):
         world.drive(route)
 
 
