@@ -19,7 +19,7 @@ from bus_assets.release import contract_for, release_stop, released_records
 from bus_assets.stage import EXAMPLES_OF_A_FAILED_STOP, Findings, RejectSpool, Stager, author_checks, with_checks
 from bus_assets.stops import PickUp, Transform
 from resources.depot.entries import QuarantinedRow, Verdict
-from resources.errors import BusError, ChecksFailed
+from resources.errors import BusError, ChecksFailed, Refused
 
 pc: Any = pyarrow.compute  # its functions are made at import; no type checker knows them
 
@@ -61,7 +61,7 @@ def _ride_again(drive: Drive, stop: PickUp | Transform) -> Stopped:
 
 def _staged(drive: Drive, stop: PickUp | Transform, work: Callable[[Stager], Findings]) -> Stopped:
     if drive.mode in ("forward", "delivered"):
-        return Stopped(drive.verdicts()[stop.name], None, drive.passengers(stop.name))
+        return _halted_before(drive, stop)
     verdicts = drive.verdicts()
     contract, lease = contract_for(drive.route, drive.trip, stop.name), Lease(drive, stop.name)
     stager = Stager(stop.name, contract, drive.bus.staging, _prefix(drive, stop.name), _references(drive, stop, verdicts), lease)
@@ -80,6 +80,19 @@ def _staged(drive: Drive, stop: PickUp | Transform, work: Callable[[Stager], Fin
         stager.spool.close()
     tell(Progress(stop.name, verdict.picked_up, verdict.passed, verdict.rejected))
     return Stopped(verdict, findings, passengers)
+
+
+def _halted_before(drive: Drive, stop: PickUp | Transform) -> Stopped:
+    """The stop as it was driven before the trip was committed; :class:`Refused` if this depot never heard of that."""
+    verdict = drive.verdicts().get(stop.name)
+    if verdict is None:
+        raise Refused(
+            f"trip {drive.trip.id} is committed already, but this depot has no verdict of the stop; was it restored from an earlier copy? "
+            "Nothing was read or written again",
+            route=drive.route.name,
+            stop=stop.name,
+        )
+    return Stopped(verdict, None, drive.passengers(stop.name))
 
 
 def _placed(

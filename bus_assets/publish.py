@@ -147,12 +147,14 @@ def _may_publish(drive: Drive, database: str) -> None:
 
 def _already(drive: Drive, database: str, drops: tuple[DropOff, ...], settled: AlreadySettled) -> tuple[Dropped, ...]:
     """The claim or the receipt was there: ours after a lost commit reply, or an earlier attempt's. Revoked: we are a zombie."""
-    if settled.outcome != PUBLISHED:
+    ledger = ledger_id(drive.route, drive.trip.id, database)
+    with drive.bus.systems[database].transaction(reading=True) as transaction:
+        published, applied = transaction.published(ledger), transaction.applied(ledger)
+    # A depot restored from an earlier copy knows only an attempt that was revoked since: another one delivered the trip.
+    if settled.outcome != PUBLISHED and (drive.mode != "delivered" or published is None):
         raise Refused(
             f"attempt {drive.attempt} of trip {drive.trip.id} was revoked: another run took the trip over; nothing was written"
         ) from settled
-    with drive.bus.systems[database].transaction(reading=True) as transaction:
-        applied = transaction.applied(ledger_id(drive.route, drive.trip.id, database))
     return tuple(Dropped(drop.name, done.mode, 0, 0, done.rows, already=True) for drop, done in zip(drops, applied, strict=True))
 
 

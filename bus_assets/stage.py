@@ -44,7 +44,6 @@ class Findings:
     reasons: Mapping[str, int]
     check_failures: Mapping[str, int]
     problems: tuple[str, ...]
-    undelivered: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:

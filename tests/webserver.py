@@ -45,6 +45,9 @@ mutation($p: ReexecutionParams!) { launchPipelineReexecution(reexecutionParams: 
   ... on LaunchRunSuccess { run { runId } }
   ... on PythonError { message }
 } }"""
+_LOCATIONS = """{ workspaceOrError { ... on Workspace {
+  locationEntries { locationOrLoadError { __typename ... on PythonError { message } } }
+} } }"""
 _CHECKS = """
 query($keys: [AssetKeyInput!]!) { assetNodes(assetKeys: $keys) {
   assetKey { path } assetChecksOrError { ... on AssetChecks { checks { name canExecuteIndividually } } }
@@ -213,11 +216,10 @@ def webserver(home: Path, module: str, environment: Mapping[str, str]) -> Iterat
 
 
 def _wait_until_loaded(process: subprocess.Popen[bytes], served: Webserver) -> None:
-    query = "{ workspaceOrError { __typename ... on Workspace { locationEntries { name locationOrLoadError { __typename ... on PythonError { message } } } } } }"
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
-            found = served.ask(query)["workspaceOrError"]["locationEntries"][0]["locationOrLoadError"]
+            found = served.ask(_LOCATIONS)["workspaceOrError"]["locationEntries"][0]["locationOrLoadError"]
             assert found["__typename"] == "RepositoryLocation", found
             return
         except OSError:

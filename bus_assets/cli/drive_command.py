@@ -10,6 +10,7 @@ from bus_assets.cli.output import AsJson, Module, notice, print_json
 from bus_assets.cli.route_commands import RouteName
 
 if TYPE_CHECKING:
+    from bus_assets.account import Account
     from bus_assets.cli.driving import Driven, Wish
     from bus_assets.cli.loading import Loaded
     from bus_assets.route import Route
@@ -29,6 +30,7 @@ def drive(
         list[str] | None,
         typer.Option("--select", metavar="STOP", help="Only this stop; may come again. Without the stops before: a rehearsal."),
     ] = None,
+    recount: Annotated[bool, typer.Option("--recount", help="Count again at the sources and destinations, as `bus account` does.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Dagster's own log too.")] = False,
     module: Module = None,
     as_json: AsJson = False,
@@ -45,8 +47,10 @@ def drive(
     found = loaded.route(route)
     note_other_depot(loaded)
     driven = drive_and_tell(loaded, found, wish)
-    show(loaded, found, driven, as_json=as_json)
+    made = show(loaded, found, driven, as_json=as_json, recount=recount)
     finish(found, driven)
+    if recount and made and not made.balanced:
+        raise typer.Exit(1)
 
 
 def _pairs(given: list[str]) -> dict[str, str]:
@@ -68,7 +72,7 @@ def drive_and_tell(loaded: Loaded, route: Route, wish: Wish) -> Driven:
         return drive_route(loaded, route, wish, watcher)
 
 
-def show(loaded: Loaded, route: Route, driven: Driven, *, as_json: bool) -> None:
+def show(loaded: Loaded, route: Route, driven: Driven, *, as_json: bool, recount: bool = False) -> Account | None:
     """The trip's account on stdout, as far as it got."""
     from bus_assets.account import account
     from bus_assets.cli.account_view import show_account
@@ -77,11 +81,12 @@ def show(loaded: Loaded, route: Route, driven: Driven, *, as_json: bool) -> None
     made = None
     if driven.trip:
         with open_bus(loaded, route) as bus:
-            made = account(bus, route, driven.trip.id, recount=False)
+            made = account(bus, route, driven.trip.id, recount=recount)
     if as_json:
         print_json(answer(driven) | {"account": made.to_json() if made else None})
     elif made and driven.succeeded:
         show_account(made)
+    return made
 
 
 def answer(driven: Driven) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def _serve() -> int:
 def _drive(month: str | None) -> int:
     with running(settings().airports_url):
         chosen = ["--set", f"month={month}"] if month else []
-        code = subprocess.call([sys.executable, "-m", "bus_assets.cli", "drive", "flights", *chosen])
+        code = subprocess.call([sys.executable, "-m", "bus_assets.cli", "drive", "flights", "--recount", *chosen])
     if code == 0:
         print(f"\nThe lineage, the checks and every figure in the UI: `make ui`, then http://{UI_HOST}:{UI_PORT}")
     return code

@@ -53,10 +53,11 @@ def test_a_gate_that_says_no_exits_otherwise_and_says_which_rows_and_why(home):
     config.write_text(json.dumps({"resources": {"shop_parameters": {"config": {"month": 2}}}}))
     done = run(*EXECUTE, "-c", str(config), at=home)
     assert done.returncode != 0
-    said = "route 'shop', stop 'orders': 2 of 3 rows were rejected, more than max_rejected (50 %): card: pattern ^[0-9]{16}$ ×2; first: orders-2.csv, line 2"
-    assert said in done.stderr + done.stdout
+    said = done.stderr + done.stdout
+    assert "route 'shop', stop 'orders': 2 of 3 rows were rejected, more than max_rejected (50 %)" in said
+    assert "card: pattern ^[0-9]{16}$ ×2; first: orders-2.csv, line 2" in said
     assert landed(home) == []
-    assert sample.SECRET not in done.stdout + done.stderr
+    assert sample.SECRET not in said
 
 
 def test_the_workspace_is_valid(tmp_path):
@@ -68,14 +69,15 @@ def test_the_workspace_is_valid(tmp_path):
     assert "bus_assets.definitions" in done.stdout + done.stderr
 
 
-def test_the_instance_that_is_shipped_can_launch_runs():
+def test_the_instance_that_is_shipped_can_launch_runs(tmp_path):
     """``dagster.yaml`` names classes as text, which nothing looks at until a person presses a button."""
     code = (
         "import dagster as dg, sys\n"
         "with dg.DagsterInstance.from_config(sys.argv[1]) as instance:\n"
         "    print(type(instance.run_coordinator).__name__, type(instance.run_launcher).__name__)\n"
     )
-    done = run(sys.executable, "-c", code, str(REPOSITORY), at=REPOSITORY / "tests")
+    shutil.copy(REPOSITORY / "dagster.yaml", tmp_path)
+    done = run(sys.executable, "-c", code, str(tmp_path), at=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "RunCoordinator" in done.stdout
 
@@ -88,21 +90,20 @@ def test_the_demos_assets_are_listed(tmp_path):
 
 
 LOAD = """
-import sys
+import os, sys
 seen = []
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 def watch(event, arguments):
-    if event.startswith("socket.") and event not in ("socket.__new__", "socket.gethostname"):
-        seen.append((event, str(arguments)))
-    if event == "sqlite3.connect" or (event == "open" and arguments[1] not in (None, "r", "rb") and str(arguments[0]) != "/dev/null"):
-        seen.append((event, str(arguments)))
+    if event in ("sqlite3.connect", "socket.connect", "socket.bind", "socket.getaddrinfo"):
+        seen.append(f"{event} {arguments}")
+    if event == "open" and arguments[2] & WRITES and arguments[0] != os.devnull:
+        seen.append(f"{event} {arguments}")
 
 sys.addaudithook(watch)
 import bus_assets.definitions
-import os
-wrote = [entry for entry in seen if not (entry[0] == "open" and entry[1].startswith("(<"))]
 print(len(bus_assets.definitions.defs.resolve_all_asset_keys()))
-sys.exit("\\n".join(map(str, wrote)) or 0)
+sys.exit("; ".join(seen) or 0)
 """
 
 

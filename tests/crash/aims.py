@@ -78,12 +78,18 @@ class Aim:
             return lambda: bool(look(connection, _ATTEMPT, **values))
         if kind == "delivered":
             return lambda: bool(look(connection, _STATE, route=ridden.route, file=f"%{ridden.file}%"))
-        before = look(connection, _OUTCOMES)
-        return lambda: look(connection, _OUTCOMES) > before
+        before = _counted(connection)
+        return lambda: _counted(connection) > before
 
     def _staged(self, route: str) -> set[str]:
         """Folders of staged files, by name: …/STOP/TOKEN/rows."""
         return {str(path) for path in self.town.place.staging.glob(f"{route}/*/*/*/*/*/*")}
+
+
+def _counted(warehouse: sa.Connection) -> int:
+    """0 before there is a table, too."""
+    found = look(warehouse, _OUTCOMES)
+    return found[0][0] if found else 0
 
 
 def _until(happened: Callable[[], bool], ride: Ride, pause: float) -> None:

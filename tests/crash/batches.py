@@ -10,7 +10,7 @@ from decimal import Decimal
 
 CUSTOMERS = 2_000
 DIRTY_SHARE = 0.02
-NOTE = "wrapped, to be left with the neighbour; do not fold, do not bend, this side up; ring twice and wait for the dog to stop."
+NOTE = 3 * "Wrapped, to be left with the neighbour; do not fold, do not bend, this side up; ring twice and wait for the dog to stop. "
 """Long enough that SQLite's page cache spills early in a transaction: what it left in the log then tells where a kill landed."""
 FIELDS = ("batch", "order_id", "customer", "qty", "price", "note")
 

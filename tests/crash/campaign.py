@@ -24,13 +24,17 @@ from tests.crash.batches import Batch, made
 from tests.crash.routes import Place
 from tests.crash.town import Town, warm_up
 from tests.crash.windows import WINDOWS, before, window
+from tests.crash.zombies import MOMENTS, haunt
 from tests.servers import fresh_database, postgres_server
 
 ROUTES = ("sales", "takings")
 MIXED, SQLITE, POSTGRES = "warehouse on Postgres, depot on SQLite", "everything on SQLite", "everything on Postgres"
 KINDS = (MIXED, SQLITE, POSTGRES)
 TRIPS_IN_A_TOWN = 8
+ZOMBIES_IN_A_TOWN = 2
 MOST_KILLS_OF_A_TRIP = 5
+AGAIN_SHARE = 0.3
+"""Of the trips that a killed process had delivered, so many are driven once more."""
 MAX_SECONDS = 25 * 60
 ENOUGH_PROBLEMS = 20
 
@@ -44,6 +48,7 @@ class Tally:
     missed: Counter[str] = field(default_factory=Counter)
     delivered: int = 0
     problems: list[str] = field(default_factory=list)
+    stopped: Counter[str] = field(default_factory=Counter)
 
     @property
     def kills(self) -> int:
@@ -110,26 +115,35 @@ class Campaign:
     def deliver(self, route: str, batch: Batch) -> None:
         """Drive to the end; what was delivered already must stay as it is."""
         trip = self.town.trip(route, batch)
-        started = time.monotonic()
-        end = self.town.start(route, batch, trip.id if trip else None).end()
-        if trip is None and end.success:
-            self.aim.measured(time.monotonic() - started)
-        if not end.success:
-            self.report(batch, "driven to the end", (f"the run failed: {error[:600]}" for error in end.errors or ("",)))
+        if trip is None or trip.state != "delivered" or self.rng.random() < AGAIN_SHARE:
+            started = time.monotonic()
+            end = self.town.start(route, batch, trip.id if trip else None).end()
+            if trip is None and end.success:
+                self.aim.measured(time.monotonic() - started)
+            if not end.success:
+                self.report(batch, "driven to the end", (f"the run failed: {error[:600]}" for error in end.errors or ("",)))
         self.delivered.append((route, batch))
         self.tally.delivered += 1
         trip = self.town.trip(route, batch)
         self.report(batch, "delivered", oracle.when_delivered(self.town, route, batch, trip, self.delivered))
+
+    def haunt(self) -> None:
+        """One trip whose driver is stopped instead of killed, and wakes up when another has delivered it."""
+        number, route = len(self.delivered) + 1, self.rng.choice(ROUTES)
+        batch = made(self.rng, number, self.rng.randint(*self.rows))
+        self.town.land(batch)
+        zombie = haunt(self.town, route, batch, self.rng.choice(MOMENTS), self.rng, self.delivered)
+        self.delivered.append((route, batch))
+        self.tally.stopped[f"{zombie.moment}{', held a lock' if zombie.held_a_lock else ''}" if zombie.stopped else "too late"] += 1
+        self.report(batch, f"stopped when {zombie.moment}", iter(zombie.problems))
 
     def report(self, batch: Batch, when: str, problems: Iterator[str]) -> None:
         for problem in problems:
             self.tally.problems.append(f"{self.kind}, {batch.file}, {when}: {problem}")
 
 
-def campaign(
-    kills: int, seed: int, rows: tuple[int, int], towns: Sequence[tuple[str, Callable[[], Town]]], *, trips: int = TRIPS_IN_A_TOWN
-) -> Tally:
-    """Kill until ``kills`` have landed, in one town after the other, around again as long as it takes."""
+def campaign(kills: int, seed: int, rows: tuple[int, int], towns: Sequence[tuple[str, Callable[[], Town]]], *, zombies: int = 0) -> Tally:
+    """Kill until ``kills`` have landed, in one town after the other, around again as long as it takes; ``zombies`` in each town."""
     rng, tally = random.Random(seed), Tally()
     warm_up()
     deadline = time.monotonic() + MAX_SECONDS
@@ -140,10 +154,12 @@ def campaign(
     while not is_over():
         for kind, found in towns:
             if not is_over():
-                Campaign(found(), kind, rng, rows, _aims(rng), tally).trips(trips, is_over=is_over)
-                print(
-                    f"  {tally.kills} kills, {tally.delivered} trips delivered, {len(tally.problems)} problems", file=sys.stderr, flush=True
-                )
+                town = Campaign(found(), kind, rng, rows, _aims(rng), tally)
+                town.trips(TRIPS_IN_A_TOWN, is_over=is_over)
+                for _ in range(zombies):
+                    town.haunt()
+                said = f"  {tally.kills} kills, {tally.delivered} trips delivered, {len(tally.problems)} problems"
+                print(said, file=sys.stderr, flush=True)
     return tally
 
 
@@ -175,14 +191,13 @@ def _aims(rng: random.Random) -> Iterator[str]:
 def told(tally: Tally, seconds: float) -> str:
     """The report: kills per window and kind of town, and what differed."""
     kinds = sorted({kind for _, kind in tally.landed})
-    lines = [
-        f"{tally.kills} kills landed ({tally.missed.total()} came too late: {dict(tally.missed)}), {tally.delivered} trips delivered, {seconds:.0f} s",
-        "",
-    ]
+    late = f"{tally.missed.total()} came too late: {dict(tally.missed)}"
+    lines = [f"{tally.kills} kills landed ({late}), {tally.delivered} trips delivered, {seconds:.0f} s", ""]
     lines += [f"{'killed in':28}{'kills':>7}   " + "   ".join(kinds)]
     for name, count in tally.by_window.items():
         shares = "   ".join(f"{tally.landed[name, kind]:>{len(kind)}}" for kind in kinds)
         lines.append(f"{name:28}{count:>7}   {shares}" + ("   ← none" if not count else ""))
+    lines += ["", f"{tally.stopped.total()} processes stopped and woken after another had taken over: {dict(tally.stopped)}"]
     lines += ["", f"{len(tally.problems)} differences from the oracle", *(f"  {problem}" for problem in tally.problems)]
     return "\n".join(lines)
 
@@ -191,13 +206,13 @@ def main() -> int:
     asked = argparse.ArgumentParser(prog="python -m tests.crash.campaign", description="Kill the driving process and check what it leaves.")
     asked.add_argument("--kills", type=int, default=200, help="how many must land")
     asked.add_argument("--seed", type=int, default=None, help="default: another each time; it is printed")
-    asked.add_argument("--rows", type=int, nargs=2, default=(20_000, 40_000), metavar=("LEAST", "MOST"), help="rows of a file")
+    asked.add_argument("--rows", type=int, nargs=2, default=(15_000, 30_000), metavar=("LEAST", "MOST"), help="rows of a file")
     given = asked.parse_args()
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(1_000_000)
     print(f"seed {seed}", flush=True)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bus-crash-") as root, postgres_server() as server, towns(Path(root), server) as made_towns:
-        tally = campaign(given.kills, seed, tuple(given.rows), made_towns)
+        tally = campaign(given.kills, seed, tuple(given.rows), made_towns, zombies=ZOMBIES_IN_A_TOWN)
     print(told(tally, time.monotonic() - started))
     failed = bool(tally.problems or tally.empty_windows or tally.kills < given.kills)
     return 1 if failed else 0

@@ -36,7 +36,7 @@ def when_delivered(town: Town, route: str, batch: Batch, trip: Trip | None, deli
     if trip is None or trip.state != "delivered":
         yield f"the depot says {trip.state if trip else 'nothing'} of the trip, expected delivered"
         return
-    found = Counter(tuple(row[:4]) + (Decimal(str(row[4])), row[5]) for row in rows(town.warehouse, _LOG, b=batch.number))
+    found = Counter((*row[:4], Decimal(str(row[4])), row[5]) for row in rows(town.warehouse, _LOG, b=batch.number))
     if found != Counter(batch.kept):
         twice = sum(count - 1 for count in found.values())
         yield f"the log has {found.total()} rows of the batch, {twice} of them twice, expected {len(batch.kept)} once each"

@@ -2,6 +2,7 @@
 
 import random
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,20 +10,21 @@ import pytest
 from resources.depot.store import Depot
 from tests.crash import oracle
 from tests.crash.aims import Aim, Ridden
-from tests.crash.batches import made
+from tests.crash.batches import Batch, made
 from tests.crash.campaign import MIXED, SQLITE, towns
+from tests.crash.town import End, Town, Trip
 
-pytestmark = pytest.mark.crash
+pytestmark = [pytest.mark.crash, pytest.mark.xdist_group("crash")]
 ROWS = 8_000
 
 
-@pytest.fixture(params=[MIXED, SQLITE])
-def town(request, tmp_path: Path, postgres_url: str):
-    with towns(tmp_path, postgres_url, (request.param,)) as makers:
+@pytest.fixture
+def town(request: pytest.FixtureRequest, tmp_path: Path, postgres_url: str) -> Iterator[Town]:
+    with towns(tmp_path, postgres_url, (getattr(request, "param", MIXED),)) as makers:
         yield makers[0][1]()
 
 
-def copied(town) -> Path:
+def copied(town: Town) -> Path:
     copy = town.place.depot_file.with_suffix(".copy")
     with sqlite3.connect(town.place.depot_file) as source, sqlite3.connect(copy) as target:
         source.backup(target)
@@ -31,22 +33,24 @@ def copied(town) -> Path:
     return copy
 
 
-def restored(town, copy: Path) -> None:
+def restored(town: Town, copy: Path) -> None:
     for leftover in town.place.root.glob("depot.db*"):
         leftover.unlink()
     copy.rename(town.place.depot_file)
 
 
-def killed(town, batch, moment):
+def killed(town: Town, batch: Batch, moment: str) -> Trip:
     with Aim(town, random.Random(3)).taken(moment, Ridden("takings", batch.file, 0)) as wait:
         ride = town.start("takings", batch)
         wait(ride)
         ride.kill()
     town.quiet()
-    return town.trip("takings", batch)
+    trip = town.trip("takings", batch)
+    assert trip is not None
+    return trip
 
 
-def drive_delivered_trip_with(town, batch, trip, copy):
+def drive_delivered_trip_with(town: Town, batch: Batch, trip: str, copy: Path) -> list[End]:
     """Deliver, restore the copy, drive the trip again as often as somebody would press the button."""
     assert town.start("takings", batch, trip).end().success
     before = town.everything(depot=False)
@@ -57,13 +61,23 @@ def drive_delivered_trip_with(town, batch, trip, copy):
     return ends
 
 
-@pytest.mark.parametrize("moment", ["claimed", "judged", "committed"])
-def test_a_depot_from_before_the_publication_changes_nothing_in_the_tables(town, moment):
+@pytest.mark.parametrize(("town", "moment"), [(MIXED, "judged"), (SQLITE, "committed")], indirect=["town"])
+def test_a_depot_from_before_the_publication_was_noted_learns_that_the_trip_is_delivered(town, moment):
     batch = made(random.Random(5), 1, ROWS)
     town.land(batch)
     trip = killed(town, batch, moment)
     ends = drive_delivered_trip_with(town, batch, trip.id, copied(town))
-    assert ends[-1].success, ends
+    assert ends[0].success, ends
+    assert town.trip("takings", batch).state == "delivered"
+
+
+def test_a_depot_from_before_the_verdicts_says_that_the_trip_is_committed_already(town):
+    batch = made(random.Random(5), 1, ROWS)
+    town.land(batch)
+    trip = killed(town, batch, "claimed")
+    assert not trip.passed
+    ends = drive_delivered_trip_with(town, batch, trip.id, copied(town))
+    assert all("is committed already" in str(end.errors) for end in ends), ends
     assert town.trip("takings", batch).state == "delivered"
 
 

@@ -11,7 +11,9 @@ SEEDS = {MIXED: 4, SQLITE: 7}
 ROWS = (5_000, 9_000)
 
 
-@pytest.mark.crash
+pytestmark = [pytest.mark.crash, pytest.mark.xdist_group("crash")]
+
+
 @pytest.mark.parametrize("kind", SEEDS)
 def test_what_is_killed_at_any_moment_and_driven_again_lands_exactly_once(tmp_path: Path, postgres_url: str, kind: str):
     with towns(tmp_path, postgres_url, (kind,)) as made:

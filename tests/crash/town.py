@@ -12,7 +12,7 @@ import signal
 import struct
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -70,12 +70,14 @@ class Ride:
 
     def stop(self) -> None:
         """SIGSTOP, and wait until it stands still (or has ended)."""
-        os.kill(self._pid, signal.SIGSTOP)
-        while self.is_running and Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()[0] not in "TZX":
-            time.sleep(0.001)
+        with suppress(ProcessLookupError, FileNotFoundError):
+            os.kill(self._pid, signal.SIGSTOP)
+            while Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()[0] not in "TZX":
+                time.sleep(0.001)
 
     def wake(self) -> None:
-        os.kill(self._pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGCONT)
 
     def end(self, seconds: float = RIDE_SECONDS) -> End:
         """Wait for it, but not for ever."""
@@ -206,7 +208,10 @@ class Town:
     def is_publishing(self) -> bool:
         """Whether somebody is writing in a transaction on the warehouse at this moment."""
         if self.on_postgres:
-            locked = "SELECT 1 FROM pg_locks l JOIN pg_class c ON c.oid = l.relation WHERE c.relname = 'bus_outcomes' AND l.mode = 'RowExclusiveLock'"
+            locked = (
+                "SELECT 1 FROM pg_locks l JOIN pg_class c ON c.oid = l.relation"
+                " WHERE c.relname = 'bus_outcomes' AND l.mode = 'RowExclusiveLock'"
+            )
             return bool(rows(self.warehouse, locked))
         # SQLite lets pages into its log when they leave the cache; the short transactions of boarding have but a few.
         return self._wal.exists() and self._wal.stat().st_size > MANY_PAGES_BYTES
@@ -222,11 +227,10 @@ def wal_frames_after_last_commit(log: Path) -> int:
     if len(content) < _WAL_HEADER:
         return 0
     page_bytes, salt = struct.unpack_from(">I", content, 8)[0], content[16:24]
-    frames = unfinished = 0
+    unfinished = 0
     for at in range(_WAL_HEADER, len(content) - _WAL_FRAME - page_bytes + 1, _WAL_FRAME + page_bytes):
         if content[at + 8 : at + 16] != salt:
             break
-        frames += 1
         unfinished = 0 if struct.unpack_from(">I", content, at + 4)[0] else unfinished + 1
     return unfinished
 
