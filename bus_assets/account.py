@@ -19,7 +19,7 @@ from bus_assets.mapped import carried_to, kind_of, looked_up_by, source_of
 from bus_assets.release import UNREADABLE, reaches, release_stop
 from bus_assets.route import Route
 from bus_assets.stops import DropOff, PickUp, Transform
-from bus_assets.values import fill
+from bus_assets.values import TripValues, fill
 from resources.depot.entries import Trip, Verdict
 from resources.errors import Refused
 
@@ -204,7 +204,7 @@ def _stop_sums(bus: Bus, route: Route, trip: Trip, verdicts: Mapping[str, Verdic
             StopSum(
                 stop=name,
                 kind=kind_of(stop),
-                source="quarantine" if released else fill(source_of(stop), values),
+                source="quarantine" if released else _source(stop, values),
                 passed=verdict.passed,
                 came_in=upstream.kept if upstream else None,
                 picked_up=verdict.picked_up,
@@ -217,6 +217,12 @@ def _stop_sums(bus: Bus, route: Route, trip: Trip, verdicts: Mapping[str, Verdic
             )
         )
     return tuple(sums)
+
+
+def _source(stop: PickUp | Transform, values: TripValues) -> str:
+    """Where the rows came from, placeholders filled; a query's text has none, whatever it holds in braces."""
+    is_template = isinstance(stop, PickUp) and stop.source.address() in stop.source.templates()
+    return fill(source_of(stop), values) if is_template else source_of(stop)
 
 
 def _drop_sums(bus: Bus, route: Route, trip: Trip, verdicts: Mapping[str, Verdict]) -> tuple[DropSum, ...]:

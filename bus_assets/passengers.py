@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ROW = "_bus_row"
 """int64, from 1: a row's identity in its trip. Kept by transforms that keep the grain."""
-INDEX = "row"
+INDEX = "bus row"
 """The name of the index of a transform's frame: as long as it is there, rows can be told apart."""
 ORIGIN, POSITION = "_bus_origin", "_bus_position"
 """Where a picked-up row came from: a file, page or query, and the line, element, record or row in it."""

@@ -228,13 +228,16 @@ def _chosen(drop: DropOff, passengers: Passengers) -> Iterator[pa.RecordBatch]:
             yield batch.select(fields) if list(mapping) == fields else _renamed(batch, mapping)
         return
     import duckdb
+    import pyarrow as pa
 
     with duck() as connection:
         for batch in passengers.batches(passengers.contract.names):
             try:
                 kept = connection.from_arrow(_table(batch)).filter(drop.where).project(", ".join(quoted(name) for name in fields))
-                for found in kept.to_arrow_table().to_batches():
-                    yield _renamed(found, mapping)
+                found = kept.to_arrow_table()
+                # An empty batch too: a replace of nothing still compares its scope by the columns' types.
+                for some in found.to_batches() or [pa.RecordBatch.from_pylist([], found.schema)]:
+                    yield _renamed(some, mapping)
             except duckdb.Error as error:
                 said = type(error).__name__ if passengers.contract.sensitive else str(error).splitlines()[0]
                 raise Misconfigured(f"where={drop.where!r} does not run: {said}", stop=drop.name) from error

@@ -91,11 +91,11 @@ def faults_of(source: pa.Array, values: pa.Array, target: Target, explain: Calla
         return {}
     return {
         int(row): target.fault(value, explain(value))
-        for row, value in zip(refused, _as_python(source.take(pa.array(refused))), strict=True)
+        for row, value in zip(refused, as_python(source.take(pa.array(refused))), strict=True)
     }
 
 
-def _as_python(values: pa.Array) -> list[Any]:
+def as_python(values: pa.Array) -> list[Any]:
     """The values; as text where one is outside of what Python's dates can say."""
     try:
         return values.to_pylist()

@@ -90,14 +90,16 @@ def choose(depot: Depot, route: Route, stop: str, ids: Sequence[int] | None = No
     """The held rows of ``stop`` (only ``ids``, if given) that can ride again, one :class:`Release` for each set of parameters; and those
     that cannot. :class:`Refused` if one of ``ids`` is not held at that stop, or cannot ride."""
     check_release(route, stop)
-    wanted, rules = None if ids is None else set(ids), {str(rule) for rule in route.contract_of(stop).rules()}
+    contract = route.contract_of(stop)
+    wanted, rules = None if ids is None else set(ids), {str(rule) for rule in contract.rules()}
+    bytes_in = [field.name for field in contract.fields if "binary" in field.type]
     fit: list[tuple[int, str]] = []
     left: list[LeftBehind] = []
     for row in rows_of(depot, route.name, stop, "held"):
         number = row.id or 0
         if wanted is not None and number not in wanted:
             continue
-        why = _why_not(row, rules)
+        why = _why_not(row, rules, bytes_in)
         if why:
             left.append(LeftBehind(number, why))
         else:
@@ -120,11 +122,14 @@ def _all_fit(route: Route, stop: str, wanted: set[int], fit: list[tuple[int, str
         )
 
 
-def _why_not(row: QuarantinedRow, rules: set[str]) -> str | None:
+def _why_not(row: QuarantinedRow, rules: set[str], bytes_in: Sequence[str]) -> str | None:
     if any(reason.rule == UNREADABLE for reason in row.reasons):
         return "it could not be taken apart, so there are no fields to put aboard; correct it in the source, and drive the route again"
     if row.trip_state != "delivered":
         return f"its trip {row.trip} is {row.trip_state}, not delivered: driving that trip again picks the row up anew"
+    unsaid = [name for name in bytes_in if "\\x" in (row.payload.get(name) or "")]
+    if unsaid:
+        return f"field {unsaid[0]!r} holds bytes that are no text, which quarantine cannot give back; drive the route again after the fix"
     twice = [reason.rule for reason in row.reasons if _kind(reason.rule) == "unique" and reason.rule in rules]
     if twice:
         return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import field
@@ -54,7 +55,7 @@ class Parameter:
         """``given`` as this parameter's type; :class:`Misdeclared` says what was expected."""
         try:
             return _READ[self.type](given)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             raise Misdeclared(f"parameter {self.name!r}: {given!r} is not a {self.type}") from None
 
 
@@ -62,10 +63,21 @@ def _read_boolean(given: Any) -> bool:
     return given if isinstance(given, bool) else {"true": True, "false": False}[given.lower()]
 
 
+def _read_string(given: Any) -> str:
+    str(given).encode()  # half a surrogate pair, from a broken command line, cannot be kept anywhere
+    return str(given)
+
+
+def _read_number(given: Any) -> float:
+    if not math.isfinite(number := float(given)):
+        raise ValueError(given)
+    return number
+
+
 _READ: dict[str, Any] = {
-    "string": str,
+    "string": _read_string,
     "integer": lambda v: int(v) if not isinstance(v, (bool, float)) else int(str(v)),
-    "number": float,
+    "number": _read_number,
     "boolean": _read_boolean,
 }
 

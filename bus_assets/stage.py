@@ -8,9 +8,12 @@ records the verdict.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime, time
+from decimal import Decimal
 from typing import IO, Any
 
 import pyarrow as pa
@@ -19,6 +22,7 @@ import pyarrow.compute
 from bus_assets.contract import Contract
 from bus_assets.gate import cross_row, split
 from bus_assets.passengers import ORIGIN, POSITION, ROW, Passengers, duck, quoted
+from bus_assets.reading import as_python
 from bus_assets.stops import Check
 from bus_assets.verify import Figure, verify
 from resources.depot.entries import QuarantinedRow, Reason
@@ -134,7 +138,7 @@ class Stager:
             numbers = ids.take(at).to_pylist()
             positions = run.positions.take(at).to_pylist() if run else [None] * len(numbers)
             for rejected, number, position, payload in zip(
-                done.rejected, numbers, positions, payloads(batch.take(at), self.contract.names), strict=True
+                done.rejected, numbers, positions, payloads(batch.take(at), self.contract), strict=True
             ):
                 reasons = tuple(Reason(reason.rule, reason.message) for reason in rejected.reasons)
                 self.spool.add(
@@ -210,7 +214,7 @@ class Stager:
         placed = ORIGIN in batch.schema.names
         origins = batch.column(ORIGIN).to_pylist() if placed else [None] * len(rows)
         positions = batch.column(POSITION).to_pylist() if placed else [None] * len(rows)
-        yield from zip(payloads(batch, self.contract.names), rows, zip(origins, positions, strict=True), strict=True)
+        yield from zip(payloads(batch, self.contract), rows, zip(origins, positions, strict=True), strict=True)
 
 
 class RowTally:
@@ -285,14 +289,16 @@ def with_checks(findings: Findings, checks: Sequence[Check], failures: Mapping[s
     return replace(findings, check_failures=dict(failures), problems=findings.problems + blocked)
 
 
-def payloads(batch: pa.RecordBatch, names: Sequence[str]) -> Iterator[dict[str, str | None]]:
+def payloads(batch: pa.RecordBatch, contract: Contract) -> Iterator[dict[str, str | None]]:
     """Each row as text columns, in the form in which a source would give it: what a release puts aboard again."""
-    present = [name for name in names if name in batch.schema.names]
-    for row in batch.select(present).to_pylist():
-        yield {name: _text(value) for name, value in row.items()}
+    present = [field for field in contract.fields if field.name in batch.schema.names]
+    columns = [[_text(value, field.parsed_type.kind) for value in as_python(batch.column(field.name))] for field in present]
+    for row in range(batch.num_rows):
+        yield {field.name: column[row] for field, column in zip(present, columns, strict=True)}
 
 
-def _text(value: Any) -> str | None:
+def _text(value: Any, kind: str = "") -> str | None:
+    """``value`` so that it reads as a field of ``kind`` as it would have without becoming text, see :mod:`bus_assets.casting`."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -301,7 +307,19 @@ def _text(value: Any) -> str | None:
         return value.decode("utf-8", "backslashreplace")
     if isinstance(value, (list, dict)):
         return json.dumps(value, default=_text, ensure_ascii=False)
+    if isinstance(value, (float, Decimal)):
+        return _number_text(value, kind)
+    if kind == "date" and isinstance(value, datetime) and value.time() == time():
+        return value.date().isoformat()
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _number_text(value: float | Decimal, kind: str) -> str | None:
+    if not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    if kind == "integer" and value == int(value):
+        return str(int(value))
+    return str(value) if isinstance(value, float) and kind != "decimal" else format(Decimal(str(value)), "f")
 
 
 def _with(kept: pa.RecordBatch, ids: pa.Array, origin: str | None = None, positions: pa.Array | None = None) -> pa.RecordBatch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from bus_assets.passengers import INDEX, ROW, Passengers, duck, frame
 from bus_assets.sql import carrying
 from bus_assets.stops import Transform
 from resources.errors import BusError, Misconfigured, Poison
+from resources.sql_values import as_json
 
 BATCH_ROWS = 65_536
 
@@ -136,12 +138,30 @@ def _from_frame(stop: Transform, made: Any) -> pa.Table:
 def _column(stop: Transform, made: Any, name: str) -> pa.Array:
     if name == ROW:
         return pa.array(made[name], type=pa.int64(), from_pandas=True)
+    values = made[name]
     try:
-        array = pa.array(made[name], from_pandas=True)
+        array = pa.array(values, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
-        texts = [None if value is None or value != value else str(value) for value in made[name]]
-        return pa.array(texts, type=pa.string())
+        return _as_texts(values)
+    if values.dtype == object and (pa.types.is_date(array.type) or pa.types.is_timestamp(array.type)) and _mixes_moments(values):
+        return _as_texts(values)
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def _as_texts(values: Any) -> pa.Array:
+    """Values of several types, each as text that reads as what it is."""
+    missing = values.isna()
+    return pa.array([None if gone else _as_text(value) for value, gone in zip(values, missing, strict=True)], type=pa.string())
+
+
+def _as_text(value: Any) -> str:
+    return as_json(value) if isinstance(value, (dict, list, tuple)) else str(value)
+
+
+def _mixes_moments(values: Any) -> bool:
+    """Whether dates stand among timestamps, or wall clocks among instants: Arrow would cut or shift them without a word."""
+    there = values[values.notna()]
+    return len({(isinstance(value, datetime), getattr(value, "tzinfo", None) is None) for value in there}) > 1
 
 
 def _with_contract(stop: Transform, batch: pa.RecordBatch) -> pa.RecordBatch:

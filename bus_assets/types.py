@@ -114,6 +114,8 @@ def _parse(tokens: list[str], text: str) -> tuple[Type, list[str]]:
                 raise Misdeclared(f"type {text!r} ends too early")
             name, rest = rest[0], _expect(":", rest[1:], text)
             member, rest = _parse(rest, text)
+            if name.lower() in (other.lower() for other, _ in members):
+                raise Misdeclared(f"type {text!r}: member {name!r} appears twice; names are compared without case")
             members.append((name, member))
             if rest[:1] == [","]:
                 rest = rest[1:]

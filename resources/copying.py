@@ -41,7 +41,7 @@ def copy_rows(
     ``types``: the table's column types as SQLAlchemy knows them. ``batches`` is consumed in the caller's thread; what is sent is
     made in another, which needs no interpreter lock most of the time.
     """
-    raw = connection.connection.dbapi_connection
+    raw: Any = connection.connection.dbapi_connection
     assert isinstance(raw, psycopg.Connection)
     into = sql.SQL("COPY {} ({}) FROM STDIN ").format(sql.Identifier(*table), sql.SQL(", ").join(map(sql.Identifier, columns)))
     copied = 0

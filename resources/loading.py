@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.dialects import postgresql
@@ -27,6 +27,8 @@ from resources.errors import Misconfigured, Refused
 from resources.receipts import Applied, again_after_race
 from resources.sql_values import as_bound, as_rows, chosen, peeked, pieces, refuse_null_keys
 from resources.tables import table_name
+
+pc: Any = pyarrow.compute  # its functions are made at import; no type checker knows them
 
 POSITION = "_bus_position"
 """The place of a row in the order in which it was handed over; the field names of contracts cannot begin with _bus_."""
@@ -203,7 +205,7 @@ class Loader:
             return getattr(sa.func, decimals.SUM)(staged.table.c[name])
         return sa.func.sum(sa.func.coalesce(staged.table.c[name], 0))
 
-    def _new_value(self, target: sa.Table, source: sa.FromClause, staged: _Staged, name: str) -> Any:
+    def _new_value(self, target: sa.Table, source: Any, staged: _Staged, name: str) -> Any:
         if name not in staged.sums:
             return source.c[name]
         if self._dialect == "sqlite" and staged.is_decimal(name):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import exc
@@ -79,7 +79,7 @@ def ledger_tables(dialect: Dialect, schema: str | None) -> sa.MetaData:
     def number(column: str, *, primary_key: bool = False) -> sa.Column[int]:
         return sa.Column(column, sa.BigInteger, nullable=False, primary_key=primary_key, autoincrement=False)
 
-    engine = {"mysql_engine": "InnoDB", "mariadb_engine": "InnoDB"}
+    engine: dict[str, Any] = {"mysql_engine": "InnoDB", "mariadb_engine": "InnoDB"}
     sa.Table(
         "bus_outcomes",
         made,
@@ -193,8 +193,7 @@ class Ledger:
             dialect = postgresql if self._connection.dialect.name == "postgresql" else sqlite
             return self._connection.execute(dialect.insert(table).on_conflict_do_nothing(), rows[0]).rowcount == len(rows)
         try:
-            with self._connection.begin_nested():
-                self._connection.execute(sa.insert(table), rows)
+            _in_savepoint(self._connection, lambda: self._connection.execute(sa.insert(table), rows))
         except exc.IntegrityError:
             return False
         return True
@@ -211,12 +210,23 @@ def again_after_race(connection: Connection, work: Callable[[], T]) -> T:
     """``work`` in a savepoint; once more if somebody inserted the same key between its look and its insert."""
     for _ in range(RACES - 1):
         try:
-            with connection.begin_nested():
-                return work()
+            return _in_savepoint(connection, work)
         except exc.IntegrityError:
             continue
-    with connection.begin_nested():
-        return work()
+    return _in_savepoint(connection, work)
+
+
+def _in_savepoint(connection: Connection, work: Callable[[], T]) -> T:
+    savepoint = connection.begin_nested()
+    try:
+        done = work()
+    except exc.IntegrityError:
+        savepoint.rollback()
+        raise
+    # Any other error ends the whole transaction. After a deadlock MariaDB and MySQL have forgotten the savepoint: rolling back to it
+    # would fail, and hide the deadlock behind an error of its own.
+    savepoint.commit()
+    return done
 
 
 def stored_key(key: str) -> str:

@@ -53,7 +53,7 @@ BAD_VALUE = Meaning(Poison, "a value was refused")
 _POSTGRES = {  # https://www.postgresql.org/docs/current/errcodes-appendix.html; the longest prefix counts
     "08": LOST, "57P01": LOST, "57P02": LOST, "57P03": BUSY_SERVER, "57P05": LOST, "25P03": LOST,
     "55P03": LOCKED, "40P01": DEADLOCK, "40": DEADLOCK, "57014": TIMED_OUT, "25P04": TIMED_OUT,
-    "53100": DISK_FULL, "53": BUSY_SERVER, "58": BUSY_SERVER, "XX": BUSY_SERVER, "57": BUSY_SERVER, "55": LOCKED,
+    "53100": DISK_FULL, "53": BUSY_SERVER, "58": BUSY_SERVER, "XX": BUSY_SERVER, "57": BUSY_SERVER, "55": BUSY_SERVER,
     "28": REFUSED_LOGIN, "3D": NO_DATABASE, "42501": DENIED, "42": BAD_STATEMENT, "3F": BAD_STATEMENT, "0A": BAD_STATEMENT,
     "26": BAD_STATEMENT, "34": BAD_STATEMENT, "25006": READ_ONLY, "25": BAD_STATEMENT,
     "22021": NUL_IN_TEXT, "22P05": NUL_IN_TEXT, "22001": TOO_LONG, "54": TOO_LONG, "22003": OUT_OF_RANGE, "22P02": WRONG_TYPE,
@@ -102,7 +102,7 @@ def explained(where: str, doing: str) -> Iterator[None]:
     """Turn what SQLAlchemy raises inside into one of ours; ``doing`` is the work in words ("append to 'orders'")."""
     try:
         yield
-    except exc.SQLAlchemyError as error:
+    except (exc.SQLAlchemyError, OverflowError, UnicodeEncodeError) as error:  # drivers raise the last two for values, unwrapped
         raise_explained(error, where, doing)
 
 

@@ -17,10 +17,12 @@ from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.csv
 
 from resources.errors import Misconfigured, Poison
+
+pc: Any = pyarrow.compute  # its functions are made at import; no type checker knows them
 
 CSV_ROWS = 65_536
 """Rows a CSV piece has at most: big enough to be fast, small enough to bound memory."""
@@ -84,7 +86,7 @@ def _csv_column(column: pa.Array) -> pa.Array:
     if pa.types.is_timestamp(kind) and kind.tz is not None:
         # As Arrow's CSV writer would write it, which takes a microsecond for each: 25 times as long.
         in_utc = column.view(pa.int64()).view(pa.timestamp(kind.unit))
-        return pc.binary_join_element_wise(in_utc.cast(pa.string()), "Z", "")  # pyright: ignore[reportAttributeAccessIssue]
+        return pc.binary_join_element_wise(in_utc.cast(pa.string()), "Z", "")
     return column
 
 
@@ -225,7 +227,7 @@ def _plain(value: Any, dialect: str) -> Any:
     if isinstance(value, (dict, list, tuple)):
         return as_json(value)
     if isinstance(value, dt.timedelta) and dialect in ("mysql", "mariadb") and dt.timedelta(0) <= value < _DAY:
-        return (dt.datetime.min + value).time()  # how PyMySQL gives a TIME
+        return (dt.datetime(1, 1, 1, tzinfo=dt.UTC) + value).time()  # how PyMySQL gives a TIME
     return str(value)
 
 

@@ -111,7 +111,12 @@ def definition(plan: TablePlan, name: TableName, dialect: Dialect) -> sa.Table:
         kind = sql_type(column.type, dialect, in_key=in_key)
         quoted = quoted_name(column.name, True)
         columns.append(sa.Column(quoted, kind, nullable=column.nullable and not in_key, primary_key=in_key, autoincrement=False))
-    options = {"mysql_engine": "InnoDB", "mariadb_engine": "InnoDB", "mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"}
+    options: dict[str, Any] = {
+        "mysql_engine": "InnoDB",
+        "mariadb_engine": "InnoDB",
+        "mysql_charset": "utf8mb4",
+        "mariadb_charset": "utf8mb4",
+    }
     # The primary key's columns stand in the key's order, not the table's: an index on (order_id, line) finds an order's lines.
     ordered = [c for k in plan.key for c in columns if c.name == k]
     return sa.Table(table, sa.MetaData(), *columns, *([sa.PrimaryKeyConstraint(*ordered)] if ordered else []), schema=schema, **options)

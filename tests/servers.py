@@ -114,11 +114,13 @@ def _postgres_binaries() -> Path | None:
 @contextmanager
 def _wheel_postgres() -> Iterator[str]:
     try:
-        import pgserver  # pyright: ignore[reportMissingImports]
+        import pgserver
     except ImportError:
         raise NotInstalled("Postgres is not installed: apt-get install postgresql, or pip install pgserver") from None
     with _folder("pg") as folder:
-        server = pgserver.get_server(folder / "data", cleanup_mode="delete")
+        server = pgserver.get_server(  # pyright: ignore[reportPrivateImportUsage]
+            folder / "data", cleanup_mode="delete"
+        )
         try:
             yield make_url(server.get_uri()).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
         finally:

@@ -124,19 +124,18 @@ def test_a_check_in_yellow_says_how_many_rows_wait_and_why(ui: Webserver, clicke
     assert "2 of 6 rows wait in quarantine, within the limit: quantity: type integer ×1" in text
 
 
-@pytest.mark.skipif(
-    "not os.environ.get('UPDATE_SCREENSHOT')", reason="only UPDATE_SCREENSHOT=1 drives the demo and draws docs/lineage.png again"
-)
-def test_update_the_screenshot_of_the_demo(browser: Browser, tmp_path: Path):
-    from bus_assets.demo import airports_service, world
+if os.environ.get("UPDATE_SCREENSHOT"):  # draws docs/lineage.png again; otherwise not even a skipped test
 
-    world.set_up(tmp_path / "bus", tell=print)
-    with airports_service.running("http://127.0.0.1:0") as airports_url:
-        environment = {**outside_environment(REPOSITORY), "BUS_HOME": str(tmp_path / "bus"), "BUS_AIRPORTS_URL": airports_url}
-        with webserver(tmp_path, "bus_assets.definitions", environment) as demo:
-            assert demo.over(demo.launch("flights")).status == "SUCCESS"
-            page = browser.new_page(viewport={"width": 1700, "height": 1300})
-            visit(page, group(demo, "flights"), "warehouse_flights")
-            page.wait_for_timeout(2 * LAYOUT_MS)
-            (REPOSITORY / "docs").mkdir(exist_ok=True)
-            page.screenshot(path=REPOSITORY / "docs" / "lineage.png")
+    def test_update_the_screenshot_of_the_demo(browser: Browser, tmp_path: Path):
+        from bus_assets.demo import airports_service, world
+
+        world.set_up(tmp_path / "bus", tell=print)
+        with airports_service.running("http://127.0.0.1:0") as airports_url:
+            environment = {**outside_environment(REPOSITORY), "BUS_HOME": str(tmp_path / "bus"), "BUS_AIRPORTS_URL": airports_url}
+            with webserver(tmp_path, "bus_assets.definitions", environment) as demo:
+                assert demo.over(demo.launch("flights")).status == "SUCCESS"
+                page = browser.new_page(viewport={"width": 1700, "height": 1300})
+                visit(page, group(demo, "flights"), "warehouse_flights")
+                page.wait_for_timeout(2 * LAYOUT_MS)
+                (REPOSITORY / "docs").mkdir(exist_ok=True)
+                page.screenshot(path=REPOSITORY / "docs" / "lineage.png")

@@ -291,15 +291,16 @@ def test_keys_that_differ_by_case_or_a_trailing_space_are_different(orders: Data
 
 
 def test_accumulate_adds_exactly_and_counts_null_as_zero(orders: Database) -> None:
-    append(orders, order("a", 1, "0.10", "old"), order("n", None, None))
+    append(orders, order("a", 1, "0.10", "old"), order("n", None, None), order("o", None, None))
     with orders.transaction() as transaction:
         given = [
             batch(order("a", 2, "0.20"), order("b", 5, "1.01", "first")),
-            batch(order("a", None, "0.30", "new"), order("b", 6, "2.02", "last"), order("n", 7, None)),
+            batch(order("a", None, "0.30", "new"), order("b", 6, "2.02", "last"), order("m", None, None), order("n", 7, None)),
         ]
         done = transaction.accumulate("orders", COLUMNS, ["order_id"], ("quantity", "price"), given)
-    assert done == Applied(inserted=1, updated=2, folded=2)
-    assert rows_of(orders) == [order("a", 3, "0.60", "new"), order("b", 11, "3.03", "last"), order("n", 7, "0.00")]
+    assert done == Applied(inserted=2, updated=2, folded=2)
+    summed = [order("a", 3, "0.60", "new"), order("b", 11, "3.03", "last"), order("m", 0, "0"), order("n", 7, "0")]
+    assert rows_of(orders) == [*summed, order("o", None, None)]
 
 
 def test_replace_deletes_its_scope_and_nothing_else(orders: Database) -> None:
@@ -476,7 +477,7 @@ def test_a_lock_that_somebody_holds_is_transient_in_bounded_time(orders: Databas
     with orders.transaction() as holder:
         holder.upsert("orders", COLUMNS, ["order_id"], [batch(order("a", 2))])
         began = time.monotonic()
-        with pytest.raises(Transient, match="lock"), impatient.transaction() as transaction:
+        with pytest.raises(Transient, match="holds a lock"), impatient.transaction() as transaction:
             transaction.upsert("orders", COLUMNS, ["order_id"], [batch(order("a", 3))])
         assert time.monotonic() - began < 5
     assert rows_of(orders) == [order("a", 2)]
@@ -494,15 +495,23 @@ def test_readers_do_not_wait_for_a_writer(orders: Database, url: str) -> None:
 
 
 def test_upserts_of_the_same_keys_at_once_both_succeed(orders: Database, url: str) -> None:
+    """On MariaDB, whose UPDATE takes its locks in an order of its own, some may have to be tried again, as Transient says."""
     keys = [f"k{at:04}" for at in range(300)]
+
+    def upsert_once(number: int) -> int:
+        with Database(url=url).transaction() as transaction:
+            ordered = keys if number % 2 else keys[::-1]
+            applied = transaction.upsert("orders", COLUMNS, ["order_id"], [batch(*(order(key, number) for key in ordered))])
+            return applied.inserted + applied.updated
 
     def upsert(number: int) -> int:
         done = 0
-        for _ in range(3):
-            with Database(url=url).transaction() as transaction:
-                ordered = keys if number % 2 else keys[::-1]
-                applied = transaction.upsert("orders", COLUMNS, ["order_id"], [batch(*(order(key, number) for key in ordered))])
-                done += applied.inserted + applied.updated
+        while done < 900:
+            try:
+                done += upsert_once(number)
+            except Transient:
+                if not url.startswith("mariadb"):
+                    raise
         return done
 
     with ThreadPoolExecutor(3) as many:
@@ -550,13 +559,20 @@ def test_a_query_without_rows_gives_one_empty_batch(orders: Database) -> None:
         ("SELEC 1", {}, {}, "SELEC"),
         ("SELECT order_id FROM orders", {}, {"x": "lost"}, r"no column \['lost'\]; it has \['order_id'\]"),
         ("SELECT :a, :b", {"b": 1, "c": 2}, {}, r"asks for \['a'\], it has no place for \['c'\]"),
-        ("DELETE FROM orders", {}, {}, "query 'q'"),
     ],
 )
 def test_a_query_that_cannot_work_is_misconfigured(orders: Database, sql: str, params: Any, fields: Any, said: str) -> None:
     append(orders, order("a"))
     with pytest.raises(Misconfigured, match=said):
         list(orders.read(sql, params=params, fields=fields, name="q"))
+    assert len(rows_of(orders)) == 1
+
+
+def test_a_query_cannot_write(orders: Database, url: str) -> None:
+    append(orders, order("a"))
+    run_sql(url, *(["CREATE SEQUENCE numbers"] if is_postgres(url) else []))
+    with pytest.raises(Misconfigured, match="nothing may be written"):
+        list(orders.read("SELECT nextval('numbers')" if is_postgres(url) else "DELETE FROM orders", name="q"))
     assert len(rows_of(orders)) == 1
 
 

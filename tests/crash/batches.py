@@ -48,16 +48,17 @@ class Batch:
 
 def made(rng: random.Random, number: int, rows: int) -> Batch:
     """A batch of ``rows`` lines. Order ids come again in later batches, as in a table that is upserted."""
-    lines, kept, rejected = [",".join(FIELDS)], [], []
+    lines, kept, rejected = [",".join(FIELDS)], list[Row](), list[int]()
     ids = rng.sample(range(3 * rows), rows)
     for line, order_id in enumerate(ids, 2):
         row: Row = (number, f"O-{order_id}", f"C-{rng.randrange(CUSTOMERS)}", rng.randint(1, 9), Decimal(rng.randint(1, 99999)) / 100, NOTE)
+        written: tuple[object, ...] = row
         if rng.random() < DIRTY_SHARE and kept:
-            row = rng.choice(_DIRT)(row, kept[0])
+            written = rng.choice(_DIRT)(row, kept[0])
             rejected.append(line)
         else:
             kept.append(row)
-        lines.append(",".join(f'"{value}"' if value is row[-1] else str(value) for value in row))
+        lines.append(",".join(f'"{value}"' if value is NOTE else str(value) for value in written))
     return Batch(number, f"orders-{number:03d}.csv", "\n".join(lines) + "\n", tuple(kept), tuple(rejected))
 
 
