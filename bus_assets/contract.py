@@ -124,7 +124,7 @@ class Field:
         try:
             return _PYTHON[kind](value) if not isinstance(value, bool) or kind == "boolean" else _refuse(value)
         except (ValueError, TypeError, InvalidOperation):
-            raise Misdeclared(f"{me}: {what} value {value!r} is not a {self.type}") from None
+            raise Misdeclared(f"{me}: {what} value {value!r} does not read as {self.type}") from None
 
 
 def _refuse(value: Any) -> Any:

@@ -248,7 +248,7 @@ def ledger_id(route: Route, trip: str, database: str) -> str:
 def failed(drive: Drive, stop: str, error: BusError) -> None:
     """Record that the trip failed at ``stop``; one whose rows are committed somewhere is stuck instead, and only rolls forward."""
     state = "stuck" if drive.bus.depot.publications(drive.trip.id) else "failed"
-    if drive.mode in ("driving", "forward"):
+    if drive.mode != "delivered":
         said = str(error.at(route=drive.route.name, stop=stop))
         drive.bus.depot.finish_trip(drive.trip.id, state, said, attempt=drive.attempt)
 

@@ -90,8 +90,7 @@ def faults_of(source: pa.Array, values: pa.Array, target: Target, explain: Calla
     if not refused.size:
         return {}
     return {
-        int(row): target.fault(value, explain(value))
-        for row, value in zip(refused, as_python(source.take(pa.array(refused))), strict=True)
+        int(row): target.fault(value, explain(value)) for row, value in zip(refused, as_python(source.take(pa.array(refused))), strict=True)
     }
 
 

@@ -15,7 +15,7 @@ from zoneinfo import available_timezones
 from bus_assets.contract import Contract, TableKey
 from bus_assets.declare import Misdeclared, checked_name, declaration
 from bus_assets.stops import DropOff, PickUp, Stop, Transform
-from bus_assets.values import check_placeholders
+from bus_assets.values import check_placeholders, refuse_placeholders
 
 _CRON_FIELD = re.compile(r"[\d*/,\-?LW#A-Za-z]+")
 HIDDEN_PREFIX = "_bus_"
@@ -56,7 +56,7 @@ class Parameter:
         try:
             return _READ[self.type](given)
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise Misdeclared(f"parameter {self.name!r}: {given!r} is not a {self.type}") from None
+            raise Misdeclared(f"parameter {self.name!r}: {given!r} does not read as {self.type}") from None
 
 
 def _read_boolean(given: Any) -> bool:
@@ -221,6 +221,8 @@ class Route:
                     check_placeholders(f"stop {stop.name!r}", template, tuple(p.name for p in self.parameters))
             if isinstance(stop, Transform):
                 self._check_how(stop)
+            for sql in _own_sql(stop):
+                refuse_placeholders(f"stop {stop.name!r}", sql)
         self._check_tables()
         self._check_triggers()
 
@@ -319,6 +321,14 @@ class Route:
                     raise Misdeclared(
                         f"Cron {trigger.schedule!r} leaves parameter {name!r} open; give it a default or set it in the trigger"
                     )
+
+
+def _own_sql(stop: Stop) -> tuple[str, ...]:
+    """SQL that runs on staged rows as it is written."""
+    if isinstance(stop, DropOff):
+        return (stop.where,) if stop.where else ()
+    how = (stop.how,) if isinstance(stop, Transform) and isinstance(stop.how, str) else ()
+    return (*how, *(check.sql for check in stop.checks))
 
 
 def _no_repeats(names: list[str], what: str) -> None:

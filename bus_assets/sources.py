@@ -196,7 +196,7 @@ class Endpoint:
     """JSON over HTTP. ``records`` is the dotted path to the list in each body (none: the body is the list).
 
     ``paging`` says how one page leads to the next: ``{"kind": "page"}``, ``"offset"``, ``"cursor"``, ``"next_url"``,
-    ``"link_header"`` or ``"none"``; the keys of each are in :mod:`resources.http`.
+    ``"link_header"`` or ``"none"``; the keys of each are in :mod:`resources.http_paging`.
     """
 
     unit: ClassVar[str] = "record"

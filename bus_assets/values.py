@@ -51,6 +51,14 @@ def fill(template: Any, values: TripValues) -> Any:
     return _PLACEHOLDER.sub(lambda found: str(values[found.group(1)]), template)
 
 
+def refuse_placeholders(where: str, sql: str) -> None:
+    """Raise :class:`Misdeclared` for placeholders in an author's SQL: nothing fills them in there, they would be compared as text."""
+    if any(name in ("trip", "scheduled", "date") or name.startswith("params.") for name in placeholders(sql)):
+        raise Misdeclared(
+            f"{where}: placeholders do not belong in SQL text; take them as params in a transform's function, or bind them in a Query"
+        )
+
+
 def check_placeholders(where: str, template: Any, parameters: tuple[str, ...]) -> None:
     """Raise :class:`Misdeclared` for a placeholder that no trip could fill."""
     known = {"trip", "scheduled", "date", *(f"params.{name}" for name in parameters)}

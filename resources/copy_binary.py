@@ -24,7 +24,8 @@ MAX_PIECE_BYTES = 256 << 20
 MAX_DECIMAL_DIGITS = 18
 """Decimals of so many digits fit 64 bits; wider ones go as CSV."""
 
-_NULL = pa.scalar(b"\xff\xff\xff\xff", pa.binary())
+_NULL_BYTES = [None, pa.py_buffer(np.array([0, 4], np.int32)), pa.py_buffer(b"\xff\xff\xff\xff")]
+_NULL = pa.Array.from_buffers(pa.binary(), 1, _NULL_BYTES)[0]  # pa.scalar() would import pandas
 _POSTGRES_EPOCH_DAYS = 10_957
 """2000-01-01 in days since 1970."""
 _POSTGRES_EPOCH_MICROSECONDS = _POSTGRES_EPOCH_DAYS * 86_400_000_000

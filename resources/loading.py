@@ -289,7 +289,7 @@ def _inside(scope: Mapping[str, object], table: str, batches: Iterable[pa.Record
     """``batches``; Refused after the last one if rows were outside ``scope``: deleted again only with somebody else's scope."""
     outside = 0
     for batch in batches:
-        is_inside = pa.array([True] * batch.num_rows)
+        is_inside = pa.array([True] * batch.num_rows, pa.bool_())
         for name, value in scope.items():
             is_inside = pc.and_(is_inside, _equal(batch.column(name), as_bound(value, batch.schema.field(name).type, "arrow", name)))
         outside += batch.num_rows - (pc.sum(is_inside).as_py() or 0)

@@ -240,4 +240,6 @@ def _as_text(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, (dt.date, dt.time)):
         return value.isoformat()
+    if isinstance(value, Decimal):
+        return format(value, "f")
     return repr(value) if isinstance(value, float) else str(value)

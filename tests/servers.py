@@ -152,6 +152,12 @@ def _unprivileged(folder: Path) -> list[str]:
 
 @contextmanager
 def _running(command: list[str], folder: Path, url: str, *, stop: signal.Signals) -> Iterator[None]:
+    # It ends with us even if we are killed: left behind, it would run for ever.
+    with_us = ["setpriv", f"--pdeathsig={stop.name.removeprefix('SIG')}"]
+    if command[0] == "setpriv":
+        command = [*with_us, *command[1:]]
+    elif shutil.which("setpriv"):
+        command = [*with_us, "--", *command]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
     try:

@@ -15,10 +15,11 @@ from dagster import (
 from pydantic import create_model
 
 from bus_assets.build.assets import DEPOT, STAGING, route_assets, source_specs
-from bus_assets.build.keys import PARAMETERS, stop_key
+from bus_assets.build.keys import PARAMETERS, op_name, publish_name, source_key, stop_key
 from bus_assets.declare import Misdeclared
 from bus_assets.route import Cron, Route
 from bus_assets.settings import settings
+from bus_assets.stops import DropOff
 from resources.depot.resource import DepotResource
 from resources.staging import StagingArea
 from sensors.schedule import cron_schedule
@@ -79,6 +80,25 @@ def _check(routes: tuple[Route, ...], resources: Mapping[str, Any]) -> None:
     for reserved in (DEPOT, STAGING):
         if reserved in resources:
             raise Misdeclared(f"resource name {reserved!r} is the platform's own; pass it as depot=… or staging=… instead")
+    for route in routes:
+        if route.parameters and (taken := PARAMETERS.format(route=route.name)) in resources:
+            raise Misdeclared(f"resource name {taken!r} is the platform's own, for the parameters of route {route.name!r}; choose another")
+        _check_steps(route, keys)
+
+
+def _check_steps(route: Route, keys: Mapping[Any, str]) -> None:
+    """No two steps of a job, and no source and stop, may have one name: Dagster's own error would not say which."""
+    steps: dict[str, str] = {}
+    named = [(op_name(route, stop.name), f"stop {stop.name!r}") for stop in route.stops if not isinstance(stop, DropOff)]
+    for step, what in [*named, *((publish_name(route, database), f"database {database!r}") for database in route.databases)]:
+        if (other := steps.setdefault(step, what)) is not what:
+            raise Misdeclared(f"route {route.name!r}: {other} and {what} would both be step {step!r}; rename one of them")
+    for stop in route.pick_ups:
+        if (made_by := keys.get(source_key(stop))) is not None:
+            raise Misdeclared(
+                f"route {route.name!r}, stop {stop.name!r}: its source {source_key(stop).to_user_string()!r} has the asset key of "
+                f"{made_by}; rename the resource {stop.source.system!r}, or that route or stop"
+            )
 
 
 def _job(route: Route) -> Any:

@@ -63,6 +63,7 @@ def _verdict(account: Account) -> None:
         print_coloured(f"✗ {problem}", "bold red")
     totals = account.totals
     said = f"{totals['picked_up']:,} rows picked up, {totals['rejected']:,} rejected, {totals['dropped_off']:,} dropped off"
+    said += f" at {len(account.drop_offs)} drop-offs" if len(account.drop_offs) > 1 else ""
     skipped = sum(recount.status == "not counted" for recount in account.recounts)
     recounted = ", and the recount agrees" + (f" ({skipped} not counted)" if skipped else "") if account.recounts else ""
     if account.balanced:

@@ -43,7 +43,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for name in header:
         right = name in numbers
-        table.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
+        table.add_column(name, justify="right" if right else "left", no_wrap=right or name == "trip", overflow="fold")
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(cell_text(cell)) for cell in row))
     if not table.row_count:

@@ -54,7 +54,8 @@ def trip(trip_id: TripId, as_json: AsJson = False) -> None:
         if text:
             say(f"{what}: {text}")
     if attempt:
-        said = f"{attempt.outcome} at {attempt.ended_at:%Y-%m-%d %H:%M:%S}" if attempt.ended_at else "has not ended"
+        is_open = "failed; it is closed when the trip is driven again" if found.state in ("failed", "stuck") else "has not ended"
+        said = f"{attempt.outcome} at {attempt.ended_at:%Y-%m-%d %H:%M:%S}" if attempt.ended_at else is_open
         say(f"attempt {attempt.attempt}: run {attempt.run} on {attempt.host}, {said}")
     rows = [(v.stop, "passed" if v.passed else "FAILED", v.picked_up, v.kept, v.rejected, v.attempt) for v in verdicts]
     print_table(

@@ -519,6 +519,30 @@ def test_upserts_of_the_same_keys_at_once_both_succeed(orders: Database, url: st
     assert [row["order_id"] for row in rows_of(orders)] == keys
 
 
+def test_a_deadlock_is_transient_and_the_other_transaction_goes_on(orders: Database, url: str) -> None:
+    if url.startswith("sqlite"):
+        pytest.skip("SQLite has one writer at a time")
+    # Between the two stand enough rows that nobody finds it cheaper to scan, and so to lock, the whole table.
+    append(orders, order("x", 0), order("y", 0), *(order(f"x{at}", 0) for at in range(2000)))
+    both_hold_one = threading.Barrier(2)
+
+    def crosswise(first: str, second: str) -> str:
+        try:
+            with orders.transaction() as transaction:
+                transaction.upsert("orders", COLUMNS, ["order_id"], [batch(order(first, 1))])
+                both_hold_one.wait(20)
+                transaction.upsert("orders", COLUMNS, ["order_id"], [batch(order(second, 1))])
+        except Transient as error:
+            assert "collided with another transaction" in str(error)
+            return "collided"
+        return "committed"
+
+    with ThreadPoolExecutor(2) as two:
+        ends = [two.submit(crosswise, "x", "y"), two.submit(crosswise, "y", "x")]
+        assert sorted(end.result(30) for end in ends) == ["collided", "committed"]
+    assert [row["quantity"] for row in rows_of(orders) if row["order_id"] in "xy"] == [1, 1]
+
+
 def test_the_dialect_passes_the_probe(database: Database) -> None:
     database.probe()
     database.prepare([])

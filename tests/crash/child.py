@@ -21,7 +21,7 @@ LATE_IMPORTS = (
     "bus_assets.transforms",
     "dagster._core.storage.event_log",
     "dagster._core.storage.legacy_storage",
-    "dagster._core.storage.local_compute_log_manager",
+    "dagster._core.storage.noop_compute_log_manager",
     "dagster._core.storage.runs",
     "dagster._core.storage.schedules",
     "duckdb",

@@ -32,8 +32,10 @@ WAREHOUSE_TABLES = ("log", "totals", "accounts", "bus_outcomes", "bus_receipts",
 DEPOT_TABLES = ("depot_trips", "depot_attempts", "depot_verdicts", "depot_publications", "depot_quarantine")
 DAGSTER_YAML = """telemetry: {enabled: false}
 event_log_storage: {module: dagster._core.storage.event_log, class: InMemoryEventLogStorage}
+compute_logs: {module: dagster._core.storage.noop_compute_log_manager, class: NoOpComputeLogManager}
 """
-"""Runs are kept on disk, so that a killed one is found as it was left: started. Its 60 event lines are not: they cost a second."""
+"""Runs are kept on disk, so that a killed one is found as it was left: started. Its 60 event lines are not (they cost a second), nor
+are its streams captured (two processes for each step)."""
 _WAL_HEADER, _WAL_FRAME = 32, 24
 
 _fork = multiprocessing.get_context("forkserver")

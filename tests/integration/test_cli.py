@@ -322,7 +322,7 @@ def test_a_failed_trip_is_driven_again_by_its_id(call, place):
 
 
 def test_parameters_are_typed_and_named(call):
-    assert "'x' is not a integer" in call("drive", "shop", "--set", "day=x")[2]
+    assert "'x' does not read as integer" in call("drive", "shop", "--set", "day=x")[2]
     assert "has no parameter 'dya'; did you mean 'day'?" in call("drive", "shop", "--set", "dya=1")[2]
     assert "route 'lazy' needs week (integer): add --set week=…" in call("drive", "lazy")[2]
 

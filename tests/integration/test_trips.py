@@ -227,7 +227,7 @@ def test_parameters_are_typed_and_required(world):
     world.land(GOOD, "orders-3.csv")
     with pytest.raises(Misconfigured, match="'month' \\(integer\\) has no default"):
         world.drive(route)
-    with pytest.raises(Misconfigured, match="'x' is not a integer"):
+    with pytest.raises(Misconfigured, match="'x' does not read as integer"):
         world.drive(route, parameters={"month": "x"})
     drive = world.drive(route, parameters={"month": "3"})
     assert drive.trip.parameters == {"month": 3}
