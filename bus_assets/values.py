@@ -28,7 +28,10 @@ class TripValues:
             return self.scheduled.strftime("%Y-%m-%dT%H:%M:%SZ")
         if placeholder == "date":
             return self.scheduled.strftime("%Y-%m-%d")
-        return self.parameters[placeholder.removeprefix("params.")]
+        name = placeholder.removeprefix("params.")
+        if name not in self.parameters:
+            raise Misdeclared(f"trip {self.trip} has no parameter {name!r}; it is older than that parameter: start a new trip instead")
+        return self.parameters[name]
 
 
 def placeholders(template: Any) -> Iterator[str]:

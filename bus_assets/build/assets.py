@@ -204,7 +204,7 @@ def _bus(context: AssetExecutionContext, route: Route) -> Bus:
 
 def _boarding(context: AssetExecutionContext, route: Route) -> Boarding:
     run, tags = context.run, context.run.tags
-    resumed = tags.get("dagster/is_resume_retry") == "true" or "dagster/step_selection" in tags
+    resumed = tags.get("dagster/is_resume_retry") == "true" or "dagster/step_selection" in tags or bool(run.step_keys_to_execute)
     return Boarding(
         run=run.run_id,
         selected=_selected(context, route),

@@ -1,5 +1,6 @@
 """Routes and resources → Dagster definitions."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -7,7 +8,9 @@ from dagster import (
     AssetSelection,
     ConfigurableResource,
     Definitions,
+    EnvVar,
     ExecutorDefinition,
+    ResourceDefinition,
     ScheduleDefinition,
     define_asset_job,
     in_process_executor,
@@ -42,9 +45,9 @@ def build_definitions(
     routes = tuple(routes)
     _check(routes, resources)
     bound = {
-        **resources,
+        **{name: _unshown(name, resource) for name, resource in resources.items()},
         **{PARAMETERS.format(route=route.name): _parameters_resource(route) for route in routes if route.parameters},
-        DEPOT: depot or DepotResource(url=settings().depot_url),
+        DEPOT: _unshown(DEPOT, depot or DepotResource(url=settings().depot_url)),
         STAGING: staging or StagingArea(url=settings().staging_url),
     }
     jobs = {route.name: _job(route) for route in routes}
@@ -112,8 +115,42 @@ def _job(route: Route) -> Any:
 _PYTHON = {"string": str, "integer": int, "number": float, "boolean": bool}
 
 
+_SECRETS = ("token", "password", "api_key", "headers")
+_PASSWORD_IN_URL = re.compile(r"://[^/@]*:[^/@]+@")
+
+
+def _unshown(name: str, resource: Any) -> Any:
+    """``resource``, bound so that Dagster does not show its configuration where a secret was given in plain text.
+
+    What a resource is constructed with becomes the default of its config schema, which the UI shows to everybody. An ``EnvVar``
+    is shown by its name only, and stays as it is.
+    """
+    if not isinstance(resource, ConfigurableResource):
+        return resource
+    given = {field: getattr(resource, field) for field in type(resource).model_fields}
+    by_name = [field for field, value in given.items() if isinstance(value, EnvVar)]
+    plain = [field for field, value in given.items() if field not in by_name and _is_secret(field, value)]
+    if not plain:
+        return resource
+    if by_name:
+        raise Misdeclared(
+            f"resource {name!r} gives {', '.join(by_name)} by EnvVar, but {', '.join(plain)} in plain text, which the UI would show; "
+            "give both by EnvVar"
+        )
+    return ResourceDefinition.hardcoded_resource(resource, description=type(resource).__doc__)
+
+
+def _is_secret(field: str, value: Any) -> bool:
+    return bool(value) and (field in _SECRETS or (isinstance(value, str) and _PASSWORD_IN_URL.search(value) is not None))
+
+
 def _parameters_resource(route: Route) -> Any:
     """A resource with one typed field per parameter: the launchpad shows it, and every stop of a run sees the same values."""
+    for parameter in route.parameters:
+        if hasattr(ConfigurableResource, parameter.name):
+            raise Misdeclared(
+                f"route {route.name!r}: parameter {parameter.name!r} is a word that Dagster's resources use; choose another name"
+            )
     fields: Any = {p.name: (_PYTHON[p.type], ... if p.default is None else p.default) for p in route.parameters}
     made = create_model(f"{route.name.title().replace('_', '')}Parameters", __base__=ConfigurableResource, **fields)
     return made.configure_at_launch()

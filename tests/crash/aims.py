@@ -17,7 +17,7 @@ POLL_SECONDS = 0.001
 SHARES = {"any time": 40, "staged": 15, "judged": 10, "publishing": 12, "committed": 18, "delivered": 5}
 """Of the kills. Most moments are hit by chance alone; those that last milliseconds are waited for."""
 
-_AFTERWARDS = {"any time": 1, "claimed": 0.15, "staged": 0.02, "judged": 0.2, "publishing": 0.15, "committed": 0, "delivered": 0.05}
+_AFTERWARDS = {"any time": 0.9, "claimed": 0.15, "staged": 0.02, "judged": 0.2, "publishing": 0.15, "committed": 0, "delivered": 0.05}
 """How much later at most than what is waited for, as a share of a ride."""
 
 _VERDICT = """

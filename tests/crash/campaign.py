@@ -30,7 +30,7 @@ from tests.servers import fresh_database, postgres_server
 ROUTES = ("sales", "takings")
 MIXED, SQLITE, POSTGRES = "warehouse on Postgres, depot on SQLite", "everything on SQLite", "everything on Postgres"
 KINDS = (MIXED, SQLITE, POSTGRES)
-TRIPS_IN_A_TOWN = 8
+TRIPS_IN_A_TOWN = 12
 ZOMBIES_IN_A_TOWN = 2
 MOST_KILLS_OF_A_TRIP = 5
 AGAIN_SHARE = 0.3

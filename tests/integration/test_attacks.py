@@ -214,7 +214,7 @@ def test_placeholders_in_sql_that_nothing_fills_are_refused(where):
 
 @pytest.mark.parametrize(("kind", "given"), [("number", "nan"), ("number", "1e999"), ("boolean", 1), ("string", "\ud800")])
 def test_values_that_no_parameter_can_have(kind, given):
-    with pytest.raises(Misdeclared, match=f"is not a {kind}"):
+    with pytest.raises(Misdeclared, match=f"does not read as {kind}"):
         Parameter("p", kind).value(given)
 
 

@@ -92,3 +92,24 @@ def test_parameters_are_typed_in_the_launchpad(tmp_path):
     job = build_definitions((route,), SYSTEMS).resolve_job_def("shop")
     with pytest.raises(dg.DagsterInvalidConfigError):
         job.execute_in_process(run_config={"resources": {"shop_parameters": {"config": {"month": "x"}}}})
+
+
+@pytest.mark.parametrize("secret", ["postgresql://bus:t0psecret@db/x", "https"])
+def test_a_secret_in_plain_text_is_not_in_what_dagster_shows(secret):
+    from dagster._core.remote_representation.external_data import RepositorySnap  # what the UI is given
+    from dagster._serdes import serialize_value
+
+    from resources.http import WebService
+
+    warehouse = Database(url=secret) if "@" in secret else WebService(base_url="https://x", auth="bearer", token="t0psecret")
+    defs = build_definitions((shop(),), {**SYSTEMS, "warehouse": warehouse})
+    shown = serialize_value(RepositorySnap.from_def(defs.get_repository_def()))
+    assert "t0psecret" not in shown
+    assert "/nowhere" in shown  # the snapshot does hold the configuration of the others
+
+
+def test_a_secret_by_name_stays_a_name_and_is_resolved(monkeypatch):
+    monkeypatch.setenv("SHOP_WAREHOUSE", "sqlite:////nowhere/by-name.db")
+    defs = build_definitions((shop(),), {**SYSTEMS, "warehouse": Database(url=dg.EnvVar("SHOP_WAREHOUSE"))})
+    with dg.build_resources({"warehouse": defs.resources["warehouse"]}) as bound:
+        assert bound.warehouse.where == "sqlite:////nowhere/by-name.db"
