@@ -11,6 +11,7 @@ import csv
 import difflib
 import gzip
 import io
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,8 @@ from resources.textstream import Utf8Stream, break_lines, check_encoding, opened
 
 DELIMITERS = (",", ";", "\t", "|", ":", "\x01")
 """What is suggested where the declared delimiter does not fit."""
+SIMILAR = 0.6
+"""As difflib measures: a name this near to a wanted one is suggested, and shows that the line is a header."""
 BLOCK_BYTES = 1 << 20
 """Also the longest record that is sure to be read. Arrow reads up to 32 blocks ahead: 5 million orders took 100 MB with blocks of
 1 MiB and 480 MB with 8 MiB, at the same speed."""
@@ -225,18 +228,32 @@ def _wanted(names: Sequence[str], fields: dict[str, str], header: bytes, file: s
             said = f"column {column!r} is wanted but appears {times[column]} times in the header"
             raise Misconfigured(f"{said}; rename one of them, or read the file with header=False and columns", place=file)
         if column not in times:
-            raise Misconfigured(_no_column(column, names, header, dialect), place=file)
+            is_header = any(_like(name, wanted) for name in names for wanted in fields.values())
+            raise Misconfigured(_no_column(column, names, header, dialect, is_header=is_header), place=file)
     return {output: list(names).index(column) for output, column in fields.items()}
 
 
-def _no_column(column: str, names: Sequence[str], header: bytes, dialect: _Dialect) -> str:
-    said = f"there is no column {column!r}; there is {', '.join(map(repr, names))}"
+def _like(name: str, wanted: str) -> bool:
+    """Whether ``name`` may be meant for ``wanted``, or hold it under another delimiter."""
+    name, wanted = name.strip().casefold(), wanted.strip().casefold()
+    held = re.search(rf"(?<![a-z0-9]){re.escape(wanted)}(?![a-z0-9])", name)
+    return held is not None or difflib.SequenceMatcher(None, name, wanted).ratio() >= SIMILAR
+
+
+def _no_column(column: str, names: Sequence[str], header: bytes, dialect: _Dialect, *, is_header: bool) -> str:
+    # A first line without any of the names is likely a row of data, which no error may quote.
+    shown = (
+        ", ".join(map(repr, names))
+        if is_header
+        else f"none of the {len(names)} fields of line 1 is like a wanted name; is the header missing?"
+    )
+    said = f"there is no column {column!r}; {'there is ' if is_header else ''}{shown}"
     likely = _likely_delimiter(header.decode("utf-8", "replace"), dialect.delimiter)
     if len(names) == 1 and likely:
         return f"{said}; the delimiter is declared as {dialect.delimiter!r} but is probably {likely!r}"
     folded = {name.strip().casefold(): name for name in names}
-    near = difflib.get_close_matches(column.strip().casefold(), folded, n=3, cutoff=0.6)
-    return f"{said}; did you mean {' or '.join(repr(folded[name]) for name in near)}?" if near else said
+    near = difflib.get_close_matches(column.strip().casefold(), folded, n=3, cutoff=SIMILAR)
+    return f"{said}; did you mean {' or '.join(repr(folded[name]) for name in near)}?" if near and is_header else said
 
 
 def _check_fits(ledger: Ledger, dialect: _Dialect) -> None:

@@ -154,6 +154,12 @@ def test_a_missing_column_says_what_there_is_and_what_is_near(folder: Folder) ->
         folder.read(b"Order_ID,b\n", fields={"id": "orderid"})
 
 
+def test_a_file_without_its_header_does_not_quote_its_first_row(folder: Folder) -> None:
+    with pytest.raises(Misconfigured, match="is the header missing") as error:
+        folder.read(b"77,alice@example.org\n78,bob@example.org\n", fields={"id": "id", "email": "email"})
+    assert "alice" not in str(error.value)
+
+
 def test_duplicate_headers_matter_only_where_they_are_ambiguous(folder: Folder) -> None:
     assert rows(folder.read(b"x,a,x,b\n0,1,0,2\n")) == [("1", "2")]
     with pytest.raises(Misconfigured, match="column 'x' is wanted but appears 2 times"):
