@@ -33,7 +33,7 @@ Said = Callable[[], dict[str, Any]]
 
 def bare_loop(file: str) -> Callable[[], Said]:
     """lxml as its documentation iterates over big files; nothing is done with the elements."""
-    from lxml import etree
+    from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] - it has no stubs
 
     def loop() -> Said:
         rows = 0
@@ -47,7 +47,7 @@ def bare_loop(file: str) -> Callable[[], Said]:
 
 def bare_values(file: str) -> Callable[[], Said]:
     """The same loop, and each row's values as a tuple of texts: what a script would begin with."""
-    from lxml import etree
+    from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] - it has no stubs
 
     def loop() -> Said:
         rows = []
