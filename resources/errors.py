@@ -3,6 +3,7 @@
     BusError
     ├── Transient       the same call may succeed later           → retried with back-off, same trip
     ├── Poison          this data will never pass                 → quarantined or the trip fails, never retried blindly
+    │   ├── Gone            what a message names is there no more → as Poison; only the sender can help
     │   └── ChecksFailed    a gate said no                        → the trip fails visibly, nothing is published
     ├── Misconfigured   a person must change something            → the trip fails visibly, not retried
     └── Refused         publishing would break a promise          → nothing was written; says which and what to do
@@ -50,6 +51,10 @@ class Transient(BusError):
 
 class Poison(BusError):
     """This data will never pass, however often it is tried: a cut gzip, broken XML, a wrong encoding."""
+
+
+class Gone(Poison):
+    """The object that a message names, or the version of it, is not there any more: deleted or expired."""
 
 
 class ChecksFailed(Poison):
