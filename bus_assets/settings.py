@@ -18,6 +18,12 @@ class Settings:
     ``airports_url``   BUS_AIRPORTS_URL, the demo's web service.
     ``module``         BUS_MODULE, the module with ``defs`` and ``ROUTES``.
     ``dagster_home``   DAGSTER_HOME, default in ``home``.
+    ``cloud``          BUS_CLOUD: 'embedded' (default: `bus up` brings SQS, S3 and the rest along) or 'aws'. AWS_ENDPOINT_URL, where it
+                       is set, says where AWS is, and nothing is embedded.
+    ``cloud_url``      AWS_ENDPOINT_URL.
+    ``region``         AWS_REGION or AWS_DEFAULT_REGION.
+    ``results_url``    BUS_RESULTS_URL, where workers say how runs ended, as Celery writes it; default SQLite in ``home``.
+    ``run_queue``      BUS_RUN_QUEUE, the SQS queue through which runs reach the workers; one for each deployment.
     """
 
     home: Path
@@ -27,6 +33,11 @@ class Settings:
     airports_url: str
     module: str
     dagster_home: Path
+    cloud: str
+    cloud_url: str | None
+    region: str
+    results_url: str = field(repr=False)
+    run_queue: str
 
 
 def settings() -> Settings:
@@ -41,4 +52,9 @@ def settings() -> Settings:
         airports_url=read("BUS_AIRPORTS_URL") or "http://127.0.0.1:8018",
         module=read("BUS_MODULE") or "bus_assets.definitions",
         dagster_home=Path(read("DAGSTER_HOME") or home / "dagster").absolute(),
+        cloud=read("BUS_CLOUD") or "embedded",
+        cloud_url=read("AWS_ENDPOINT_URL") or None,
+        region=read("AWS_REGION") or read("AWS_DEFAULT_REGION") or "eu-west-1",
+        results_url=read("BUS_RESULTS_URL") or f"db+sqlite:///{home}/results.db",
+        run_queue=read("BUS_RUN_QUEUE") or "bus-runs",
     )
