@@ -49,9 +49,8 @@ def why_unsendable(body: str, limit_bytes: int) -> str | None:
         return "it is empty"
     if found := _UNSENDABLE.search(body):
         return f"it has U+{ord(found.group()):04X} at character {found.start() + 1}"
-    if len(body) > limit_bytes or (size := len(body.encode())) > limit_bytes:
-        return f"it has {max(len(body), len(body.encode()))} bytes, more than {limit_bytes}"
-    return None
+    size = len(body.encode())
+    return f"it has {size} bytes, more than {limit_bytes}" if size > limit_bytes else None
 
 
 def leave(s3: Any, bucket: str, folder: str, body: str) -> tuple[str, dict[str, str]]:

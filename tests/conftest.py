@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import pytest
 
+from tests.emulators import Emulator, ministack, moto_server
 from tests.servers import NotInstalled, fresh_database, mariadb_server, postgres_server
 
 
@@ -50,6 +51,20 @@ def mariadb_database_url(mariadb_url: str) -> Iterator[str]:
     """A fresh, empty MariaDB database."""
     with fresh_database(mariadb_url) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def aws() -> Iterator[Emulator]:
+    """An empty AWS for the whole session (ministack): take names of your own for what you create in it."""
+    with ministack() as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[Emulator]:
+    """Another one (moto), which disagrees with ministack in places."""
+    with moto_server() as emulator:
+        yield emulator
 
 
 def _not_here(why: str) -> NoReturn:
