@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from bus_assets.cli import drive_command, quarantine_commands, route_commands, trip_commands
+from bus_assets.cli import drive_command, quarantine_commands, route_commands, trip_commands, up_command
 from bus_assets.cli.output import notice
 from resources.errors import BusError
 
@@ -36,6 +36,8 @@ app.command("drive")(drive_command.drive)
 app.command("trips")(trip_commands.trips)
 app.command("trip")(trip_commands.trip)
 app.command("account")(trip_commands.account)
+app.command("up")(up_command.up)
+app.command("worker")(up_command.worker)
 app.add_typer(quarantine_commands.app, name="quarantine")
 
 
