@@ -7,6 +7,7 @@ This file imports nothing: sqlalchemy costs 0.3 s, and who only names an entry s
                  │ ──→ rehearsed
                  │ ──→ failed ──claim──→ driving                driven again, by a new attempt
                  └──→ stuck ──→ delivered                       published in a database but not in all: only rolls forward
+                                                                (only trips of messages are also formed, departed and over: see mail)
     attempt   live (ended_at is null) ──→ published | failed | revoked | rehearsed
     row       held ⇄ released,  held ──→ discarded
 """

@@ -10,7 +10,13 @@ from typing import Any, Literal, NamedTuple
 
 from resources.errors import Misconfigured, Refused
 
-TripState = Literal["driving", "delivered", "failed", "rehearsed", "stuck"]
+TripState = Literal["formed", "departed", "driving", "delivered", "failed", "rehearsed", "stuck", "split", "stranded", "cancelled", "empty"]
+OVER: tuple[TripState, ...] = ("split", "stranded", "cancelled", "empty")
+"""Ends of a trip of messages that nothing changes any more: its messages ride elsewhere, or not at all."""
+
+Kind = Literal["transient", "poison", "checks", "misconfigured", "refused", "conflict", "died"]
+"""Why an attempt failed, sorted by what to do next."""
+
 Outcome = Literal["published", "failed", "revoked", "rehearsed"]
 RowState = Literal["held", "released", "discarded"]
 
@@ -20,7 +26,12 @@ _TRIP_ID = re.compile(r"[0-9a-z][0-9a-z_-]{0,63}")
 
 @dataclass(frozen=True)
 class Trip:
-    """One drive of a route. ``run`` is the Dagster run that started it; ``parent`` the trip that a release or rehearsal reads from."""
+    """One drive of a route. ``run`` is the Dagster run that started it; ``parent`` the trip that a release or rehearsal reads from, or
+    that was split into this one.
+
+    A trip of messages is formed first: it departs when ``not_before`` has come. ``launches`` is how many runs were asked for,
+    ``failures`` and ``deaths`` what its retries have spent. ``cancelled`` is why it was asked to stop.
+    """
 
     id: str
     route: str
@@ -33,11 +44,20 @@ class Trip:
     state: TripState
     ended_at: datetime | None
     error: str | None
+    not_before: datetime | None = None
+    departed_at: datetime | None = None
+    launches: int = 0
+    failures: int = 0
+    deaths: int = 0
+    cancelled: str | None = None
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at a trip by one run. Live while ``ended_at`` is None. ``lease_until`` is on the depot's clock."""
+    """One try at a trip by one run. Live while ``ended_at`` is None. ``lease_until`` is on the depot's clock.
+
+    ``kind`` is why it failed, ``culprit`` the id of the message that the error names.
+    """
 
     trip: str
     attempt: int
@@ -50,6 +70,8 @@ class Attempt:
     ended_at: datetime | None
     outcome: Outcome | None
     error: str | None
+    kind: Kind | None = None
+    culprit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +111,8 @@ class QuarantinedRow:
     """A row that broke its contract. ``payload`` is the record as text columns, as it was picked up.
 
     ``row_id`` identifies the row within its stop; ``position`` is the ``unit`` ('line', 'element', …) in ``origin`` where it
-    starts. What follows ``payload`` is filled in by the depot. ``payload`` may be sensitive: it is not in the repr.
+    starts; ``message`` the id of the message that it came in. What follows is filled in by the depot. ``payload`` may be sensitive:
+    it is not in the repr.
     """
 
     row_id: str
@@ -98,6 +121,7 @@ class QuarantinedRow:
     position: int | None
     reasons: tuple[Reason, ...]
     payload: Mapping[str, str | None] = field(repr=False)
+    message: int | None = None
     id: int | None = None
     route: str = ""
     trip: str = ""
@@ -108,11 +132,15 @@ class QuarantinedRow:
     reason: str | None = None
     created_at: datetime | None = None
     trip_state: TripState | None = None
+    message_state: str | None = None
 
     @property
     def is_releasable(self) -> bool:
-        """Only rows of a delivered trip are: another trip may still be driven again and pick its rows up anew."""
-        return self.state == "held" and self.trip_state == "delivered"
+        """Only rows of a delivered trip are: another trip may still be driven again and pick its rows up anew.
+
+        Nor are rows of a quarantined message: a redrive brings the whole message again.
+        """
+        return self.state == "held" and self.trip_state == "delivered" and self.message_state != "quarantined"
 
 
 @dataclass(frozen=True)
@@ -159,6 +187,18 @@ class AttemptEnded(Refused):
         super().__init__(f"attempt {attempt} of trip {trip} {found}; stop this run and drive the trip again")
         self.trip = trip
         self.attempt = attempt
+
+
+class TripOver(Refused):
+    """The trip is over without having been delivered by a run (``trip.state``), or was asked to stop: a run has nothing to do."""
+
+    def __init__(self, trip: Trip):
+        why = {"split": "its messages ride in other trips", "empty": "all its messages were applied by earlier trips"}.get(
+            trip.state, trip.cancelled or trip.error or "its messages were given up"
+        )
+        said = trip.state if trip.state in OVER else "asked to stop"
+        super().__init__(f"trip {trip.id} is {said} ({why}); there is nothing left to drive in it")
+        self.trip = trip
 
 
 class AlreadyDelivered(Refused):

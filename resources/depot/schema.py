@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-REVISION = "0001"
+REVISION = "0002"
 """The migration that yields these tables. A test holds it against ``migrations/versions``."""
 
 VERSION_TABLE = "depot_version"
@@ -59,6 +59,19 @@ def _json() -> Any:
     return sa.JSON(none_as_null=True)
 
 
+def _count(name: str, kind: type[sa.Integer]) -> sa.Column[int]:
+    return sa.Column(name, kind, nullable=False, server_default="0")
+
+
+def _sequencer() -> Any:
+    """Compared byte by byte, whatever the database's own order of text is."""
+    return sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
+
+def _where(name: str, columns: tuple[str, ...], condition: str) -> sa.Index:
+    return sa.Index(name, *columns, sqlite_where=sa.text(condition), postgresql_where=sa.text(condition))
+
+
 metadata = sa.MetaData(naming_convention={"pk": "pk_%(table_name)s", "fk": "fk_%(table_name)s_%(column_0_name)s"})
 
 trips = sa.Table(
@@ -75,9 +88,16 @@ trips = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("ended_at", UtcDateTime),
     sa.Column("error", AnyText),
+    sa.Column("not_before", UtcDateTime),
+    sa.Column("departed_at", UtcDateTime),
+    _count("launches", sa.Integer),
+    _count("failures", sa.Integer),
+    _count("deaths", sa.Integer),
+    sa.Column("cancelled", AnyText),
     sa.Index("ix_depot_trips_route_run", "route", "run", unique=True),
     sa.Index("ix_depot_trips_route_created_at", "route", "created_at"),
     sa.Index("ix_depot_trips_state", "state"),
+    sa.Index("ix_depot_trips_route_state", "route", "state"),
 )
 
 attempts = sa.Table(
@@ -94,6 +114,8 @@ attempts = sa.Table(
     sa.Column("ended_at", UtcDateTime),
     sa.Column("outcome", sa.Text),
     sa.Column("error", AnyText),
+    sa.Column("kind", sa.Text),
+    sa.Column("culprit", sa.BigInteger),
     sa.Index("ix_depot_attempts_trip_run", "trip", "run", unique=True),
 )
 
@@ -144,9 +166,62 @@ quarantine = sa.Table(
     sa.Column("released_trip", sa.Text),
     sa.Column("reason", AnyText),
     sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("message", sa.BigInteger),
     sa.Index("ix_depot_quarantine_route_state", "route", "state"),
     sa.Index("ix_depot_quarantine_trip_stop", "trip", "stop"),
     sa.Index("ix_depot_quarantine_released_trip", "released_trip"),
+    sa.Index("ix_depot_quarantine_message", "message"),
     # Without AUTOINCREMENT SQLite hands the ids of deleted rows out again, and `release 17` could mean another row.
     sqlite_autoincrement=True,
+)
+
+messages = sa.Table(
+    "depot_messages",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("route", sa.Text, nullable=False),
+    sa.Column("key", sa.Text, nullable=False),
+    _count("generation", sa.Integer),
+    sa.Column("part", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("body", sa.LargeBinary),
+    sa.Column("sent_at", UtcDateTime),
+    sa.Column("event_at", UtcDateTime),
+    sa.Column("subject", sa.Text),
+    sa.Column("sequencer", _sequencer()),
+    sa.Column("group", sa.Text),
+    sa.Column("attributes", _json(), nullable=False),
+    sa.Column("trip", sa.Text),
+    sa.Column("received_at", UtcDateTime, nullable=False),
+    sa.Column("changed_at", UtcDateTime, nullable=False),
+    _count("duplicates", sa.Integer),
+    _count("rows_rejected", sa.BigInteger),
+    sa.Column("error", AnyText),
+    sa.Column("to_dead_letters", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Index("ix_depot_messages_route_key", "route", "key", unique=True),
+    sa.Index("ix_depot_messages_route_state", "route", "state", "id"),
+    sa.Index("ix_depot_messages_route_received_at", "route", "received_at"),
+    sa.Index("ix_depot_messages_trip", "trip"),
+    _where("ix_depot_messages_group", ("route", "group", "state"), '"group" IS NOT NULL'),
+    _where("ix_depot_messages_subject", ("route", "subject", "sequencer"), "subject IS NOT NULL"),
+    _where("ix_depot_messages_waiting_subject", ("route", "subject"), "state = 'waiting' AND subject IS NOT NULL"),
+    _where("ix_depot_messages_dead_letters", ("route", "id"), "to_dead_letters = true"),
+    # Ids give the order of a group, and quarantined rows name them: none is handed out twice.
+    sqlite_autoincrement=True,
+)
+
+routes = sa.Table(
+    "depot_routes",
+    metadata,
+    sa.Column("route", sa.Text, primary_key=True),
+    sa.Column("paused_at", UtcDateTime),
+    sa.Column("paused_reason", AnyText),
+    _count("failures_in_row", sa.Integer),
+    _count("ignored", sa.BigInteger),
+    _count("duplicates", sa.BigInteger),
+    # How many messages are in these two states: counting a million rows takes too long.
+    _count("delivered", sa.BigInteger),
+    _count("superseded", sa.BigInteger),
+    # Keys of messages that ended before this are forgotten.
+    sa.Column("horizon", UtcDateTime),
 )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, get_args
 
 from resources.depot import quarantine, trips
 from resources.depot.connections import Connections, now
 from resources.depot.entries import (
     Attempt,
+    Kind,
     Outcome,
     Publication,
     QuarantineCount,
@@ -21,8 +23,12 @@ from resources.depot.entries import (
     checked_name,
     checked_trip_id,
 )
+from resources.depot.inbox import Inbox
 from resources.depot.process import is_gone
 from resources.errors import Misconfigured
+
+
+_FINISHED: tuple[TripState, ...] = ("delivered", "failed", "rehearsed", "stuck")
 
 
 class Depot:
@@ -47,6 +53,11 @@ class Depot:
     def close(self) -> None:
         """Give the connections back. The depot stays usable."""
         self._connections.close()
+
+    @cached_property
+    def inbox(self) -> Inbox:
+        """The messages: what waits, rides, was delivered or given up."""
+        return Inbox(self._connections)
 
     # Trips
 
@@ -101,16 +112,30 @@ class Depot:
         with self._connections.reading() as connection:
             return trips.last_passed(connection, route, wanted)
 
-    def finish_trip(self, trip: str, state: TripState, error: str | None = None, *, attempt: int | None = None) -> Trip:
+    def finish_trip(
+        self,
+        trip: str,
+        state: TripState,
+        error: str | None = None,
+        *,
+        attempt: int | None = None,
+        kind: Kind | None = None,
+        culprit: int | None = None,
+    ) -> Trip:
         """Say how the trip stands; gives it back as it stands then, which may differ from what was asked.
 
-        'delivered' is final. 'failed' after a publication is kept as 'stuck': it can only roll forward. With ``attempt``, the word
-        of one that was overtaken by a newer attempt changes nothing, unless it delivered.
+        'delivered' is final, and so are the ends of a trip of messages: split, stranded, cancelled, empty. 'failed' after a
+        publication is kept as 'stuck': it can only roll forward. With ``attempt``, the word of one that was overtaken by a newer
+        attempt, or whose trip is to depart again, changes nothing, unless it delivered. ``kind`` and ``culprit`` are kept with
+        ``attempt``.
         """
-        if state not in get_args(TripState) or state == "driving":
+        if state not in _FINISHED:
             raise Misconfigured(f"a trip ends delivered, failed, rehearsed or stuck, not {state!r}")
         with self._connections.writing() as connection:
-            return trips.finish(connection, trip, state, error, attempt)
+            found = trips.finish(connection, trip, state, error, attempt)
+            if attempt is not None:
+                trips.explain(connection, trip, attempt, _why(kind, culprit))
+            return found
 
     # Attempts
 
@@ -140,12 +165,24 @@ class Depot:
         with self._connections.writing() as connection:
             return trips.renew(connection, trip, attempt, _lease(lease_seconds))
 
-    def end_attempt(self, trip: str, attempt: int, outcome: Outcome, error: str | None = None) -> bool:
-        """End the attempt, if it has not ended yet; whether this call did it. The trip's own state is ``finish_trip``'s."""
+    def end_attempt(
+        self,
+        trip: str,
+        attempt: int,
+        outcome: Outcome,
+        error: str | None = None,
+        *,
+        kind: Kind | None = None,
+        culprit: int | None = None,
+    ) -> bool:
+        """End the attempt, if it has not ended yet; whether this call did it. The trip's own state is ``finish_trip``'s.
+
+        Without ``kind`` and ``culprit`` those stay that ``finish_trip`` has kept.
+        """
         if outcome not in get_args(Outcome):
             raise Misconfigured(f"an attempt ends {', '.join(get_args(Outcome))}, not {outcome!r}")
         with self._connections.writing() as connection:
-            return trips.end_attempt(connection, trip, attempt, outcome, error)
+            return trips.end_attempt(connection, trip, attempt, outcome, error, _why(kind, culprit))
 
     def newest_attempt(self, trip: str) -> Attempt | None:
         with self._connections.reading() as connection:
@@ -239,3 +276,9 @@ def _lease(seconds: float) -> timedelta:
     if seconds <= 0:
         raise Misconfigured(f"a lease of {seconds} s would have run out at once; it must be above zero")
     return timedelta(seconds=seconds)
+
+
+def _why(kind: Kind | None, culprit: int | None) -> dict[str, Any]:
+    if kind is not None and kind not in get_args(Kind):
+        raise Misconfigured(f"an attempt fails {', '.join(get_args(Kind))}, not {kind!r}")
+    return {name: value for name, value in (("kind", kind), ("culprit", culprit)) if value is not None}

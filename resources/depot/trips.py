@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from resources.depot import schema
 from resources.depot.connections import now
 from resources.depot.entries import (
+    OVER,
     AlreadyDelivered,
     Attempt,
     AttemptEnded,
@@ -22,6 +23,7 @@ from resources.depot.entries import (
     Outcome,
     Publication,
     Trip,
+    TripOver,
     TripState,
     Verdict,
 )
@@ -90,6 +92,10 @@ def last_passed(connection: sa.Connection, route: str, stops: frozenset[str]) ->
 def claim(connection: sa.Connection, trip: str, run: str, lease: timedelta, process: Mapping[str, Any]) -> Attempt:
     found = trip_of(connection, trip, lock=True)
     own = _attempt(connection, attempts.c.trip == trip, attempts.c.run == run)
+    if own is not None and own.outcome in ("revoked", "failed"):
+        raise AttemptEnded(own.trip, own.attempt, f"was {own.outcome}")
+    if found.state in OVER:
+        raise TripOver(found)
     if own is not None:
         return _claim_again(connection, own, lease, process)
     if found.state == "delivered":
@@ -97,6 +103,8 @@ def claim(connection: sa.Connection, trip: str, run: str, lease: timedelta, proc
     newest = newest_attempt(connection, trip)
     if newest is not None and newest.ended_at is None:
         raise AttemptLive(newest)
+    if found.cancelled is not None:
+        raise TripOver(found)
     moment = now(connection)
     number = newest.attempt + 1 if newest else 1
     values = {"trip": trip, "attempt": number, "run": run, "claimed_at": moment, "lease_until": moment + lease, **process}
@@ -107,8 +115,6 @@ def claim(connection: sa.Connection, trip: str, run: str, lease: timedelta, proc
 
 
 def _claim_again(connection: sa.Connection, own: Attempt, lease: timedelta, process: Mapping[str, Any]) -> Attempt:
-    if own.outcome in ("revoked", "failed"):
-        raise AttemptEnded(own.trip, own.attempt, f"was {own.outcome}")
     if own.ended_at is None:
         changed = {"lease_until": now(connection) + lease, **process}
         connection.execute(sa.update(attempts).where(_is(own.trip, own.attempt)).values(changed))
@@ -116,13 +122,23 @@ def _claim_again(connection: sa.Connection, own: Attempt, lease: timedelta, proc
 
 
 def renew(connection: sa.Connection, trip: str, attempt: int, lease: timedelta) -> bool:
-    live = _is(trip, attempt) & attempts.c.ended_at.is_(None)
+    asked_to_stop = sa.exists().where(trips.c.id == trip, trips.c.cancelled.is_not(None))
+    live = _is(trip, attempt) & attempts.c.ended_at.is_(None) & ~asked_to_stop
     return connection.execute(sa.update(attempts).where(live).values(lease_until=now(connection) + lease)).rowcount == 1
 
 
-def end_attempt(connection: sa.Connection, trip: str, attempt: int, outcome: Outcome, error: str | None) -> bool:
+def end_attempt(
+    connection: sa.Connection, trip: str, attempt: int, outcome: Outcome, error: str | None, why: Mapping[str, Any] | None = None
+) -> bool:
     live = _is(trip, attempt) & attempts.c.ended_at.is_(None)
-    return connection.execute(sa.update(attempts).where(live).values(ended_at=now(connection), outcome=outcome, error=error)).rowcount == 1
+    values = {"ended_at": now(connection), "outcome": outcome, "error": error, **(why or {})}
+    return connection.execute(sa.update(attempts).where(live).values(values)).rowcount == 1
+
+
+def explain(connection: sa.Connection, trip: str, attempt: int, why: Mapping[str, Any]) -> None:
+    """Keep ``kind`` and ``culprit`` with the attempt, live or not."""
+    if why:
+        connection.execute(sa.update(attempts).where(_is(trip, attempt)).values(why))
 
 
 def newest_attempt(connection: sa.Connection, trip: str) -> Attempt | None:
@@ -147,8 +163,10 @@ def finish(connection: sa.Connection, trip: str, state: TripState, error: str | 
     found = trip_of(connection, trip, lock=True)
     newest = newest_attempt(connection, trip)
     is_overtaken = attempt is not None and newest is not None and newest.attempt != attempt
-    if found.state == "delivered" or (is_overtaken and state != "delivered"):
+    if found.state in ("delivered", *OVER) or (is_overtaken and state != "delivered"):
         return found
+    if found.state in ("formed", "departed") and state in ("failed", "rehearsed"):
+        return found  # it was settled, and is to be driven again: a zombie's late word is not about that
     if state in ("failed", "rehearsed") and list_publications(connection, trip):
         state = "stuck"
     ended = None if state == "stuck" else now(connection)

@@ -1,0 +1,5 @@
+"""To come."""
+
+
+def __getattr__(name):
+    raise NotImplementedError(name)

@@ -1,0 +1,274 @@
+"""The depot's seam for messages: from a queue's delivery to the trip that delivers, and back. Every method is one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from resources.depot import boarding, forming, messages, routes, settling
+from resources.depot.connections import Connections
+from resources.depot.entries import Trip, checked_name
+from resources.depot.mail import Arrival, Boarded, Counts, Departure, Message, MessageState, Purged, Spent, Underway
+from resources.errors import Misconfigured
+
+REDRIVEN: tuple[MessageState, ...] = ("stranded", "quarantined", "held")
+
+
+class Inbox:
+    """The messages of the depot, reached as ``depot.inbox``. Safe in threads, in many processes, and with many dispatchers at once.
+
+    Every method raises what :class:`resources.depot.store.Depot` says (Transient, Misconfigured) and what its own text says.
+    Whatever moves messages of a route locks that route's row first, so two dispatchers take turns: no message is put into two
+    trips, no trip departs twice. What settles a trip (``retry``, ``split``, ``strand``) says whether *this* call did it: no if
+    somebody else settled it first (it is formed or over, or stands at another ``launch``), if an attempt is live, or if the trip
+    was asked to stop (then ``cancel`` settles it). After its first publication a trip is neither split nor stranded: Refused.
+    """
+
+    def __init__(self, connections: Connections):
+        self._connections = connections
+
+    # Boarding
+
+    def board(self, route: str, arrivals: Sequence[Arrival], horizon_seconds: float | None = None) -> Boarded:
+        """Keep ``arrivals``, all in one transaction; afterwards they may be deleted from their queue.
+
+        A known key is a duplicate and only counted, unless it is stranded or quarantined and can be decoded now: then it waits
+        again with what arrived, in the next generation, and its held rows are discarded. The second of two with one key in one call
+        is a duplicate. A new key sent before ``horizon_seconds`` ago, or before keys were purged, is held: nobody can tell any
+        more whether it was delivered. One older than a known message of its subject is superseded; those of its subject that wait
+        and are older become superseded.
+        """
+        checked_name(route, "route")
+        with self._connections.writing() as connection:
+            return boarding.board(connection, route, arrivals, horizon_seconds)
+
+    def live(self, route: str) -> int:
+        """How many messages wait or ride: whether there is room to receive more."""
+        with self._connections.reading() as connection:
+            return messages.live(connection, route)
+
+    # Dispatching
+
+    def form(
+        self,
+        route: str,
+        *,
+        batch: int,
+        max_wait_seconds: float,
+        max_trips: int,
+        halt_on_stranded: bool = True,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Put waiting messages into new trips ('formed', trigger 'queue', with ``parameters``), oldest first; how many trips.
+
+        ``batch`` messages per trip; fewer only once the oldest of them was received ``max_wait_seconds`` ago. The route has at most
+        ``max_trips`` trips that are formed, departed, driving, failed or stuck. None while the route is paused. Of a group no
+        message boards while one is aboard, nor, with ``halt_on_stranded``, while one is stranded.
+        """
+        checked_name(route, "route")
+        _at_least_one(batch, "batch")
+        with self._connections.writing() as connection:
+            limits = forming.Limits(batch, max_wait_seconds, max_trips, halt_on_stranded)
+            return forming.form(connection, route, limits, dict(parameters or {}))
+
+    def form_for_run(
+        self, route: str, run: str, batch: int, *, halt_on_stranded: bool = True, parameters: Mapping[str, Any] | None = None
+    ) -> Trip | None:
+        """A person's run that names no trip: a trip of up to ``batch`` messages that wait, already 'departed'; None if none may board.
+
+        A run that has a trip of this route gets that one again. Paused routes and the number of trips do not matter: a person asks.
+        """
+        checked_name(route, "route")
+        _at_least_one(batch, "batch")
+        with self._connections.writing() as connection:
+            return forming.form_for_run(connection, route, run, batch, halt_on_stranded, dict(parameters or {}))
+
+    def depart(self, route: str, *, max_in_flight: int, limit: int) -> list[Departure]:
+        """Trips to ask a run for now, at most ``limit``: each is 'departed' then, one launch further, and not given out again.
+
+        Formed trips whose ``not_before`` has come, oldest first, as long as fewer than ``max_in_flight`` are departed or driving.
+        Before them stuck trips that nobody drives: they stay stuck and may depart again in a minute. None while the route is paused.
+        """
+        with self._connections.writing() as connection:
+            return forming.depart(connection, route, max_in_flight, limit)
+
+    def underway(self, route: str) -> list[Underway]:
+        """What settling looks at: trips of messages that are departed, driving, failed or stuck, oldest first."""
+        with self._connections.reading() as connection:
+            return settling.underway(connection, route)
+
+    def messages_of(self, trip: str) -> list[Message]:
+        """The messages aboard, in riding order: by event (or sending, or receiving) time, sequencer and id; with groups, by id."""
+        with self._connections.reading() as connection:
+            return messages.aboard(connection, trip)
+
+    # Settling
+
+    def retry(self, trip: str, delay_seconds: float, *, spent: Spent | None, launch: int | None = None) -> bool:
+        """Let the same messages ride again in ``delay_seconds``: the trip is 'formed' and ``spent`` is counted; whether this call did it.
+
+        A trip that has published somewhere is 'stuck' instead, and departs again after the delay.
+        """
+        if spent not in (None, "failure", "death"):
+            raise Misconfigured(f"a retry spends a failure, a death or nothing, not {spent!r}")
+        with self._connections.writing() as connection:
+            return settling.retry(connection, trip, delay_seconds, spent, launch)
+
+    def split(self, trip: str, parts: Sequence[Sequence[int]], *, launch: int | None = None) -> list[str]:
+        """End the trip as 'split' and put each part of its messages into a new formed trip (parent ``trip``, its parameters).
+
+        Gives the new trips, in the order of ``parts``; none if this call did not settle the trip. Messages in no part wait again.
+        Misconfigured, and nothing changed, if a part is empty, a message is not aboard or in two parts, or a group's order would
+        be lost (in two parts, or in a part without its earlier messages). Held rows of the messages that move are discarded.
+        """
+        with self._connections.writing() as connection:
+            return settling.split(connection, trip, parts, launch)
+
+    def strand(
+        self,
+        trip: str,
+        messages: Sequence[int],
+        error: str,
+        *,
+        to_dead_letters: bool,
+        halt_on_stranded: bool = True,
+        launch: int | None = None,
+    ) -> bool:
+        """Give ``messages`` up, with the reason; whether this call did it.
+
+        The others ride on in one new trip, and this one is 'split'; without others it is 'stranded'. With ``halt_on_stranded``
+        later messages of a stranded one's group do not ride on, but wait.
+        """
+        with self._connections.writing() as connection:
+            return settling.strand(connection, trip, messages, settling.Stranding(error, to_dead_letters, halt_on_stranded), launch)
+
+    def delivered(self, trip: str, rejected: Mapping[int, int], quarantined: Mapping[int, str]) -> None:
+        """The trip is published: every message aboard is delivered, with its number of ``rejected`` rows, or quarantined for a reason.
+
+        The route's failures in a row are over. Saying it again changes nothing. The trip's own state is ``Depot.finish_trip``'s.
+        """
+        with self._connections.writing() as connection:
+            settling.delivered(connection, trip, rejected, quarantined)
+
+    def applied(self, trip: str, ids: Sequence[int]) -> int:
+        """These were found applied by an earlier trip: delivered, and off this trip. How many are left aboard; if none, it is 'empty'."""
+        with self._connections.writing() as connection:
+            return settling.applied(connection, trip, ids)
+
+    def cancel(self, trip: str, reason: str) -> Trip:
+        """Ask a trip to stop; gives it as it stands then.
+
+        While an attempt is live, the trip only notes it: ``Depot.renew`` says no, nobody else may claim, and who settles the ended
+        attempt cancels again. Else its messages are stranded with the reason, not for dead letters, and the trip is 'cancelled'.
+        Refused for a trip that has published, or is over in another way.
+        """
+        _reason(reason, "cancelling a trip")
+        with self._connections.writing() as connection:
+            return settling.cancel(connection, trip, reason)
+
+    # Dead letters
+
+    def dead_letters(self, route: str, limit: int) -> list[Message]:
+        """Stranded messages that are still to be sent to the queue for dead letters, oldest first."""
+        with self._connections.reading() as connection:
+            return messages.dead_letters(connection, route, limit)
+
+    def sent_to_dead_letters(self, ids: Sequence[int]) -> None:
+        with self._connections.writing() as connection:
+            messages.sent_to_dead_letters(connection, ids)
+
+    # The route
+
+    def failed_in_row(self, route: str) -> int:
+        """Count a failed trip; how many in a row that makes. ``delivered`` and ``resume`` begin anew."""
+        with self._connections.writing() as connection:
+            return routes.failed_in_row(connection, checked_name(route, "route"))
+
+    def pause(self, route: str, reason: str) -> None:
+        """Form and depart no trips until ``resume``. The first reason stands."""
+        _reason(reason, "pausing a route")
+        with self._connections.writing() as connection:
+            routes.pause(connection, checked_name(route, "route"), reason)
+
+    def resume(self, route: str) -> None:
+        with self._connections.writing() as connection:
+            routes.resume(connection, checked_name(route, "route"))
+
+    def paused(self, route: str) -> tuple[datetime, str] | None:
+        """Since when and why, or None."""
+        with self._connections.reading() as connection:
+            return routes.paused(connection, route)
+
+    # By a person
+
+    def redrive(self, route: str, ids: Sequence[int] | None = None, states: Sequence[MessageState] = REDRIVEN, *, reason: str) -> int:
+        """Let messages in ``states`` wait again, in their next generation; their held rows are discarded. How many.
+
+        One that a newer message of its subject has replaced becomes superseded, and is not counted. With ``ids`` all or,
+        with Refused, none (one is another route's, in another state, or its body is purged); without, every one that has its body.
+        """
+        _reason(reason, "a redrive")
+        if not states or set(states) - set(REDRIVEN):
+            raise Misconfigured(f"messages are redriven from {', '.join(REDRIVEN)}, not {', '.join(states) or 'nothing'}")
+        with self._connections.writing() as connection:
+            return messages.redrive(connection, checked_name(route, "route"), ids, states, reason)
+
+    def replay(
+        self, route: str, since: datetime | None = None, until: datetime | None = None, ids: Sequence[int] | None = None
+    ) -> list[int]:
+        """What ``again`` could send: delivered messages that have their bodies, received from ``since`` until before ``until``, by id.
+
+        Left out are those that a newer message of their subject has replaced.
+        """
+        with self._connections.reading() as connection:
+            return messages.replayable(connection, route, since, until, ids)
+
+    def again(self, ids: Sequence[int], reason: str) -> int:
+        """Deliver delivered messages once more, under a receipt of their own (``Message.part``). How many.
+
+        All or, with Refused, none: one is not delivered, or its body is purged.
+        """
+        _reason(reason, "delivering again")
+        with self._connections.writing() as connection:
+            return messages.again(connection, ids, reason)
+
+    def messages(
+        self,
+        route: str | None = None,
+        state: MessageState | None = None,
+        key: str | None = None,
+        trip: str | None = None,
+        since: datetime | None = None,
+        limit: int = 50,
+        after: int = 0,
+    ) -> list[Message]:
+        """In the order of their ids, ``limit`` at a time: ``after`` is the last id seen. ``since``: received then or later."""
+        with self._connections.reading() as connection:
+            return messages.listed(connection, messages.Wanted(route, state, key, trip, since), limit, after)
+
+    def counts(self, route: str) -> Counts:
+        with self._connections.reading() as connection:
+            return messages.counts(connection, route)
+
+    def purge(self, route: str, before: datetime, keep_keys_after: datetime) -> Purged:
+        """Take the bodies of messages that ended before ``before``, and forget delivered and superseded ones that ended before
+        ``keep_keys_after``, keys included: from then on older new ones are held.
+
+        Ended is delivered or superseded; stranded, quarantined and held ones wait for a person and keep all. Runs in many small
+        transactions: whoever boards meanwhile does not wait for it. Misconfigured if ``keep_keys_after`` is later than ``before``.
+        """
+        checked_name(route, "route")
+        if keep_keys_after > before:
+            raise Misconfigured(f"keys are kept longer than bodies: {keep_keys_after:%Y-%m-%d} is later than {before:%Y-%m-%d}")
+        return messages.purge(self._connections, route, before, keep_keys_after)
+
+
+def _reason(reason: str, what: str) -> None:
+    if not reason.strip():
+        raise Misconfigured(f"{what} needs a reason: it is kept")
+
+
+def _at_least_one(number: int, what: str) -> None:
+    if number < 1:
+        raise Misconfigured(f"{what} must be at least 1, not {number}")

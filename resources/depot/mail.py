@@ -1,0 +1,134 @@
+"""What the depot remembers of messages, as frozen values. Bodies may be sensitive: no repr shows one.
+
+arrival ──board──→ waiting ──form──→ aboard ──delivered──→ delivered ──again──→ waiting, next generation
+             │        ▲                │ ──delivered──→ quarantined ─┐ nothing of it could be delivered
+             │        └─ split, strand │ ──strand, cancel──→ stranded ─┤ given up
+             │                                                         └──redrive, or it arrives again──→ waiting, next generation
+             ├──→ superseded    a newer one of its subject is here (or came while it waited)
+             ├──→ quarantined   it cannot be decoded
+             └──→ held          older than the keys that are kept: it may have been delivered before ──redrive──→ waiting
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from resources.depot.entries import Attempt, Trip
+
+MessageState = Literal["waiting", "aboard", "delivered", "quarantined", "stranded", "superseded", "held"]
+Spent = Literal["failure", "death"]
+"""What a retry takes from a trip: one of its own attempts, or one of the infrastructure's deaths."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A message as it came, unwrapped. ``key`` identifies it within its route, for ever.
+
+    ``subject`` and ``sequencer``: what it is about and its place among the messages about that (an S3 object and its events); of two
+    the higher sequencer is newer. ``group``: messages of one group ride in the order in which they were boarded. ``attributes`` are
+    kept as JSON. ``problem``: why it cannot be decoded, never quoting it. ``ignored``: why it is only counted.
+    """
+
+    key: str
+    body: bytes = field(repr=False)
+    sent_at: datetime | None = None
+    event_at: datetime | None = None
+    subject: str | None = None
+    sequencer: str | None = None
+    group: str | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+    ignored: str | None = None
+
+
+@dataclass(frozen=True)
+class Boarded:
+    """What became of the arrivals of one call: they add up to how many there were, but for ``replaced``.
+
+    ``superseded`` arrivals were older than what is here; ``replaced`` are messages that waited until a newer one arrived.
+    """
+
+    waiting: int = 0
+    duplicates: int = 0
+    redriven: int = 0
+    superseded: int = 0
+    quarantined: int = 0
+    ignored: int = 0
+    held: int = 0
+    replaced: int = 0
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message as the depot keeps it.
+
+    ``key``, ``subject`` and ``group`` are storable text, shortened as receipts shorten keys. ``sequencer`` stands without trailing
+    zeros, so that plain text order is AWS's order (the shorter one padded with zeros). ``generation`` is how often it was sent round
+    again. ``part`` is the part of its receipt: '' for everything but a delivered message that was sent ``again``, whose part
+    is the generation that it got then. ``trip`` is the trip that it rides in or that ended it. ``body`` is None once purged.
+    ``to_dead_letters``: stranded, and to be sent to the queue for dead letters.
+    """
+
+    id: int
+    route: str
+    key: str
+    generation: int
+    part: str
+    state: MessageState
+    body: bytes | None = field(repr=False)
+    sent_at: datetime | None
+    event_at: datetime | None
+    subject: str | None
+    sequencer: str | None
+    group: str | None
+    attributes: Mapping[str, Any]
+    trip: str | None
+    received_at: datetime
+    changed_at: datetime
+    duplicates: int
+    rows_rejected: int
+    error: str | None
+    to_dead_letters: bool
+
+
+@dataclass(frozen=True)
+class Underway:
+    """A trip that settling looks at, its newest attempt, and its messages in riding order; ``groups`` is parallel to ``messages``."""
+
+    trip: Trip
+    attempt: Attempt | None
+    messages: tuple[int, ...] = ()
+    groups: tuple[str | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Departure:
+    """A run is to be asked for: launch number ``launch`` of ``trip``, with ``messages`` aboard."""
+
+    trip: str
+    launch: int
+    messages: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How a route's messages stand. ``by_state`` has every state; ``ignored`` and ``duplicates`` count deliveries ever."""
+
+    by_state: Mapping[MessageState, int]
+    oldest_waiting: datetime | None = None
+    ignored: int = 0
+    duplicates: int = 0
+    failures_in_row: int = 0
+    paused_at: datetime | None = None
+    paused_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Purged:
+    """What a purge took away: bodies of messages that are kept, and whole messages, keys included."""
+
+    bodies: int = 0
+    messages: int = 0
