@@ -93,7 +93,8 @@ def reader(file: str) -> Callable[[], Said]:
 
 def picked_up(file: str, home: str) -> Callable[[], Said]:
     """A pick-up whole: read, cast, gate, stage, verify, verdict in the depot."""
-    from bus_assets.drive import Boarding, Bus, board
+    from bus_assets.boarding import board
+    from bus_assets.drive import Boarding, Bus
     from bus_assets.halting import pick_up
     from resources.depot.store import Depot
     from resources.files import LocalFiles

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bus_assets.build import build_definitions
     from bus_assets.contract import Contract, Field, TableKey
     from bus_assets.declare import Misdeclared
+    from bus_assets.queues import Json, Queue, S3Event, Text
     from bus_assets.route import Cron, Parameter, Route
     from bus_assets.sources import Endpoint, JsonLines, ParquetFile, Query, TextFile, XmlFeed
     from bus_assets.stops import Check, DropOff, PickUp, Table, Transform
@@ -24,15 +25,19 @@ __all__ = [
     "DropOff",
     "Endpoint",
     "Field",
+    "Json",
     "JsonLines",
     "Misdeclared",
     "Parameter",
     "ParquetFile",
     "PickUp",
     "Query",
+    "Queue",
     "Route",
+    "S3Event",
     "Table",
     "TableKey",
+    "Text",
     "TextFile",
     "Transform",
     "XmlFeed",
@@ -43,6 +48,7 @@ _NAMES_IN = {
     "build": ("build_definitions",),
     "contract": ("Contract", "Field", "TableKey"),
     "declare": ("Misdeclared",),
+    "queues": ("Json", "Queue", "S3Event", "Text"),
     "route": ("Cron", "Parameter", "Route"),
     "sources": ("Endpoint", "JsonLines", "ParquetFile", "Query", "TextFile", "XmlFeed"),
     "stops": ("Check", "DropOff", "PickUp", "Table", "Transform"),

@@ -53,11 +53,13 @@ def cross_row(
     references: Mapping[str, Known],
     *,
     unit: str = "row",
+    within: str | None = None,
 ) -> Iterator[Violation]:
     """Every violation of a reference, then of a unique key, each in row order; a row may come several times.
 
     ``kept_files`` have ``_bus_row`` (int64, unique) and may have ``_bus_origin`` and ``_bus_position``: then a message names the
-    row with the same key as ``orders.csv, line 12``, ``unit`` being 'line'. ``references`` by field name. Memory: what the caller
+    row with the same key as ``orders.csv, line 12``, ``unit`` being 'line'. ``references`` by field name. ``within``: a column of the
+    files; keys are compared only among rows that are equal in it. Memory: what the caller
     sets as DuckDB's limit, and a few words for each key value that appears more than once.
     Raises :class:`Misconfigured` for a reference without values, of another kind of type, or if DuckDB runs out of memory.
     """
@@ -67,7 +69,7 @@ def cross_row(
     try:
         cursor.execute(f"CREATE TEMP VIEW kept AS SELECT * FROM read_parquet({_literals(kept_files)})")
         yield from _dangling(cursor, contract, references)
-        yield from _repeated(cursor, contract, unit)
+        yield from _repeated(cursor, contract, unit, (within,) if within else ())
     except duckdb.Error as error:
         raise Misconfigured(f"keys and references could not be checked: {str(error).splitlines()[0]}; see DuckDB's settings") from error
     finally:
@@ -119,12 +121,12 @@ def _kind_of(duckdb_type: str) -> str:
     return _KINDS.get(duckdb_type, "number")
 
 
-def _repeated(cursor: duckdb.DuckDBPyConnection, contract: Contract, unit: str) -> Iterator[Violation]:
-    keys = [key for key in contract.keys if _appears_twice(cursor, key)] if contract.keys else []
+def _repeated(cursor: duckdb.DuckDBPyConnection, contract: Contract, unit: str, within: tuple[str, ...]) -> Iterator[Violation]:
+    keys = [key for key in contract.keys if _appears_twice(cursor, (*key, *within))] if contract.keys else []
     if not keys:
         return
     placed = {"_bus_origin", "_bus_position"} <= {name for name, *_ in cursor.execute("DESCRIBE kept").fetchall()}
-    query = " UNION ALL ".join(_sharing(contract, number, key, placed) for number, key in enumerate(keys))
+    query = " UNION ALL ".join(_sharing(contract, number, key, within, placed) for number, key in enumerate(keys))
     held: dict[tuple[int, int], tuple[Any, ...]] = {}
     for row, shares in groupby(_rows(cursor, f"{query} ORDER BY row, key"), key=lambda share: share[0]):
         found = list(shares)
@@ -143,10 +145,10 @@ def _appears_twice(cursor: duckdb.DuckDBPyConnection, key: tuple[str, ...]) -> b
     return bool(cursor.execute(query).fetchall()[0][0])
 
 
-def _sharing(contract: Contract, number: int, key: tuple[str, ...], placed: bool) -> str:
+def _sharing(contract: Contract, number: int, key: tuple[str, ...], within: tuple[str, ...], placed: bool) -> str:
     """Rows that share key ``number`` with another: (row, key, group, breaks a reference, origin, position, values as text)."""
-    columns = ", ".join(map(_quoted, key))
-    same = " AND ".join(f"kept.{_quoted(name)} = twice.{_quoted(name)}" for name in key)
+    columns = ", ".join(map(_quoted, (*key, *within)))
+    same = " AND ".join(f"kept.{_quoted(name)} = twice.{_quoted(name)}" for name in (*key, *within))
     place = "CAST(_bus_origin AS VARCHAR), _bus_position" if placed else "NULL, NULL"
     values = ", ".join(_text(contract, name, "kept.") for name in key)
     first = f"SELECT {columns}, min(_bus_row) AS first FROM kept WHERE {_complete(key)} GROUP BY {columns} HAVING count(*) > 1"

@@ -11,15 +11,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
+from bus_assets.aboard import MessageOf, bodies, named_by
 from bus_assets.contract import TableKey
 from bus_assets.drive import Drive, Lease
 from bus_assets.passengers import ORIGIN, POSITION, ROW, Passengers
 from bus_assets.progress import Progress, tell
+from bus_assets.queues import Bodies
 from bus_assets.release import contract_for, release_stop, released_records
 from bus_assets.stage import EXAMPLES_OF_A_FAILED_STOP, Findings, RejectSpool, Stager, author_checks, with_checks
 from bus_assets.stops import PickUp, Transform
 from resources.depot.entries import QuarantinedRow, Verdict
 from resources.errors import BusError, ChecksFailed, Refused
+from resources.records import Records
 
 pc: Any = pyarrow.compute  # its functions are made at import; no type checker knows them
 
@@ -37,9 +40,17 @@ def pick_up(drive: Drive, stop: PickUp) -> Stopped:
     """Read the source through the gate into staging. Raises what the source raises, or :class:`ChecksFailed`."""
     if release_stop(drive.trip) == stop.name:
         return _ride_again(drive, stop)
-    return _staged(
-        drive, stop, lambda stager: stager.records(stop.source.read(_system(drive, stop.source.system), stop.found_at(), drive.values))
-    )
+    return _staged(drive, stop, lambda stager: stager.records(_source(drive, stop)))
+
+
+def _source(drive: Drive, stop: PickUp) -> Iterator[Records]:
+    if drive.trip.trigger == "release" and drive.route.of_messages(stop.name):
+        return iter(())  # released rows ride without their messages
+    if isinstance(stop.source, Bodies):
+        return bodies(drive, stop)
+    if stop.per_message:
+        return named_by(drive, stop)
+    return stop.source.read(_system(drive, stop.source.system), stop.found_at(), drive.values)
 
 
 def transform(drive: Drive, stop: Transform) -> Stopped:
@@ -50,8 +61,10 @@ def transform(drive: Drive, stop: Transform) -> Stopped:
         return _ride_again(drive, stop)
     verdicts = drive.verdicts()
     inputs = [drive.passengers(name, verdicts) for name in drive.route.upstream(stop.name)]
-    made = run_transform(stop, inputs, drive.values.parameters)
-    return _staged(drive, stop, lambda stager: stager.rows(made, keeps_grain=stop.grain == "kept", inputs=inputs))
+    keeps, of_messages = stop.grain == "kept", drive.route.of_messages(stop.name)
+    made = run_transform(stop, inputs, drive.values.parameters, alone=of_messages and not keeps)
+    message_of = MessageOf(drive, stop, verdicts) if of_messages and keeps else None
+    return _staged(drive, stop, lambda stager: stager.rows(made, keeps_grain=keeps, inputs=inputs, message_of=message_of))
 
 
 def _ride_again(drive: Drive, stop: PickUp | Transform) -> Stopped:
@@ -64,7 +77,8 @@ def _staged(drive: Drive, stop: PickUp | Transform, work: Callable[[Stager], Fin
         return _halted_before(drive, stop)
     verdicts = drive.verdicts()
     contract, lease = contract_for(drive.route, drive.trip, stop.name), Lease(drive, stop.name)
-    stager = Stager(stop.name, contract, drive.bus.staging, _prefix(drive, stop.name), _references(drive, stop, verdicts), lease)
+    references, of_messages = _references(drive, stop, verdicts), drive.route.of_messages(stop.name)
+    stager = Stager(stop.name, contract, drive.bus.staging, _prefix(drive, stop.name), references, lease, of_messages)
     try:
         findings = work(stager)
         passengers = Passengers(stop.name, stop.contract, findings.manifest, drive.bus.staging)

@@ -47,7 +47,8 @@ def mermaid_map(route: Route) -> str:
 
 def triggers(route: Route) -> list[str]:
     """What starts a trip, in words; a person always may."""
-    return [*(_cron(trigger) for trigger in route.triggers), "person"]
+    queue = [f"queue {route.queue.system}, up to {route.queue.batch} messages a trip"] if route.queue else []
+    return [*(_cron(trigger) for trigger in route.crons), *queue, "person"]
 
 
 def carried_to(route: Route, stop: str) -> tuple[str, ...]:

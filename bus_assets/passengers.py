@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bus_assets.contract import Contract
@@ -23,27 +23,58 @@ INDEX = "bus row"
 ORIGIN, POSITION = "_bus_origin", "_bus_position"
 """Where a picked-up row came from: a file, page or query, and the line, element, record or row in it."""
 
+MESSAGE = "_bus_message"
+"""int64: the depot's number of the message that a row belongs to, on queue routes."""
+
 DUCKDB_MEMORY = "192MB"
 """DuckDB spills to disk above this, so that memory is bounded by the batch and not by the input."""
 
 
 @dataclass(frozen=True)
 class Passengers:
-    """The rows that a stop keeps, immutable. Nothing is read before it is asked for, and no more than a batch at a time."""
+    """The rows that a stop keeps, immutable. Nothing is read before it is asked for, and no more than a batch at a time.
+
+    ``message``: only the rows of this one; ``len()`` is the stop's all the same.
+    """
 
     stop: str
     contract: Contract
     manifest: Manifest
     staging: Staging
+    message: int | None = None
 
     def __len__(self) -> int:
         return self.manifest.rows
+
+    def of_message(self, message: int) -> Passengers:
+        return replace(self, message=message)
 
     def batches(self, columns: tuple[str, ...] | None = None) -> Iterator[pa.RecordBatch]:
         """Arrow batches in row order; the bytes are checked against their digests (:class:`~resources.errors.Refused`)."""
         from resources.staging import read_batches
 
-        return read_batches(self.staging, self.manifest, columns=list(columns) if columns else None)
+        if self.message is None:
+            return read_batches(self.staging, self.manifest, columns=list(columns) if columns else None)
+        return self._of_message(columns)
+
+    def _of_message(self, columns: tuple[str, ...] | None) -> Iterator[pa.RecordBatch]:
+        import pyarrow.compute as pc
+
+        from resources.staging import read_batches
+
+        wanted = None if columns is None else list(dict.fromkeys((*columns, MESSAGE)))
+        for batch in read_batches(self.staging, self.manifest, columns=wanted):
+            found = batch.filter(pc.equal(batch.column(MESSAGE), self.message))  # pyright: ignore[reportAttributeAccessIssue]
+            yield found if columns is None else found.select(list(columns))
+
+    def messages(self) -> tuple[int, ...]:
+        """The messages that these rows belong to, in ascending order; for a stop whose rows have one."""
+        paths = self.paths()
+        if not paths:
+            return ()
+        with duck() as connection:
+            query = f"SELECT DISTINCT {MESSAGE} FROM read_parquet({literals(paths)}) WHERE {MESSAGE} IS NOT NULL ORDER BY 1"  # noqa: S608
+            return tuple(number for (number,) in connection.execute(query).fetchall())
 
     def to_arrow(self, columns: tuple[str, ...] | None = None) -> pa.Table:
         import pyarrow as pa
@@ -61,7 +92,8 @@ class Passengers:
     def view(self, connection: duckdb.DuckDBPyConnection, *, with_row: bool = False) -> None:
         """Make the rows known to ``connection`` under the stop's name."""
         columns = ", ".join(quoted(name) for name in (*self.contract.names, *((ROW,) if with_row else ())))
-        connection.execute(f"CREATE VIEW {quoted(self.stop)} AS SELECT {columns} FROM read_parquet({literals(self.paths())})")  # noqa: S608
+        where = "" if self.message is None else f" WHERE {MESSAGE} = {int(self.message)}"
+        connection.execute(f"CREATE VIEW {quoted(self.stop)} AS SELECT {columns} FROM read_parquet({literals(self.paths())}){where}")  # noqa: S608
 
 
 def frame(table: pa.Table | pa.RecordBatch) -> pd.DataFrame:

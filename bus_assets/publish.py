@@ -4,7 +4,8 @@ For one trip and one database, in one transaction:
 
     1. claim       (trip, attempt) = published, under a unique key; an attempt that was revoked ends here
     2. gate        re-read this trip's verdicts, and the bytes that they name; missing, failed, stale or different: refuse
-    3. receipt     insert the trip's receipt; one that is there already means that these rows are in: nothing is written
+    3. receipts    insert the trip's, and one for each message aboard; one that is there already means that its rows are in: nothing
+                   is written
     4. write       every table of the route in this database, from the staged bytes
     5. commit
 
@@ -18,7 +19,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from bus_assets.drive import Drive, Lease, ledger_id
+from bus_assets.aboard import fates, receipt_keys, tell_fates
+from bus_assets.drive import AppliedBefore, Drive, Lease, ledger_id
 from bus_assets.passengers import Passengers, duck, quoted
 from bus_assets.progress import Progress, tell
 from bus_assets.release import reaches, release_stop, released_rows
@@ -82,6 +84,7 @@ def _transaction(drive: Drive, database: str, drops: tuple[DropOff, ...], verdic
         verify_gates(drive, again)
         if transaction.record_receipts(drive.route.name, [f"trip:{ledger}"], trip=trip, attempt=drive.attempt):
             raise AlreadySettled(trip, drive.attempt, PUBLISHED)
+        _messages_once(drive, transaction, again)
         _release_once(drive, transaction, database)
         dropped = []
         for drop in drops:
@@ -89,6 +92,19 @@ def _transaction(drive: Drive, database: str, drops: tuple[DropOff, ...], verdic
             transaction.record_applied(ledger, drop.into.name, str(drop.into.mode), done.applied)
             dropped.append(done)
     return tuple(dropped)
+
+
+def _messages_once(drive: Drive, transaction: Any, verdicts: Mapping[str, Verdict]) -> None:
+    """A receipt for each message of which something is dropped off. One that is there already was applied by an earlier trip."""
+    if not drive.has_messages:
+        return
+    found = fates(drive, verdicts)
+    if not found.messages:
+        raise Refused(f"no message is aboard trip {drive.trip.id} any more; nothing was written")
+    for part, keys in receipt_keys(found.applied).items():
+        again = transaction.record_receipts(drive.route.name, keys, part=part, trip=drive.trip.id, attempt=drive.attempt)
+        if again:
+            raise AppliedBefore(f"{len(again)} of {len(keys)} messages were applied by another trip meanwhile; nothing was written")
 
 
 def _release_once(drive: Drive, transaction: Any, database: str) -> None:
@@ -163,6 +179,7 @@ def _remember(drive: Drive, database: str, dropped: tuple[Dropped, ...]) -> None
     tables = {drop.drop_off: {"offered": drop.offered, "left_out": drop.left_out, **asdict(drop.applied)} for drop in dropped}
     depot.record_publication(trip, drive.attempt, database, tables)
     if {publication.database for publication in depot.publications(trip)} >= set(drive.route.databases):
+        tell_fates(drive)
         depot.end_attempt(trip, drive.attempt, "published")
         depot.finish_trip(trip, "delivered")
 

@@ -221,7 +221,8 @@ def released_records(depot: Depot, route: Route, trip: Trip) -> Iterator[Records
             columns = [pa.array([text[name] for text in texts], pa.string()) for name in contract.names]
             positions = pa.array([row.position or int(row.row_id) for row in some], pa.int64())
             batch = pa.RecordBatch.from_arrays(columns, names=list(contract.names))
-            yield Records(batch, origin or f"trip {some[0].trip}", positions, unit or "row")
+            messages = pa.array([row.message for row in some], pa.int64())
+            yield Records(batch, origin or f"trip {some[0].trip}", positions, unit or "row", messages=messages)
 
 
 def rows_of(depot: Depot, route: str | None, stop: str | None, state: RowState | None, trip: str | None = None) -> Iterator[QuarantinedRow]:

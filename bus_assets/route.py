@@ -14,6 +14,7 @@ from zoneinfo import available_timezones
 
 from bus_assets.contract import Contract, TableKey
 from bus_assets.declare import Misdeclared, checked_name, declaration
+from bus_assets.queues import MESSAGES, Bodies, Queue
 from bus_assets.stops import DropOff, PickUp, Stop, Transform
 from bus_assets.values import check_placeholders, refuse_placeholders
 
@@ -87,13 +88,14 @@ class Route:
     """A declared path from sources to destinations. Everything in it is checked together, so that what constructs can be built.
 
     ``stops``       in any order that reads well; ``after``/``of`` make them a graph.
-    ``triggers``    what starts a trip besides a person. ``parameters``: what a trip may be given.
+    ``triggers``    what starts a trip besides a person. ``parameters``: what a trip may be given. With a :class:`Queue` the route has
+                    one stop more, ``messages``, which comes first.
     ``retries``     how often a stop is tried again after a transient error (a lock, a lost connection), with growing pauses.
     """
 
     name: str
     stops: tuple[PickUp | Transform | DropOff, ...]
-    triggers: tuple[Cron, ...] = ()
+    triggers: tuple[Cron | Queue, ...] = ()
     parameters: tuple[Parameter, ...] = ()
     description: str = ""
     owners: tuple[str, ...] = ()
@@ -103,12 +105,40 @@ class Route:
     def __post_init__(self) -> None:
         checked_name(self.name, "route")
         try:
+            if queue := self.queue:
+                self._come_aboard(queue)
             self._check()
         except Misdeclared as error:
             raise Misdeclared(f"route {self.name!r}: {error}") from None
 
+    def _come_aboard(self, queue: Queue) -> None:
+        """Put the stop ``messages`` first; a route made from another's stops has it already."""
+        source = Bodies(queue.system, queue.decode, {name: queue.decode.fields.get(name, name) for name in queue.decode.contract.names})
+        said = f"Messages of {queue.system}: what comes aboard of them."
+        if not any(isinstance(stop, PickUp) and isinstance(stop.source, Bodies) for stop in self.stops):
+            first = PickUp(MESSAGES, source, queue.decode.contract, description=said)
+            object.__setattr__(self, "stops", (first, *self.stops))
+
     def __getitem__(self, name: str) -> Stop:
         return self._by_name[name]
+
+    @property
+    def queue(self) -> Queue | None:
+        """The queue whose messages start trips, if one does."""
+        return next((trigger for trigger in self.triggers if isinstance(trigger, Queue)), None)
+
+    @property
+    def crons(self) -> tuple[Cron, ...]:
+        return tuple(trigger for trigger in self.triggers if isinstance(trigger, Cron))
+
+    def of_messages(self, name: str) -> bool:
+        """Whether the rows of stop ``name`` belong to a message each: it can be told per message what became of it."""
+        stop = self[name]
+        if isinstance(stop, PickUp):
+            return (stop.name == MESSAGES and self.queue is not None) or stop.per_message
+        if isinstance(stop, Transform) and stop.grain == "changed" and stop.combine != "alone":
+            return False
+        return self.of_messages(self.upstream(name)[0])
 
     @cached_property
     def _by_name(self) -> dict[str, Stop]:
@@ -137,7 +167,7 @@ class Route:
         """Every resource name that the route needs to be bound."""
         tables = (f.references for c in self._contracts() for f in c.fields if isinstance(f.references, TableKey))
         names = [stop.source.system for stop in self.pick_ups] + list(self.databases) + [key.database for key in tables]
-        return tuple(dict.fromkeys(names))
+        return tuple(dict.fromkeys([*names, *(self.queue.systems if self.queue else ())]))
 
     def contract_of(self, name: str) -> Contract:
         """The contract of a pick-up or transform; of a drop-off, that of the stop whose rows it drops."""
@@ -162,8 +192,9 @@ class Route:
         return tuple(dict.fromkeys(text.split(".")[0] for text in found if isinstance(text, str)))
 
     def needs(self, name: str) -> tuple[str, ...]:
-        """Everything that must have passed its gate before ``name`` runs."""
-        return tuple(dict.fromkeys(self.upstream(name) + self.references(name)))
+        """Everything that must have passed its gate before ``name`` runs. Of a queue route nothing runs before the messages are aboard."""
+        first = (MESSAGES,) if self.queue and isinstance(self[name], PickUp) and name != MESSAGES else ()
+        return tuple(dict.fromkeys(self.upstream(name) + self.references(name) + first))
 
     @cached_property
     def order(self) -> tuple[str, ...]:
@@ -218,13 +249,19 @@ class Route:
                 self._check_references(stop)
             if isinstance(stop, PickUp):
                 for template in stop.source.templates():
-                    check_placeholders(f"stop {stop.name!r}", template, tuple(p.name for p in self.parameters))
+                    check_placeholders(f"stop {stop.name!r}", template, tuple(p.name for p in self.parameters), self._message_fields)
             if isinstance(stop, Transform):
                 self._check_how(stop)
             for sql in _own_sql(stop):
                 refuse_placeholders(f"stop {stop.name!r}", sql)
         self._check_tables()
         self._check_triggers()
+        if self.queue:
+            self._check_queue(self.queue)
+
+    @property
+    def _message_fields(self) -> tuple[str, ...]:
+        return self.queue.decode.contract.names if self.queue else ()
 
     def _check_carries(self, stop: str, needed: str) -> None:
         if needed not in self._by_name:
@@ -309,9 +346,40 @@ class Route:
                     "only appends may share a table: combine the rows in a Transform first"
                 )
 
+    def _check_queue(self, queue: Queue) -> None:
+        if len([trigger for trigger in self.triggers if isinstance(trigger, Queue)]) > 1:
+            raise Misdeclared("it has two queues; give each a route of its own (they may share stop values), or let SNS fan in to one")
+        if self.crons:
+            raise Misdeclared("it has a Queue and a Cron; make two routes that share stop values")
+        for parameter in self.parameters:
+            if parameter.default is None:
+                raise Misdeclared(f"parameter {parameter.name!r} has no default, and a message sets none; give it a default")
+        for stop in self.stops:
+            if isinstance(stop, Transform) and stop.grain == "changed" and self.of_messages(self.upstream(stop.name)[0]):
+                self._check_combine(stop)
+            if isinstance(stop, DropOff) and stop.into.mode == "replace" and self.of_messages(self.upstream(stop.name)[0]):
+                raise Misdeclared(
+                    f"drop-off {stop.name!r}: mode 'replace' would delete what other messages dropped, and which messages share a trip is "
+                    "chance; use a key (upsert), or append"
+                )
+
+    def _check_combine(self, stop: Transform) -> None:
+        if stop.combine is None:
+            raise Misdeclared(
+                f"stop {stop.name!r} changes the grain, and which messages share a trip is chance: say combine='alone' (each message's "
+                "rows by themselves) or combine='accumulate' (the table that its rows are dropped into adds up)"
+            )
+        if stop.combine == "accumulate":
+            for drop in self.drop_offs:
+                if stop.name in (self.upstream(drop.name)[0], *self.ancestors(drop.name)) and drop.into.mode != "accumulate":
+                    raise Misdeclared(
+                        f"stop {stop.name!r} says combine='accumulate', but drop-off {drop.name!r} is a table in mode "
+                        f"'{drop.into.mode}'; give it mode='accumulate' and sums=(…), or say combine='alone'"
+                    )
+
     def _check_triggers(self) -> None:
         names = {parameter.name: parameter for parameter in self.parameters}
-        for trigger in self.triggers:
+        for trigger in self.crons:
             for name, value in trigger.parameters.items():
                 if name not in names:
                     raise Misdeclared(f"Cron {trigger.schedule!r} sets parameter {name!r}, which the route does not declare")

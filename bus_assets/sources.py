@@ -11,7 +11,7 @@ from dataclasses import field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from bus_assets.declare import Misdeclared, declaration
-from bus_assets.values import TripValues, fill
+from bus_assets.values import TripValues, fill, fill_pattern, fill_url
 
 if TYPE_CHECKING:
     from resources.records import Records
@@ -77,12 +77,12 @@ class TextFile:
     def read(self, system: Any, fields: Mapping[str, str], values: TripValues) -> Iterator[Records]:
         from resources.textfile import read_text
 
-        return read_text(system, fill(self.path, values), fields=fields, **self._options())
+        return read_text(system, fill_pattern(self.path, values), fields=fields, **self._options())
 
     def recount(self, system: Any, values: TripValues) -> int:
         from resources.textfile import count_text
 
-        return count_text(system, fill(self.path, values), **self._options())
+        return count_text(system, fill_pattern(self.path, values), **self._options())
 
     def _options(self) -> dict[str, Any]:
         names = ("delimiter", "quote", "header", "columns", "encoding", "compression", "null_values")
@@ -110,12 +110,12 @@ class JsonLines:
     def read(self, system: Any, fields: Mapping[str, str], values: TripValues) -> Iterator[Records]:
         from resources.jsonlines import read_json_lines
 
-        return read_json_lines(system, fill(self.path, values), fields=fields, encoding=self.encoding, compression=self.compression)
+        return read_json_lines(system, fill_pattern(self.path, values), fields=fields, encoding=self.encoding, compression=self.compression)
 
     def recount(self, system: Any, values: TripValues) -> int:
         from resources.jsonlines import count_json_lines
 
-        return count_json_lines(system, fill(self.path, values), encoding=self.encoding, compression=self.compression)
+        return count_json_lines(system, fill_pattern(self.path, values), encoding=self.encoding, compression=self.compression)
 
     def address(self) -> str:
         return self.path
@@ -137,12 +137,12 @@ class ParquetFile:
     def read(self, system: Any, fields: Mapping[str, str], values: TripValues) -> Iterator[Records]:
         from resources.parquetfile import read_parquet
 
-        return read_parquet(system, fill(self.path, values), fields=fields)
+        return read_parquet(system, fill_pattern(self.path, values), fields=fields)
 
     def recount(self, system: Any, values: TripValues) -> int:
         from resources.parquetfile import count_parquet
 
-        return count_parquet(system, fill(self.path, values))
+        return count_parquet(system, fill_pattern(self.path, values))
 
     def address(self) -> str:
         return self.path
@@ -177,12 +177,12 @@ class XmlFeed:
     def read(self, system: Any, fields: Mapping[str, str], values: TripValues) -> Iterator[Records]:
         from resources.xmlfeed import read_xml
 
-        return read_xml(system, fill(self.path, values), row=self.row, fields=fields, namespaces=self.namespaces)
+        return read_xml(system, fill_pattern(self.path, values), row=self.row, fields=fields, namespaces=self.namespaces)
 
     def recount(self, system: Any, values: TripValues) -> int:
         from resources.xmlfeed import count_xml
 
-        return count_xml(system, fill(self.path, values), row=self.row, namespaces=self.namespaces)
+        return count_xml(system, fill_pattern(self.path, values), row=self.row, namespaces=self.namespaces)
 
     def address(self) -> str:
         return self.path
@@ -210,11 +210,11 @@ class Endpoint:
 
     def read(self, system: Any, fields: Mapping[str, str], values: TripValues) -> Iterator[Records]:
         return system.records(
-            fill(self.path, values), fields=fields, params=fill(self.params, values), records=self.records, paging=self.paging
+            fill_url(self.path, values), fields=fields, params=fill(self.params, values), records=self.records, paging=self.paging
         )
 
     def recount(self, system: Any, values: TripValues) -> int:
-        return system.count(fill(self.path, values), params=fill(self.params, values), records=self.records, paging=self.paging)
+        return system.count(fill_url(self.path, values), params=fill(self.params, values), records=self.records, paging=self.paging)
 
     def address(self) -> str:
         return self.path

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, time
@@ -21,13 +22,13 @@ import pyarrow.compute
 
 from bus_assets.contract import Contract
 from bus_assets.gate import cross_row, split
-from bus_assets.passengers import ORIGIN, POSITION, ROW, Passengers, duck, quoted
+from bus_assets.passengers import MESSAGE, ORIGIN, POSITION, ROW, Passengers, duck, quoted
 from bus_assets.reading import as_python
 from bus_assets.stops import Check
 from bus_assets.verify import Figure, verify
 from resources.depot.entries import QuarantinedRow, Reason
 from resources.errors import ChecksFailed
-from resources.records import Records
+from resources.records import Records, Unreadable
 from resources.staging import Manifest, StagedWriter, Staging, read_schema
 
 pc: Any = pyarrow.compute  # its functions are made at import; no type checker knows them
@@ -61,20 +62,24 @@ class RejectSpool:
         self._file: IO[str] = tempfile.TemporaryFile("w+", prefix="bus-rejected-", encoding="utf-8", errors="surrogatepass")  # noqa: SIM115
         self.rows = 0
         self.reasons: dict[str, int] = {}
+        self.by_message: Counter[int] = Counter()
 
     def add(self, row: QuarantinedRow) -> None:
         self.rows += 1
+        if row.message is not None:
+            self.by_message[row.message] += 1
         for reason in row.reasons:
             self.reasons[reason.rule] = self.reasons.get(reason.rule, 0) + 1
-        entry = [row.row_id, row.origin, row.unit, row.position, [list(reason) for reason in row.reasons], dict(row.payload)]
+        reasons = [list(reason) for reason in row.reasons]
+        entry = [row.row_id, row.origin, row.unit, row.position, reasons, dict(row.payload), row.message]
         self._file.write(json.dumps(entry) + "\n")
 
     def __iter__(self) -> Iterator[QuarantinedRow]:
         self._file.flush()
         self._file.seek(0)
         for line in self._file:
-            row_id, origin, unit, position, reasons, payload = json.loads(line)
-            yield QuarantinedRow(row_id, origin, unit, position, tuple(Reason(*reason) for reason in reasons), payload)
+            row_id, origin, unit, position, reasons, payload, message = json.loads(line)
+            yield QuarantinedRow(row_id, origin, unit, position, tuple(Reason(*reason) for reason in reasons), payload, message=message)
 
     def close(self) -> None:
         self._file.close()
@@ -82,7 +87,11 @@ class RejectSpool:
 
 @dataclass
 class Stager:
-    """Stages one stop once. ``progress`` is called with the rows so far after each batch, and may raise to stop."""
+    """Stages one stop once. ``progress`` is called with the rows so far after each batch, and may raise to stop.
+
+    ``of_messages``: every row belongs to a message. Then keys are unique within a message, and ``max_rejected`` is judged per
+    message: of one that breaks it no row is kept, the others go on. (Which messages share a trip is chance, and decides nothing.)
+    """
 
     stop: str
     contract: Contract
@@ -90,8 +99,11 @@ class Stager:
     prefix: str
     references: Mapping[str, Any]
     progress: Callable[[int], None]
+    of_messages: bool = False
     spool: RejectSpool = field(default_factory=RejectSpool)
     _unit: str | None = None
+    _came: Counter[int] = field(default_factory=Counter)
+    _spoiled: set[int] = field(default_factory=set)
 
     def records(self, runs: Iterable[Records]) -> Findings:
         """Stage what a source gave; rows are numbered in source order, unreadable records included."""
@@ -102,23 +114,39 @@ class Stager:
                 self._unit = run.unit
                 ids = _numbers(seen + 1, run.batch.num_rows)
                 self._unreadable(run, seen)
-                kept, index = self._split(run.batch, ids, run)
-                writer.write(_with(kept, ids.take(index), run.origin, run.positions.take(index)))
+                kept, index = self._split(run.batch, ids, run.messages, run)
+                place = (run.origin, run.positions.take(index))
+                messages = run.messages.take(index) if self.of_messages and run.messages is not None else None
+                writer.write(_with(kept, ids.take(index), place, messages))
                 seen += run.batch.num_rows + len(run.unreadable)
+                self._count(run.messages, run.unreadable)
+                self._spoiled |= run.spoiled
                 self.progress(seen)
         return self._judged(writer.manifest, seen)
 
-    def rows(self, batches: Iterable[pa.RecordBatch], *, keeps_grain: bool, inputs: Sequence[Passengers]) -> Findings:
-        """Stage what a transform made. Where the grain is kept, exactly the rows of the first input must come out."""
+    def rows(
+        self,
+        batches: Iterable[pa.RecordBatch],
+        *,
+        keeps_grain: bool,
+        inputs: Sequence[Passengers],
+        message_of: Callable[[pa.Int64Array], pa.Int64Array] | None = None,
+    ) -> Findings:
+        """Stage what a transform made. Where the grain is kept, exactly the rows of the first input must come out.
+
+        ``message_of`` tells which messages rows belong to, by their identity; else the batches have a column :data:`MESSAGE`, if any.
+        """
         writer = StagedWriter(self.staging, f"{self.prefix}/rows", self._schema(with_place=False))
         seen = 0
         tally = RowTally(inputs[0]) if keeps_grain else None
         with writer:
             for batch in batches:
                 ids = batch.column(ROW).cast(pa.int64()) if keeps_grain else _numbers(seen + 1, batch.num_rows)
-                kept, index = self._split(batch, ids, None)
-                writer.write(_with(kept, ids.take(index)))
+                messages = self._messages(batch, ids, message_of)
+                kept, index = self._split(batch, ids, messages, None)
+                writer.write(_with(kept, ids.take(index), None, None if messages is None else messages.take(index)))
                 seen += batch.num_rows
+                self._count(messages)
                 if tally:
                     tally.add(ids)
                 self.progress(seen)
@@ -129,34 +157,56 @@ class Stager:
         fields = [pa.field(f.name, f.parsed_type.arrow()) for f in self.contract.fields] + [pa.field(ROW, pa.int64())]
         if with_place:
             fields += [pa.field(ORIGIN, pa.string()), pa.field(POSITION, pa.int64())]
+        if self.of_messages:
+            fields.append(pa.field(MESSAGE, pa.int64()))
         return pa.schema(fields)
 
-    def _split(self, batch: pa.RecordBatch, ids: pa.Int64Array, run: Records | None) -> tuple[pa.RecordBatch, pa.Int64Array]:
+    def _messages(
+        self, batch: pa.RecordBatch, ids: pa.Int64Array, message_of: Callable[[pa.Int64Array], pa.Int64Array] | None
+    ) -> pa.Int64Array | None:
+        if not self.of_messages:
+            return None
+        return message_of(ids) if message_of else batch.column(MESSAGE)
+
+    def _count(self, messages: pa.Int64Array | None, unreadable: Sequence[Unreadable] = ()) -> None:
+        """How many rows came of each message."""
+        if messages is not None:
+            self._came.update({found["values"]: found["counts"] for found in pc.value_counts(messages).to_pylist()})
+        self._came.update(record.message for record in unreadable if record.message is not None)
+
+    def _split(
+        self, batch: pa.RecordBatch, ids: pa.Int64Array, messages: pa.Int64Array | None, run: Records | None
+    ) -> tuple[pa.RecordBatch, pa.Int64Array]:
         done = split(batch, self.contract)
         if done.rejected:
             at = pa.array([rejected.index for rejected in done.rejected], pa.int64())
             numbers = ids.take(at).to_pylist()
             positions = run.positions.take(at).to_pylist() if run else [None] * len(numbers)
-            for rejected, number, position, payload in zip(
-                done.rejected, numbers, positions, payloads(batch.take(at), self.contract), strict=True
+            of = messages.take(at).to_pylist() if messages is not None else [None] * len(numbers)
+            origin, unit = (run.origin, run.unit) if run else (None, None)
+            for rejected, number, position, message, payload in zip(
+                done.rejected, numbers, positions, of, payloads(batch.take(at), self.contract), strict=True
             ):
                 reasons = tuple(Reason(reason.rule, reason.message) for reason in rejected.reasons)
-                self.spool.add(
-                    QuarantinedRow(str(number), run.origin if run else None, run.unit if run else None, position, reasons, payload)
-                )
+                self.spool.add(QuarantinedRow(str(number), origin, unit, position, reasons, payload, message=message))
         return done.kept, done.kept_index
 
     def _unreadable(self, run: Records, seen: int) -> None:
         for number, record in enumerate(run.unreadable, seen + run.batch.num_rows + 1):
             reason = Reason("readable", record.reason)
-            self.spool.add(QuarantinedRow(str(number), run.origin, run.unit, record.position, (reason,), {"": record.raw}))
+            self.spool.add(
+                QuarantinedRow(str(number), run.origin, run.unit, record.position, (reason,), {"": record.raw}, message=record.message)
+            )
 
     def _judged(self, manifest: Manifest, picked_up: int, *problems: str) -> Findings:
         with duck() as connection:
             manifest = self._across_rows(connection, manifest)
-            rejected = self.spool.rows
-            figures = verify(connection, self._paths(manifest), self.contract, self.references, picked_up=picked_up, rejected=rejected)
-        found = [*problems, *self._too_many(rejected, picked_up)]
+            manifest = self._whole_messages(manifest)
+            rejected, within = self.spool.rows, MESSAGE if self.of_messages else None
+            figures = verify(
+                connection, self._paths(manifest), self.contract, self.references, picked_up=picked_up, rejected=rejected, within=within
+            )
+        found = [*problems, *([] if self.of_messages else self._too_many(rejected, picked_up))]
         if manifest.rows < self.contract.min_rows:
             found.append(f"{manifest.rows} rows passed, but the contract asks for at least {self.contract.min_rows}")
         found += [
@@ -169,8 +219,6 @@ class Stager:
     def _too_many(self, rejected: int, picked_up: int) -> list[str]:
         if self.contract.allows(rejected, picked_up):
             return []
-        limit = self.contract.max_rejected
-        said = f"{limit * 100:g} %" if isinstance(limit, float) else f"{limit}"
         most = sorted(self.spool.reasons.items(), key=lambda entry: -entry[1])[:3]
         example = next(iter(self.spool), None)
         at = (
@@ -181,10 +229,14 @@ class Stager:
         if example and not example.origin:
             at = f"; first: row {example.row_id}: {example.reasons[0].message}"
         return [
-            f"{rejected} of {picked_up} rows were rejected, more than max_rejected ({said}): "
+            f"{rejected} of {picked_up} rows were rejected, more than max_rejected ({self._limit()}): "
             + ", ".join(f"{r} ×{n}" for r, n in most)
             + at
         ]
+
+    def _limit(self) -> str:
+        limit = self.contract.max_rejected
+        return f"{limit * 100:g} %" if isinstance(limit, float) else f"{limit}"
 
     def _paths(self, manifest: Manifest) -> list[str]:
         return [str(self.staging.local(file.path)) for file in manifest.files]
@@ -195,26 +247,44 @@ class Stager:
             return manifest
         paths = self._paths(manifest)
         found: dict[int, list[Reason]] = {}
-        for row, rule, message in cross_row(connection, paths, self.contract, self.references, unit=self._unit or "row"):
+        within = MESSAGE if self.of_messages else None
+        for row, rule, message in cross_row(connection, paths, self.contract, self.references, unit=self._unit or "row", within=within):
             found.setdefault(row, []).append(Reason(rule, message))
         if not found:
             return manifest
-        writer = StagedWriter(self.staging, f"{self.prefix}/kept", read_schema(self.staging, manifest))
-        bad = pa.array(sorted(found), pa.int64())
+        return self._without(manifest, "kept", ROW, {row: tuple(reasons) for row, reasons in found.items()})
+
+    def _whole_messages(self, manifest: Manifest) -> Manifest:
+        """Take all rows of a message out of which too many were rejected, or which cannot be used."""
+        bad: dict[int, tuple[Reason, ...]] = {}
+        for message, rejected in self.spool.by_message.items():
+            came = self._came[message]
+            if message in self._spoiled:
+                bad[message] = (Reason("message", "another part of the message cannot be used"),)
+            elif rejected < came and not self.contract.allows(rejected, came):
+                said = f"{rejected} of the {came} rows of the message were rejected, more than max_rejected ({self._limit()})"
+                bad[message] = (Reason("message", said),)
+        return self._without(manifest, "whole", MESSAGE, bad) if bad else manifest
+
+    def _without(self, manifest: Manifest, name: str, column: str, bad: Mapping[int, tuple[Reason, ...]]) -> Manifest:
+        """The rows whose ``column`` is not among ``bad``, staged anew; the others go to quarantine with those reasons."""
+        writer = StagedWriter(self.staging, f"{self.prefix}/{name}", read_schema(self.staging, manifest))
+        values = pa.array(sorted(bad), pa.int64())
         with writer:
             for batch in Passengers(self.stop, self.contract, manifest, self.staging).batches():
-                mask = pc.is_in(batch.column(ROW), value_set=bad)
-                for payload, row, place in self._taken_out(batch.filter(mask)):
-                    self.spool.add(QuarantinedRow(str(row), place[0], self._unit, place[1], tuple(found[row]), payload))
+                mask = pc.is_in(batch.column(column), value_set=values)
+                for key, row in self._taken_out(batch.filter(mask), column):
+                    self.spool.add(replace(row, reasons=bad[key]))
                 writer.write(batch.filter(pc.invert(mask)))
         return writer.manifest
 
-    def _taken_out(self, batch: pa.RecordBatch) -> Iterator[tuple[dict[str, str | None], int, tuple[str | None, int | None]]]:
-        rows = batch.column(ROW).to_pylist()
-        placed = ORIGIN in batch.schema.names
-        origins = batch.column(ORIGIN).to_pylist() if placed else [None] * len(rows)
-        positions = batch.column(POSITION).to_pylist() if placed else [None] * len(rows)
-        yield from zip(payloads(batch, self.contract), rows, zip(origins, positions, strict=True), strict=True)
+    def _taken_out(self, batch: pa.RecordBatch, column: str) -> Iterator[tuple[int, QuarantinedRow]]:
+        def values(name: str) -> list[Any]:
+            return batch.column(name).to_pylist() if name in batch.schema.names else [None] * batch.num_rows
+
+        keys = zip(values(column), values(ROW), values(ORIGIN), values(POSITION), values(MESSAGE), strict=True)
+        for payload, (key, row, origin, position, message) in zip(payloads(batch, self.contract), keys, strict=True):
+            yield key, QuarantinedRow(str(row), origin, self._unit, position, (), payload, message=message)
 
 
 class RowTally:
@@ -322,11 +392,16 @@ def _number_text(value: float | Decimal, kind: str) -> str | None:
     return str(value) if isinstance(value, float) and kind != "decimal" else format(Decimal(str(value)), "f")
 
 
-def _with(kept: pa.RecordBatch, ids: pa.Array, origin: str | None = None, positions: pa.Array | None = None) -> pa.RecordBatch:
+def _with(
+    kept: pa.RecordBatch, ids: pa.Array, place: tuple[str, pa.Int64Array] | None = None, messages: pa.Int64Array | None = None
+) -> pa.RecordBatch:
     columns, names = [*kept.columns, ids], [*kept.schema.names, ROW]
-    if origin is not None:
-        columns += [pa.repeat(origin, len(ids)), positions]
+    if place is not None:
+        columns += [pa.repeat(place[0], len(ids)), place[1]]
         names += [ORIGIN, POSITION]
+    if messages is not None:
+        columns.append(messages)
+        names.append(MESSAGE)
     return pa.RecordBatch.from_arrays(columns, names=names)
 
 

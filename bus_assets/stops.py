@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from bus_assets.contract import Contract
 from bus_assets.declare import Misdeclared, checked_name, declaration
+from bus_assets.queues import MESSAGES
 from bus_assets.sources import Source
+from bus_assets.values import reads_messages
 
 Mode = Literal["append", "upsert", "replace", "delete", "accumulate"]
 
@@ -57,9 +59,14 @@ class PickUp:
                 )
 
     @property
+    def per_message(self) -> bool:
+        """Whether it reads once for each message of the trip: its source says ``{message.…}``."""
+        return reads_messages(self.source.templates())
+
+    @property
     def after(self) -> tuple[str, ...]:
-        """A pick-up waits for nobody but the stops that its contract references."""
-        return ()
+        """The messages, if it reads what they name; else a pick-up reads no other stop's rows."""
+        return (MESSAGES,) if self.per_message else ()
 
     def found_at(self) -> dict[str, str]:
         """Contract field → where the source has it."""
@@ -76,6 +83,8 @@ class Transform:
     ``after``  the stops it reads; default: the one before. Rows belong to the first; the others are looked up.
     ``grain``  'kept' (default): every row of the first stop comes out exactly once, and keeps its identity by the frame's index or
                the column ``_bus_row``. 'changed': rows are filtered, multiplied or aggregated, and the account shows both sums.
+    ``combine``  how two batches of messages combine where the grain changes: which messages share a trip is chance. 'alone': each
+               message's rows are transformed by themselves; 'accumulate': the Table that its rows are dropped into adds up.
     """
 
     name: str
@@ -83,6 +92,7 @@ class Transform:
     contract: Contract
     after: tuple[str, ...] = ()
     grain: Literal["kept", "changed"] = "kept"
+    combine: Literal["alone", "accumulate"] | None = None
     checks: tuple[Check, ...] = ()
     description: str = ""
     owners: tuple[str, ...] = ()
@@ -91,6 +101,8 @@ class Transform:
         checked_name(self.name, "stop")
         if isinstance(self.how, str) and not self.how.lstrip().lower().startswith(("select", "with", "from", "--", "/*")):
             raise Misdeclared(f"stop {self.name!r}: SQL must be one SELECT; it starts with {self.how.lstrip()[:30]!r}")
+        if self.combine and self.grain == "kept":
+            raise Misdeclared(f"stop {self.name!r}: combine={self.combine!r} is for grain='changed'; leave it out where rows are kept")
 
     @property
     def is_sql(self) -> bool:

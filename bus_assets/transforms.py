@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from bus_assets.passengers import INDEX, ROW, Passengers, duck, frame
+from bus_assets.passengers import INDEX, MESSAGE, ROW, Passengers, duck, frame
 from bus_assets.sql import carrying
 from bus_assets.stops import Transform
 from resources.errors import BusError, Misconfigured, Poison
@@ -19,14 +19,32 @@ from resources.sql_values import as_json
 BATCH_ROWS = 65_536
 
 
-def run_transform(stop: Transform, inputs: Sequence[Passengers], parameters: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
+def run_transform(
+    stop: Transform, inputs: Sequence[Passengers], parameters: Mapping[str, Any], *, alone: bool = False
+) -> Iterator[pa.RecordBatch]:
     """Yield the transform's rows with the contract's columns as far as there are any, and :data:`ROW` where the grain is kept.
 
-    Raises :class:`Misconfigured` for missing columns or lost identity, :class:`Poison` for what the author's code raised.
+    ``alone``: once for each message of the first input, on its rows; then what comes out has the column :data:`MESSAGE`.
+    Raises :class:`Misconfigured` for missing columns or lost identity, :class:`Poison` for what the author's code raised: ``alone`` it
+    names the message.
     """
+    if alone:
+        yield from _one_by_one(stop, inputs, parameters)
+        return
     made = _run_sql(stop, inputs) if stop.is_sql else _run_function(stop, inputs, parameters)
     for batch in made:
         yield _with_contract(stop, batch)
+
+
+def _one_by_one(stop: Transform, inputs: Sequence[Passengers], parameters: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
+    first, *others = inputs
+    for message in first.messages():
+        try:
+            for batch in run_transform(stop, [first.of_message(message), *others], parameters):
+                yield batch.append_column(MESSAGE, pa.repeat(pa.scalar(message, pa.int64()), batch.num_rows))
+        except Poison as error:
+            error.culprit = message
+            raise
 
 
 def _run_sql(stop: Transform, inputs: Sequence[Passengers]) -> Iterator[pa.RecordBatch]:

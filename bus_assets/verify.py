@@ -54,17 +54,19 @@ def verify(
     *,
     picked_up: int,
     rejected: int,
+    within: str | None = None,
 ) -> tuple[Figure, ...]:
     """A figure for every rule in the order of ``contract.rules()``, then :data:`BALANCE` and :data:`ONCE`.
 
     ``kept_files``: Parquet with the contract's columns and ``_bus_row``. ``references``: for each field that has one the values it may
-    take, in memory or as ``(paths, column)`` of staged Parquet. A column that is missing in a file or has another type there breaks all
-    rules of its field in every row. Raises :class:`Misconfigured` if the files cannot be read or compared.
+    take, in memory or as ``(paths, column)`` of staged Parquet. ``within``: a column; a key may come again where that differs. A
+    column that is missing in a file or has another type there breaks all rules of its field in every row. Raises
+    :class:`Misconfigured` if the files cannot be read or compared.
     """
     rules = list(contract.rules())
     cursor = con.cursor()
     try:
-        rows, distinct, *violations = _counted(cursor, kept_files, contract, references, rules)
+        rows, distinct, *violations = _counted(cursor, kept_files, contract, references, rules, (within,) if within else ())
     except duckdb.Error as error:
         raise Misconfigured(f"the staged rows could not be checked: {str(error).splitlines()[0]}") from error
     finally:
@@ -126,7 +128,12 @@ class _Statement:
 
 
 def _counted(
-    cursor: duckdb.DuckDBPyConnection, files: Sequence[str], contract: Contract, references: Mapping[str, Any], rules: list[Rule]
+    cursor: duckdb.DuckDBPyConnection,
+    files: Sequence[str],
+    contract: Contract,
+    references: Mapping[str, Any],
+    rules: list[Rule],
+    within: tuple[str, ...],
 ) -> list[int]:
     if not files:
         return [0] * (len(rules) + 2)
@@ -136,7 +143,7 @@ def _counted(
         if wrong.intersection(rule.fields):
             statement.count_where("true")
         elif rule.kind == "unique":
-            statement.count_repetitions(rule.fields)
+            statement.count_repetitions(rule.fields + within)
         elif rule.kind == "references":
             _refer(cursor, statement, number, rule, references)
         else:

@@ -12,11 +12,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A record that the source could not take apart, kept as it stood: a row with too many fields, say."""
+    """A record that the source could not take apart, kept as it stood: a row with too many fields, say.
+
+    ``message``: the message that it came in or by, as in :class:`Records`.
+    """
 
     position: int
     raw: str
     reason: str
+    message: int | None = None
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Records:
     ``positions``   int64, one per record: the ``unit`` in the origin at which the record starts, counted from 1.
     ``unit``        'line', 'element', 'record' or 'row'.
     ``unreadable``  records between these that could not be taken apart; they are not in ``batch``.
+    ``messages``    int64, one per record: the depot's number of the message that it came in, or that named what was read; None where
+                    no message did. ``spoiled``: messages of which no record may be used, in this run or another.
     """
 
     batch: pa.RecordBatch
@@ -37,6 +43,8 @@ class Records:
     positions: pa.Int64Array
     unit: str
     unreadable: tuple[Unreadable, ...] = ()
+    messages: pa.Int64Array | None = None
+    spoiled: frozenset[int] = frozenset()
 
 
 def place_of(origin: str, unit: str, position: int) -> str:

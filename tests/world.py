@@ -10,7 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from bus_assets import Contract, DropOff, Field, PickUp, Route, Table, TextFile, Transform
-from bus_assets.drive import Boarding, Bus, Drive, board, failed, finished
+from bus_assets.boarding import board, failed, finished
+from bus_assets.drive import Boarding, Bus, Drive
 from bus_assets.halting import pick_up, problem_of, transform
 from bus_assets.publish import publish
 from resources.database import Database

@@ -19,26 +19,33 @@ from dagster import (
     multi_asset,
 )
 
-from bus_assets.build.keys import PARAMETERS, op_name, publish_name, source_key, stop_key, stops_of
+from bus_assets.boarding import board, failed, finished
+from bus_assets.build.keys import DEPOT, PARAMETERS, STAGING, op_name, publish_name, source_key, stop_key, stops_of
 from bus_assets.build.lineage import column_schema
 from bus_assets.build.shown import (
     COLUMNS_COME_FROM,
+    accounted,
+    accounted_spec,
     check_results,
     check_specs,
     drop_conserved,
     drop_metadata,
+    inbox_metadata,
     lineage_table,
     stop_metadata,
 )
 from bus_assets.contract import TableKey
-from bus_assets.drive import TRIP_TAG, Boarding, Bus, Drive, board, failed, finished
+from bus_assets.drive import TRIP_TAG, Boarding, Bus, Drive, Ended, NothingToDo
 from bus_assets.halting import pick_up, problem_of, transform
 from bus_assets.publish import Dropped, publish
+from bus_assets.queues import MESSAGES, Bodies
 from bus_assets.route import Route
 from bus_assets.stops import DropOff, PickUp, Transform
-from resources.errors import BusError, Transient
+from resources.depot.entries import AttemptLive, TripOver
+from resources.errors import BusError, Poison, Transient
 
-DEPOT, STAGING = "bus_depot", "bus_staging"
+NOTHING_TO_DO = (NothingToDo, AttemptLive, TripOver)
+"""What a run of messages meets whose trip is somebody else's, or over: it was asked for twice, or long ago."""
 RETRY_DELAY_SECONDS = 2.0
 
 T = TypeVar("T")
@@ -79,22 +86,27 @@ def stop_asset(route: Route, stop: PickUp | Transform) -> AssetsDefinition:
         metadata={"dagster/column_schema": column_schema(stop.contract), COLUMNS_COME_FROM: lineage_table(route, stop.name)},
     )
 
+    is_first = isinstance(stop, PickUp) and isinstance(stop.source, Bodies)
+
     @multi_asset(
         name=op_name(route, stop.name),
-        specs=[spec],
-        check_specs=check_specs(key, stop),
+        specs=[spec.replace_attributes(skippable=True) if is_first else spec],
+        check_specs=[*check_specs(key, stop), *([accounted_spec(key)] if is_first else [])],
         required_resource_keys=_resources(route, stop),
         retry_policy=_retries(route),
-        can_subset=False,
+        # Where nothing is to do, the first stop yields nothing, no check result either; Dagster then skips all that follow.
+        can_subset=is_first,
     )
-    def drive_stop(context: AssetExecutionContext) -> MaterializeResult:
+    def drive_stop(context: AssetExecutionContext) -> Iterator[MaterializeResult]:
         def halt(drive: Drive) -> MaterializeResult:
             stopped = pick_up(drive, stop) if isinstance(stop, PickUp) else transform(drive, stop)
             verdict = stopped.verdict
             context.log.info(f"{stop.name}: {verdict.picked_up} rows in, {verdict.kept} kept, {verdict.rejected} rejected")
-            shown = MaterializeResult(
-                asset_key=key, metadata=stop_metadata(drive, stopped), check_results=check_results(key, stop, stopped)
-            )
+            results, metadata = check_results(key, stop, stopped), stop_metadata(drive, stopped)
+            if is_first:
+                results.append(accounted(key, drive))
+                metadata |= inbox_metadata(drive)
+            shown = MaterializeResult(asset_key=key, metadata=metadata, check_results=results)
             problem = problem_of(drive, stopped)
             if problem:
                 # Dagster's own error names the check and no reason: whoever reads only the run's log must find it there.
@@ -104,7 +116,10 @@ def stop_asset(route: Route, stop: PickUp | Transform) -> AssetsDefinition:
                 finished(drive, stop.name)
             return shown
 
-        return _guarded(context, route, stop.name, halt)
+        try:
+            yield _guarded(context, route, stop.name, halt)
+        except NothingToDo as nothing:
+            context.log.info(f"nothing to do: {nothing}")
 
     return drive_stop
 
@@ -179,6 +194,10 @@ def _guarded(context: AssetExecutionContext, route: Route, stop: str, halt: Call
     try:
         drive = board(_bus(context, route), route, _boarding(context, route))
         return halt(drive)
+    except NOTHING_TO_DO as error:
+        if stop != MESSAGES or (drive is not None and not isinstance(error, NothingToDo)):
+            raise Failure(str(error.at(route=route.name, stop=stop)), allow_retries=False) from error
+        raise NothingToDo(error.message, route=route.name) from error
     except BusError as error:
         again = isinstance(error, Transient)
         if drive and not (again and context.retry_number < route.retries):
@@ -188,11 +207,11 @@ def _guarded(context: AssetExecutionContext, route: Route, stop: str, halt: Call
     except Exception as error:
         said = f"{type(error).__name__}" if route.has_sensitive else f"{type(error).__name__}: {error}"
         if drive:
-            failed(drive, stop, BusError(said))
+            failed(drive, stop, Poison(said))
         raise Failure(f"route '{route.name}', stop '{stop}': {said}", allow_retries=False) from (None if route.has_sensitive else error)
     except BaseException as error:
         if drive:
-            failed(drive, stop, BusError(f"the run was ended ({type(error).__name__})"))
+            failed(drive, stop, Ended(f"the run was ended ({type(error).__name__})"))
         # Dagster would try an interrupted step again wherever there is a retry policy: the run could not be stopped.
         raise Failure(f"route '{route.name}', stop '{stop}': the run was ended", allow_retries=False) from error
 
@@ -212,7 +231,7 @@ def _boarding(context: AssetExecutionContext, route: Route) -> Boarding:
         parameters=_given(context, route),
         scheduled=datetime.fromisoformat(tags["bus/scheduled"]) if "bus/scheduled" in tags else None,
         tagged=tags.get(TRIP_TAG.format(route=route.name)),
-        resumed=run.parent_run_id if resumed else None,
+        resumed=run.parent_run_id if resumed or route.queue else None,
         run_is_over=lambda other: _is_over(context, other),
         take_over=tags.get("bus/take_over") == "true",
     )
@@ -258,7 +277,15 @@ def _retries(route: Route) -> RetryPolicy:
     return RetryPolicy(max_retries=route.retries, delay=RETRY_DELAY_SECONDS, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS)
 
 
-_KINDS = {"TextFile": "csv", "JsonLines": "json", "ParquetFile": "parquet", "XmlFeed": "xml", "Endpoint": "api", "Query": "sql"}
+_KINDS = {
+    "Bodies": "sqs",
+    "TextFile": "csv",
+    "JsonLines": "json",
+    "ParquetFile": "parquet",
+    "XmlFeed": "xml",
+    "Endpoint": "api",
+    "Query": "sql",
+}
 
 
 def _kinds(stop: PickUp | Transform) -> set[str]:

@@ -17,8 +17,9 @@ from dagster import (
 )
 from pydantic import create_model
 
-from bus_assets.build.assets import DEPOT, STAGING, route_assets, source_specs
-from bus_assets.build.keys import PARAMETERS, op_name, publish_name, source_key, stop_key
+from bus_assets.build.assets import route_assets, source_specs
+from bus_assets.build.dispatching import route_sensor
+from bus_assets.build.keys import DEPOT, PARAMETERS, STAGING, op_name, publish_name, source_key, stop_key
 from bus_assets.declare import Misdeclared
 from bus_assets.route import Cron, Route
 from bus_assets.settings import settings
@@ -54,7 +55,8 @@ def build_definitions(
     return Definitions(
         assets=[*source_specs(routes), *(asset for route in routes for asset in route_assets(route))],
         jobs=list(jobs.values()),
-        schedules=[_schedule(route, jobs[route.name], cron, at) for route in routes for at, cron in enumerate(route.triggers)],
+        schedules=[_schedule(route, jobs[route.name], cron, at) for route in routes for at, cron in enumerate(route.crons)],
+        sensors=[route_sensor(route, jobs[route.name]) for route in routes if route.queue],
         resources=bound,
         executor=executor or in_process_executor,
     )
@@ -80,6 +82,7 @@ def _check(routes: tuple[Route, ...], resources: Mapping[str, Any]) -> None:
                     f"asset key {key.to_user_string()!r} is made by {keys[key]} and by route {route.name!r}, stop {stop.name!r}"
                 )
             keys[key] = f"route {route.name!r}, stop {stop.name!r}"
+    _check_queues(routes)
     for reserved in (DEPOT, STAGING):
         if reserved in resources:
             raise Misdeclared(f"resource name {reserved!r} is the platform's own; pass it as depot=… or staging=… instead")
@@ -87,6 +90,17 @@ def _check(routes: tuple[Route, ...], resources: Mapping[str, Any]) -> None:
         if route.parameters and (taken := PARAMETERS.format(route=route.name)) in resources:
             raise Misdeclared(f"resource name {taken!r} is the platform's own, for the parameters of route {route.name!r}; choose another")
         _check_steps(route, keys)
+
+
+def _check_queues(routes: tuple[Route, ...]) -> None:
+    """Two routes on one queue would each get half of its messages, by chance."""
+    of: dict[str, str] = {}
+    for route in routes:
+        if route.queue and (other := of.setdefault(route.queue.system, route.name)) != route.name:
+            raise Misdeclared(
+                f"routes {other!r} and {route.name!r} both take messages from queue {route.queue.system!r}; one queue belongs to one "
+                "route: let SNS fan out to a queue for each"
+            )
 
 
 def _check_steps(route: Route, keys: Mapping[Any, str]) -> None:

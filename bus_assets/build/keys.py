@@ -8,6 +8,8 @@ from dagster import AssetKey
 from bus_assets.route import Route
 from bus_assets.stops import DropOff, PickUp
 
+DEPOT, STAGING = "bus_depot", "bus_staging"
+"""The resources that every stop needs."""
 PARAMETERS = "{route}_parameters"
 """The resource that carries a route's typed parameters into a run."""
 

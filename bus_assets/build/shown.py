@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 from dagster import AssetCheckResult, AssetCheckSeverity, AssetCheckSpec, AssetKey, MarkdownMetadataValue, MetadataValue
@@ -170,6 +171,42 @@ def _summary(stopped: Stopped) -> str:
         why = ", ".join(f"{figure['rule']} ×{figure['rejected']}" for figure in verdict.figures if figure["rejected"])
         return f"{verdict.rejected} of {verdict.picked_up} rows wait in quarantine, within the limit: {why}"
     return f"all {verdict.kept} rows keep the contract"
+
+
+ACCOUNTED = "accounted"
+
+
+def accounted_spec(key: AssetKey) -> AssetCheckSpec:
+    said = "Every message that was ever received is in exactly one state; the sums are kept beside the states and compared."
+    return AssetCheckSpec(ACCOUNTED, asset=key, blocking=False, description=said)
+
+
+def accounted(key: AssetKey, drive: Drive) -> AssetCheckResult:
+    """The sums of the route's messages. A warning where messages wait for a person."""
+    counts = drive.bus.depot.inbox.counts(drive.route.name)
+    by_state: dict[str, int] = {str(state): number for state, number in counts.by_state.items()}
+    waits = {state: by_state.get(state, 0) for state in ("quarantined", "stranded", "held") if by_state.get(state)}
+    said = ", ".join(f"{number} {state}" for state, number in waits.items())
+    return AssetCheckResult(
+        check_name=ACCOUNTED,
+        asset_key=key,
+        passed=not waits,
+        severity=AssetCheckSeverity.WARN,
+        description=f"{said}: `bus messages --route {drive.route.name}` shows them" if waits else "no message waits for a person",
+        metadata={**by_state, "received in all": sum(by_state.values()), "duplicates": counts.duplicates, "ignored": counts.ignored},
+    )
+
+
+def inbox_metadata(drive: Drive) -> dict[str, Any]:
+    """How the route's messages stand, on the page of the stop at which they come aboard."""
+    counts = drive.bus.depot.inbox.counts(drive.route.name)
+    oldest = counts.oldest_waiting
+    waits = (datetime.now(UTC) - oldest).total_seconds() if oldest else 0.0
+    return {
+        "messages aboard": len(drive.bus.depot.inbox.messages_of(drive.trip.id)),
+        "messages waiting": counts.by_state.get("waiting", 0),
+        "oldest waiting (seconds)": round(waits, 1),
+    }
 
 
 def drop_metadata(drive: Drive, drop: DropOff, dropped: Dropped) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def depot_of(loaded: Loaded) -> Depot:
     """The depot that a run of this module writes to."""
     from dagster import build_resources
 
-    from bus_assets.build.assets import DEPOT
+    from bus_assets.build.keys import DEPOT
 
     with build_resources({DEPOT: loaded.defs.resources[DEPOT]}) as bound:
         return getattr(bound, DEPOT).depot()

@@ -99,7 +99,7 @@ def open_bus(loaded: Loaded, route: Route) -> Iterator[Bus]:
     """The module's depot, staging and the systems of ``route``, as a run gets them."""
     from dagster import build_resources
 
-    from bus_assets.build.assets import DEPOT, STAGING
+    from bus_assets.build.keys import DEPOT, STAGING
     from bus_assets.drive import Bus
 
     resources = loaded.defs.resources or {}
@@ -125,7 +125,7 @@ def open_instance() -> DagsterInstance:
 
 def note_other_depot(loaded: Loaded) -> None:
     """Say so if a module keeps its depot elsewhere than where the other commands look."""
-    from bus_assets.build.assets import DEPOT
+    from bus_assets.build.keys import DEPOT
 
     url = getattr((loaded.defs.resources or {}).get(DEPOT), "url", None)
     if url != settings().depot_url:

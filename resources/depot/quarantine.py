@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from resources.depot.connections import now
 from resources.depot.entries import QuarantineCount, QuarantinedRow, Reason, Trip, Verdict
-from resources.depot.schema import quarantine, storable, trips
+from resources.depot.schema import messages, quarantine, storable, trips
 from resources.errors import Misconfigured, Refused
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ def replace_held(connection: sa.Connection, trip: Trip, verdict: Verdict, rows: 
     every = {"route": trip.route, "trip": trip.id, "attempt": verdict.attempt, "stop": verdict.stop}
     every |= {"state": "held", "created_at": now(connection)}
     written = 0
-    for some in _chunks(rows, INSERT_ROWS):
+    for some in chunks(rows, INSERT_ROWS):
         connection.execute(sa.insert(quarantine), [every | _values(row, verdict) for row in some])
         written += len(some)
     return written
@@ -47,11 +47,13 @@ def _values(row: QuarantinedRow, verdict: Verdict) -> dict[str, Any]:
         "position": row.position,
         "reasons": reasons,
         "payload": dict(row.payload),
+        "message": row.message,
     }
 
 
 def listed(connection: sa.Connection, filters: Mapping[str, str | None], limit: int, after: int) -> list[QuarantinedRow]:
-    query = sa.select(quarantine, trips.c.state.label("trip_state")).select_from(_with_trips()).where(quarantine.c.id > after)
+    states = (trips.c.state.label("trip_state"), messages.c.state.label("message_state"))
+    query = sa.select(quarantine, *states).select_from(_with_trips()).where(quarantine.c.id > after)
     query = query.where(*_conditions(filters)).order_by(quarantine.c.id).limit(limit)
     return [_row(row) for row in connection.execute(query).mappings()]
 
@@ -67,15 +69,27 @@ def counted(connection: sa.Connection, filters: Mapping[str, str | None]) -> lis
     reasons = getattr(sa.func, each)(quarantine.c.reasons).table_valued("value", joins_implicitly=True)
     read = sa.func.json_extract if connection.dialect.name == "sqlite" else sa.func.json_extract_path_text
     rule = read(reasons.c.value, text).label("rule")
-    releasable = sa.func.count(sa.case(((quarantine.c.state == "held") & (trips.c.state == "delivered"), 1)))
+    releasable = sa.func.count(sa.case(((quarantine.c.state == "held") & (trips.c.state == "delivered") & ~_comes_with_message(), 1)))
     query = sa.select(quarantine.c.route, quarantine.c.stop, rule, sa.func.count().label("rows"), releasable.label("releasable"))
     query = query.select_from(_with_trips(), reasons).where(*_conditions(filters))
     query = query.group_by(quarantine.c.route, quarantine.c.stop, rule).order_by(quarantine.c.route, quarantine.c.stop, rule)
     return [QuarantineCount(**row) for row in connection.execute(query).mappings()]
 
 
+def by_message(connection: sa.Connection, trip: str) -> dict[int, int]:
+    """How many rows of each message the trip's stops hold or have let go."""
+    query = sa.select(quarantine.c.message, sa.func.count()).where(quarantine.c.trip == trip, quarantine.c.message.is_not(None))
+    return dict(connection.execute(query.group_by(quarantine.c.message)).tuples().all())
+
+
 def _with_trips() -> sa.FromClause:
-    return quarantine.outerjoin(trips, trips.c.id == quarantine.c.trip)
+    with_trips = quarantine.outerjoin(trips, trips.c.id == quarantine.c.trip)
+    return with_trips.outerjoin(messages, messages.c.id == quarantine.c.message)
+
+
+def _comes_with_message() -> sa.ColumnElement[bool]:
+    """Whether nothing of the row's message was delivered: a redrive brings all of it, and there is one way only for each row."""
+    return sa.func.coalesce(messages.c.state, "") == "quarantined"
 
 
 def _conditions(filters: Mapping[str, str | None]) -> list[sa.ColumnElement[bool]]:
@@ -83,10 +97,22 @@ def _conditions(filters: Mapping[str, str | None]) -> list[sa.ColumnElement[bool
 
 
 def release(connection: sa.Connection, ids: Sequence[int], trip: str) -> None:
+    _check_messages(connection, ids)
     delivered = sa.select(trips.c.id).where(trips.c.state == "delivered")
     is_releasable = (quarantine.c.state == "held") & quarantine.c.trip.in_(delivered)
     is_released = (quarantine.c.state == "released") & (quarantine.c.released_trip == trip)
     _change(connection, ids, is_releasable | is_released, {"state": "released", "released_trip": trip}, "held by a delivered trip")
+
+
+def _check_messages(connection: sa.Connection, ids: Sequence[int]) -> None:
+    for some in chunks(dict.fromkeys(ids), UPDATE_IDS):
+        query = sa.select(messages.c.id).where(quarantine.c.id.in_(some), quarantine.c.message == messages.c.id)
+        whole = list(connection.scalars(query.where(messages.c.state == "quarantined").distinct().order_by(messages.c.id).limit(6)))
+        if whole:
+            raise Refused(
+                f"nothing was delivered of the messages {brief(whole)} that these rows came in: they are not released row by row. "
+                "`bus redrive` sends the messages round again; nothing was changed"
+            )
 
 
 def unrelease(connection: sa.Connection, trip: str) -> int:
@@ -98,19 +124,32 @@ def discard(connection: sa.Connection, ids: Sequence[int], reason: str) -> None:
     _change(connection, ids, quarantine.c.state == "held", {"state": "discarded", "reason": reason}, "held")
 
 
+def discard_of_messages(connection: sa.Connection, of: Sequence[int], reason: str) -> None:
+    """Give up what is held of these messages: they come again, whole."""
+    for some in chunks(of, UPDATE_IDS):
+        held = (quarantine.c.message.in_(some)) & (quarantine.c.state == "held")
+        connection.execute(sa.update(quarantine).where(held).values(state="discarded", reason=reason))
+
+
+def discard_of_trip(connection: sa.Connection, trip: str, of: sa.Select[tuple[int]], reason: str) -> None:
+    """Give up what ``trip`` holds of these messages."""
+    held = (quarantine.c.trip == trip) & (quarantine.c.state == "held") & quarantine.c.message.in_(of)
+    connection.execute(sa.update(quarantine).where(held).values(state="discarded", reason=reason))
+
+
 def _change(connection: sa.Connection, ids: Sequence[int], may: sa.ColumnElement[bool], values: dict[str, Any], wanted: str) -> None:
     """Change all of ``ids``; if one may not be, Refused, and the transaction takes the others back."""
-    for some in _chunks(dict.fromkeys(ids), UPDATE_IDS):
+    for some in chunks(dict.fromkeys(ids), UPDATE_IDS):
         changed = connection.execute(sa.update(quarantine).where(quarantine.c.id.in_(some), may).values(values)).rowcount
         if changed != len(some):
-            raise Refused(f"{len(some) - changed} of the {len(some)} rows {_brief(some)} are not {wanted}; nothing was changed")
+            raise Refused(f"{len(some) - changed} of the {len(some)} rows {brief(some)} are not {wanted}; nothing was changed")
 
 
-def _brief(ids: Sequence[int]) -> str:
+def brief(ids: Sequence[int]) -> str:
     return ", ".join(map(str, ids[:5])) + (", …" if len(ids) > 5 else "")
 
 
-def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while some := list(islice(iterator, size)):
         yield some

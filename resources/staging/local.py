@@ -7,7 +7,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -64,6 +64,12 @@ class LocalStaging:
         target = self._inside(path)
         with on_disk(target):
             return target.is_file()
+
+    def list(self, prefix: str) -> Sequence[str]:
+        folder = self._inside(prefix)
+        with on_disk(folder):
+            found = (Path(at) / name for at, _, names in os.walk(folder) for name in names if not name.endswith(".tmp"))
+            return sorted(str(path.relative_to(self.root)) for path in found)
 
     def uri(self, path: str) -> str:
         return self._inside(path).absolute().as_uri()

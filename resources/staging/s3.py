@@ -9,7 +9,7 @@ import os
 import secrets
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -119,13 +119,22 @@ class S3Staging:
     def delete_prefix(self, prefix: str) -> int:
         deleted = 0
         with self._ours(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=self._key(prefix) + "/", PaginationConfig={"PageSize": DELETE_KEYS}
-            )
-            for page in pages:
-                keys = [{"Key": entry["Key"]} for entry in page.get("Contents", ())]
-                deleted += self._delete(prefix, keys) if keys else 0
+            for names in self._pages(prefix):
+                deleted += self._delete(prefix, [{"Key": name} for name in names])
         return deleted
+
+    def list(self, prefix: str) -> Sequence[str]:
+        with self._ours(prefix):
+            return sorted(name.removeprefix(self.prefix) for names in self._pages(prefix) for name in names)
+
+    def _pages(self, prefix: str) -> Iterator[list[str]]:
+        """The keys below the directory ``prefix``, as many at a time as may be deleted at once."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=self._key(prefix) + "/", PaginationConfig={"PageSize": DELETE_KEYS}
+        )
+        for page in pages:
+            if names := [entry["Key"] for entry in page.get("Contents", ())]:
+                yield names
 
     def _delete(self, prefix: str, keys: list[dict[str, str]]) -> int:
         answer = self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": keys, "Quiet": True})

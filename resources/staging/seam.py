@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -47,6 +48,10 @@ class Staging(Protocol):
         ...
 
     def exists(self, path: str) -> bool: ...
+
+    def list(self, prefix: str) -> Sequence[str]:
+        """The paths of all files below the directory ``prefix``, in the order of their names; () if there is none."""
+        ...
 
     def uri(self, path: str) -> str:
         """Where a person finds the file or directory: ``file:///…`` or ``s3://…``. Never a secret."""

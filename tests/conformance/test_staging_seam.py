@@ -160,6 +160,14 @@ def test_a_uri_leads_a_person_to_the_file(staging):
     assert open_staging(uri.removesuffix("/a/x"), endpoint_url=getattr(staging, "_endpoint_url", None)).exists("a/x")
 
 
+def test_list_names_the_files_of_a_folder_and_of_no_other(staging):
+    for path in ("t/1/b", "t/1/a/z", "t/10/a"):
+        staging.write(path, b"x")
+    assert list(staging.list("t/1")) == ["t/1/a/z", "t/1/b"]
+    assert list(staging.list("t")) == ["t/1/a/z", "t/1/b", "t/10/a"]
+    assert list(staging.list("u")) == []
+
+
 def test_exists_is_about_files(staging):
     assert not staging.exists("a/x")
     staging.write("a/x", b"")

@@ -7,7 +7,7 @@ import pytest
 
 from bus_assets import Contract, DropOff, Field, PickUp, Table, TextFile, Transform
 from bus_assets import stage as stage_module
-from bus_assets.drive import settle
+from bus_assets.boarding import settle
 from bus_assets.halting import pick_up, transform
 from bus_assets.publish import publish
 from resources.depot.entries import AttemptLive

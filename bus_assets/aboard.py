@@ -1,0 +1,273 @@
+"""Messages aboard: which of a trip's messages ride, the rows in their bodies, and what each of them names.
+
+come_aboard    messages that an earlier trip applied leave this one, before anything is read
+bodies         the rows of the stop ``messages``
+named_by       the rows of a pick-up that reads what each message names
+fates          what became of each message, once every gate has passed
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from bus_assets.drive import BREAKER, Drive, NothingToDo
+from bus_assets.passengers import MESSAGE, ROW, duck, literals
+from bus_assets.queues import MESSAGES, Bodies, Queue, S3Event
+from bus_assets.route import Route
+from bus_assets.stops import PickUp, Transform
+from resources.errors import BusError, Misconfigured, Poison, Refused, Transient
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from resources.depot.entries import Verdict
+    from resources.depot.mail import Message
+    from resources.records import Records, Unreadable
+
+BODIES_AT_A_TIME = 2_000
+ITEM = "@item"
+
+
+def come_aboard(drive: Drive) -> list[Message]:
+    """The trip's messages in riding order, without those that an earlier trip has applied. :class:`NothingToDo` if none is left.
+
+    Asked of the destination, not of the depot, which may have been restored from an earlier copy.
+    """
+    inbox = drive.bus.depot.inbox
+    aboard = inbox.messages_of(drive.trip.id)
+    applied = _applied(drive, aboard)
+    if applied:
+        inbox.applied(drive.trip.id, [message.id for message in applied])
+    left = [message for message in aboard if message not in applied]
+    if not left:
+        said = f"trip {drive.trip.id} has no messages left: {len(applied)} were applied by an earlier trip"
+        raise NothingToDo(said, route=drive.route.name)
+    return left
+
+
+def _applied(drive: Drive, messages: Sequence[Message]) -> list[Message]:
+    if not drive.route.databases:
+        return []
+    database = drive.bus.systems[drive.route.databases[0]]
+    database.prepare(())
+    with database.transaction(reading=True) as transaction:
+        there = {(part, key) for part, keys in receipt_keys(messages).items() for key in transaction.receipts(drive.route.name, keys, part)}
+    return [message for message in messages if (message.part, message.key) in there]
+
+
+def receipt_keys(messages: Iterable[Message]) -> dict[str, list[str]]:
+    """The keys of the messages' receipts, by part: a message that is delivered once more on purpose has a part of its own."""
+    found: dict[str, list[str]] = {}
+    for message in messages:
+        found.setdefault(message.part, []).append(message.key)
+    return found
+
+
+def bodies(drive: Drive, stop: PickUp) -> Iterator[Records]:
+    """What the bodies of the trip's messages say, in riding order; positions are the messages' numbers in the depot."""
+    source = stop.source
+    assert isinstance(source, Bodies)
+    messages = come_aboard(drive)
+    for start in range(0, len(messages), BODIES_AT_A_TIME):
+        yield _rows_of(source, stop.found_at(), messages[start : start + BODIES_AT_A_TIME])
+
+
+@dataclass
+class _Rows:
+    objects: list[Mapping[str, Any]] = field(default_factory=list)
+    messages: list[int] = field(default_factory=list)
+    unreadable: list[Unreadable] = field(default_factory=list)
+
+
+def _rows_of(source: Bodies, fields: Mapping[str, str], messages: Sequence[Message]) -> Records:
+    import pyarrow as pa
+
+    from resources.jsonlines import text_columns
+    from resources.records import Records, Unreadable
+
+    rows = _Rows()
+    for message in messages:
+        try:
+            items = _items(source, message)
+        except Poison as error:
+            rows.unreadable.append(Unreadable(message.id, "", error.message, message.id))
+            continue
+        rows.objects += items
+        rows.messages += [message.id] * len(items)
+    numbers = pa.array(rows.messages, pa.int64())
+    batch = text_columns(rows.objects, fields)
+    spoiled = frozenset(record.message for record in rows.unreadable if record.message is not None)
+    return Records(batch, source.system, numbers, source.unit, tuple(rows.unreadable), numbers, spoiled)
+
+
+def _items(source: Bodies, message: Message) -> list[Mapping[str, Any]]:
+    """The rows in one body; the envelope's values stand beside the body's own under names that begin with '@'."""
+    envelope = {
+        "@key": message.key,
+        "@group": message.group,
+        "@sent_at": message.sent_at.isoformat() if message.sent_at else None,
+        "@event_at": message.event_at.isoformat() if message.event_at else None,
+    }
+    if message.body is None:
+        raise Poison("its body is not kept any more; send it again from where it came")
+    text = message.body.decode("utf-8", "strict") if source.decode.kind != "text" else message.body.decode("utf-8", "backslashreplace")
+    if source.decode.kind == "text":
+        return [{"body": text, **envelope}]
+    from resources.jsonlines import loads_exact
+
+    body = loads_exact(text)
+    if not isinstance(body, dict):
+        raise Poison("the body is JSON, but not an object")
+    path = getattr(source.decode, "records", None)
+    return [{**item, **envelope} for item in _listed(body, path)] if path else [{**body, **envelope}]
+
+
+def _listed(body: Mapping[str, Any], path: str) -> list[Mapping[str, Any]]:
+    found: Any = body
+    for key in path.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise Poison(f"the body has no list of objects at {path!r}")
+    return found
+
+
+def named_by(drive: Drive, stop: PickUp) -> Iterator[Records]:
+    """What ``stop`` reads for each message. What cannot be read for one (gone, forbidden, broken) sets that message aside, whole;
+    the others go on. :class:`Transient` ends the stop; so does the same Misconfigured for every one of several messages."""
+    import pyarrow as pa
+
+    from resources.records import Records, Unreadable
+
+    empty = pa.RecordBatch.from_pylist([], pa.schema([(name, pa.string()) for name in stop.found_at()]))
+    none = pa.array([], pa.int64())
+    tried, failures = 0, list[BusError]()
+    for message, row in _message_rows(drive):
+        tried += 1
+        origin = f"{stop.source.system}, for message {message}"
+        try:
+            for run in _read_for(drive, stop, row):
+                origin = run.origin
+                yield _of(run, message)
+        except Transient:
+            raise
+        except BusError as error:
+            failures.append(error)
+            said = Unreadable(message, "", f"{error.place}: {error.message}" if error.place else error.message, message)
+            unit = getattr(stop.source, "unit", "row")
+            yield Records(empty, origin, none, unit, (said,), none, frozenset({message}))
+    if len(failures) == tried > 1 and all(isinstance(error, Misconfigured) for error in failures):
+        raise failures[0]
+
+
+def _message_rows(drive: Drive) -> Iterator[tuple[int, dict[str, Any]]]:
+    passengers = drive.passengers(MESSAGES)
+    names = passengers.contract.names
+    for batch in passengers.batches((*names, MESSAGE)):
+        for row in batch.to_pylist():
+            yield row.pop(MESSAGE), row
+
+
+def _read_for(drive: Drive, stop: PickUp, row: Mapping[str, Any]) -> Iterator[Records]:
+    system, queue = drive.bus.systems[stop.source.system], drive.route.queue
+    said = dict(row)
+    if isinstance(queue, Queue) and isinstance(queue.decode, S3Event):
+        from resources.objects import object_of
+
+        system, said["key"] = object_of(system, row["bucket"], row["key"], row.get("version"), row.get("etag"))
+    yield from stop.source.read(system, stop.found_at(), replace(drive.values, message=said))
+
+
+def _of(run: Records, message: int) -> Records:
+    import pyarrow as pa
+
+    unreadable = tuple(replace(record, message=message) for record in run.unreadable)
+    return replace(run, unreadable=unreadable, messages=pa.repeat(pa.scalar(message, pa.int64()), run.batch.num_rows))
+
+
+class MessageOf:
+    """Which message a row belongs to, by its identity. Rows of a message are numbered one after the other where they are read."""
+
+    def __init__(self, drive: Drive, stop: Transform, verdicts: Mapping[str, Verdict]):
+        paths = drive.passengers(drive.route.identity_of(stop.name).name, verdicts).paths()
+        query = f"SELECT min({ROW}), max({ROW}), {MESSAGE} FROM read_parquet({literals(paths)}) GROUP BY {MESSAGE} ORDER BY 1"  # noqa: S608
+        with duck() as connection:
+            found = connection.execute(query).fetchall() if paths else []
+        self._firsts = [first for first, _, _ in found]
+        self._messages = [message for _, _, message in found]
+        if any(later[0] <= earlier[1] for earlier, later in pairwise(found)):
+            raise Refused("rows of different messages are numbered crosswise; drive the trip again, and report it")
+
+    def __call__(self, ids: pa.Int64Array) -> pa.Int64Array:
+        import numpy as np
+        import pyarrow as pa
+
+        if not self._firsts:
+            return pa.nulls(len(ids), pa.int64())
+        at = np.searchsorted(np.asarray(self._firsts), ids.to_numpy(zero_copy_only=False), side="right") - 1
+        return pa.array(np.asarray(self._messages, "int64")[np.maximum(at, 0)])
+
+    def one(self, row: int) -> int:
+        return self._messages[bisect_right(self._firsts, row) - 1]
+
+
+@dataclass(frozen=True)
+class Fates:
+    """What became of a trip's messages: ``rejected`` rows of each that has some; those that are ``quarantined`` whole, and why."""
+
+    messages: tuple[Message, ...]
+    rejected: Mapping[int, int]
+    quarantined: Mapping[int, str]
+
+    @property
+    def applied(self) -> list[Message]:
+        """Those of which something is, or could have been, dropped off: their receipts are recorded."""
+        return [message for message in self.messages if message.id not in self.quarantined]
+
+
+def fates(drive: Drive, verdicts: Mapping[str, Verdict]) -> Fates:
+    """From the staged rows and the quarantine: a message is quarantined if rows of it wait there and none goes to a destination.
+
+    Nothing of a trip whose messages are aboard no more: it was told already, or they ride elsewhere.
+    """
+    messages = tuple(drive.bus.depot.inbox.messages_of(drive.trip.id))
+    if not messages:
+        return Fates((), {}, {})
+    rejected = drive.bus.depot.inbox.rejected_rows(drive.trip.id)
+    going = {number for name in _carriers(drive.route) for number in drive.passengers(name, verdicts).messages()}
+    strangers = going - {message.id for message in messages}
+    if strangers:
+        raise Refused(f"rows of message {min(strangers)} are staged, which is not aboard trip {drive.trip.id} any more; drive it again")
+    waits = {
+        message.id: f"all of its {rejected[message.id]} rows were rejected"
+        for message in messages
+        if rejected.get(message.id) and message.id not in going
+    }
+    return Fates(messages, rejected, waits)
+
+
+def tell_fates(drive: Drive) -> None:
+    """The depot learns what became of the trip's messages, once every database has them. Saying it again changes nothing."""
+    if not drive.has_messages:
+        return
+    found, inbox = fates(drive, drive.verdicts()), drive.bus.depot.inbox
+    if not found.messages:
+        return
+    inbox.delivered(drive.trip.id, found.rejected, found.quarantined)
+    if not found.applied and inbox.failed_in_row(drive.route.name) >= BREAKER:
+        inbox.pause(drive.route.name, f"{BREAKER} trips in a row had nothing but rejected rows; the newest is {drive.trip.id}")
+
+
+def _carriers(route: Route) -> set[str]:
+    """The stops that tell which messages reach a destination: the nearest before each drop-off whose rows have a message."""
+    found = set[str]()
+    for drop in route.drop_offs:
+        name = route.upstream(drop.name)[0]
+        while not route.of_messages(name) and route.upstream(name):
+            name = route.upstream(name)[0]
+        if route.of_messages(name):
+            found.add(name)
+    return found

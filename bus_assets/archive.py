@@ -1,0 +1,64 @@
+"""A copy of every message, beside the staged rows, written before the queue forgets it: what a lost depot is rebuilt from.
+
+``archive/{route}/{YYYY-MM-DD}/{ULID}.jsonl``, one object a line. Written once, never changed; ``bus purge`` removes old days.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, date, datetime
+from typing import Any
+
+from resources.depot.mail import Arrival
+from resources.depot.trips import new_trip_id
+from resources.errors import Refused
+from resources.staging import Staging
+
+FOLDER = "archive"
+
+
+def keep(staging: Staging, route: str, arrivals: Sequence[Arrival]) -> None:
+    """Write ``arrivals`` durably; nothing for those that are only counted. Raises what ``Staging.write`` raises."""
+    lines = [json.dumps(_plain(arrival), separators=(",", ":")) for arrival in arrivals if arrival.ignored is None]
+    if lines:
+        day = datetime.now(UTC).date().isoformat()
+        staging.write(f"{FOLDER}/{route}/{day}/{new_trip_id()}.jsonl", "\n".join(lines).encode())
+
+
+def kept(staging: Staging, route: str, since: date | None = None) -> Iterator[list[Arrival]]:
+    """Everything that was kept of ``route`` on ``since`` or later, oldest first, file by file. Refused for a file that is not ours."""
+    for path in staging.list(f"{FOLDER}/{route}"):
+        if since is None or path.split("/")[2] >= since.isoformat():
+            yield _read(staging, path)
+
+
+def _read(staging: Staging, path: str) -> list[Arrival]:
+    try:
+        return [_arrival(json.loads(line)) for line in staging.local(path).read_text().splitlines()]
+    except (ValueError, TypeError, KeyError) as error:
+        raise Refused("the archived messages do not read; was the file changed?", place=path) from error
+
+
+def _plain(arrival: Arrival) -> dict[str, Any]:
+    return {
+        "key": arrival.key,
+        "body": base64.b64encode(arrival.body).decode(),
+        "sent_at": _iso(arrival.sent_at),
+        "event_at": _iso(arrival.event_at),
+        "subject": arrival.subject,
+        "sequencer": arrival.sequencer,
+        "group": arrival.group,
+        "attributes": dict(arrival.attributes),
+        "problem": arrival.problem,
+    }
+
+
+def _arrival(said: dict[str, Any]) -> Arrival:
+    moments = {name: datetime.fromisoformat(said[name]) if said[name] else None for name in ("sent_at", "event_at")}
+    return Arrival(**{**said, **moments, "body": base64.b64decode(said["body"])})
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return moment.isoformat() if moment else None

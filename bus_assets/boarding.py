@@ -1,0 +1,238 @@
+"""Which trip a run drives, whether it may, and how an attempt ends. Knows nothing of Dagster.
+
+A trip survives its attempts. Taking one over means first committing 'revoked' for the earlier attempt in the trip's first
+database, under the same key that publishing uses: whichever commit comes first wins, and a zombie's publishing is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from bus_assets.aboard import tell_fates
+from bus_assets.drive import LEASE_SECONDS, SCHEDULED, TRIP_TAG, AppliedBefore, Boarding, Bus, Drive, Ended, Mode, ledger_id
+from bus_assets.queues import MESSAGES, Queue
+from bus_assets.route import Route
+from resources.depot.entries import AlreadyDelivered, Attempt, AttemptLive, Kind, Trip
+from resources.depot.process import this_process
+from resources.errors import BusError, ChecksFailed, Misconfigured, Poison, Refused, Transient
+from resources.receipts import AlreadySettled
+
+
+def board(bus: Bus, route: Route, boarding: Boarding) -> Drive:
+    """Find or start the run's trip and claim it. The same run boarding again (each stop does) gets the same attempt.
+
+    Raises :class:`Refused` (or a subclass) when somebody else drives the trip, or when the selection cannot be driven.
+    """
+    try:
+        trip = _trip(bus, route, boarding)
+        missing = _missing(bus, route, trip, boarding.selected)
+        if missing and (boarding.tagged or boarding.resumed):
+            raise Refused(f"trip {trip.id} has no passed gate for {_list(missing)}; select it too, or all stops of the route")
+        return _claimed(bus, route, trip, boarding, "rehearsal" if missing else "driving")
+    except BusError as error:
+        raise error.at(route=route.name) from error.__cause__
+
+
+def _trip(bus: Bus, route: Route, boarding: Boarding) -> Trip:
+    if boarding.tagged:
+        trip = bus.depot.trip(boarding.tagged)
+        if trip.route != route.name:
+            raise Refused(f"trip {trip.id} belongs to route '{trip.route}', not '{route.name}'")
+        return trip
+    if boarding.resumed and (resumed := bus.depot.trip_of_run(route.name, boarding.resumed)):
+        return resumed
+    if existing := bus.depot.trip_of_run(route.name, boarding.run):
+        return existing
+    if route.queue and MESSAGES in boarding.selected:
+        return _trip_of_messages(bus, route, route.queue, boarding)
+    missing = tuple(dict.fromkeys(n for s in route.order if s in boarding.selected for n in route.needs(s) if n not in boarding.selected))
+    if not missing:
+        values = _parameters(route, boarding.parameters)
+        if boarding.scheduled:
+            values[SCHEDULED] = boarding.scheduled.isoformat()
+        return bus.depot.start_trip(route.name, boarding.trigger, values, run=boarding.run)
+    parent = bus.depot.last_passed_trip(route.name, missing)
+    if parent is None:
+        raise Refused(f"the selection leaves out {_list(missing)}, and no earlier trip has rows of it; select all stops of the route")
+    only_drops = all(name in {drop.name for drop in route.drop_offs} for name in boarding.selected)
+    if only_drops:
+        raise Refused(
+            f"{_list(tuple(sorted(boarding.selected)))} alone has no rows of its own trip to drop. Select all stops of the route for a "
+            f"new trip, or tag the run {TRIP_TAG.format(route=route.name)}=TRIP to publish a trip whose gates passed "
+            f"(the newest: {parent.id})"
+        )
+    return bus.depot.start_trip(route.name, "rehearsal", dict(parent.parameters), run=boarding.run, parent=parent.id)
+
+
+def _trip_of_messages(bus: Bus, route: Route, queue: Queue, boarding: Boarding) -> Trip:
+    """What a person gets who asks for a trip of a queue route: the messages that wait now."""
+    values = _parameters(route, boarding.parameters)
+    halt = queue.on_stranded == "halt"
+    trip = bus.depot.inbox.form_for_run(route.name, boarding.run, queue.batch, halt_on_stranded=halt, parameters=values)
+    if trip is None:
+        raise Refused(f"no message waits for a trip; send one to {queue.system}, or turn its sensor on: it boards what the queue has")
+    return trip
+
+
+def _parameters(route: Route, given: Mapping[str, Any]) -> dict[str, Any]:
+    known = {parameter.name: parameter for parameter in route.parameters}
+    for name in given:
+        if name not in known:
+            raise Misconfigured(f"parameter {name!r} is not declared; the route has {', '.join(known) or 'none'}")
+    values = {}
+    for name, parameter in known.items():
+        value = given.get(name) if given.get(name) is not None else parameter.default
+        if value is None:
+            raise Misconfigured(
+                f"parameter {name!r} ({parameter.type}) has no default: set it, with `bus drive {route.name} --set {name}=…`"
+            )
+        values[name] = parameter.value(value)
+    return values
+
+
+def _missing(bus: Bus, route: Route, trip: Trip, selected: frozenset[str]) -> tuple[str, ...]:
+    """Stops that the selection needs, does not include, and that have not passed in this trip."""
+    needed = {n for stop in selected for n in route.needs(stop) if n not in selected}
+    passed = {stop for stop, verdict in bus.depot.verdicts(trip.id).items() if verdict.passed} if needed else set()
+    return tuple(stop for stop in route.order if stop in needed - passed)
+
+
+def _claimed(bus: Bus, route: Route, trip: Trip, boarding: Boarding, mode: Mode) -> Drive:
+    def drive(attempt: int, how: Mode) -> Drive:
+        return Drive(bus, route, trip, attempt, boarding.run, how, boarding.selected)
+
+    before = bus.depot.newest_attempt(trip.id)
+    if before and before.run != boarding.run:
+        if before.ended_at is None:
+            _take_over(bus, route, trip, before, boarding)
+        if published := _published(bus, route, trip):
+            _caught_up(bus, route, trip, published)
+    process = this_process()
+    try:
+        attempt = bus.depot.claim(
+            trip.id, boarding.run, lease_seconds=LEASE_SECONDS, host=process.host, pid=process.pid, process_started=process.started
+        )
+    except AlreadyDelivered as delivered:
+        return Drive(bus, route, delivered.trip, before.attempt if before else 1, boarding.run, "delivered", boarding.selected)
+    how = "delivered" if attempt.outcome == "published" else "forward" if bus.depot.publications(trip.id) else mode
+    return Drive(bus, route, bus.depot.trip(trip.id), attempt.attempt, boarding.run, how, boarding.selected)
+
+
+def _take_over(bus: Bus, route: Route, trip: Trip, attempt: Attempt, boarding: Boarding) -> None:
+    """End an attempt that is not ours: only if it failed, its run or process is gone, or a person insists."""
+    over = trip.state in ("failed", "stuck") or boarding.take_over or boarding.run_is_over(attempt.run) or bus.depot.is_abandoned(attempt)
+    if not over:
+        raise AttemptLive(attempt)
+    settle(bus, route, trip, attempt)
+
+
+def settle(bus: Bus, route: Route, trip: Trip, attempt: Attempt) -> str:
+    """End ``attempt`` for good: commit 'revoked' where publishing commits. Returns what the outcome is: the first commit wins."""
+    outcome = "revoked"
+    if route.databases:
+        database = bus.systems[route.databases[0]]
+        database.prepare(())
+        try:
+            with database.transaction() as transaction:
+                transaction.record_outcome(route.name, trip.id, attempt.attempt, "revoked", attempt.run)
+        except AlreadySettled as settled:
+            outcome = settled.outcome
+    if outcome == "published":
+        bus.depot.end_attempt(trip.id, attempt.attempt, "published")
+    else:
+        bus.depot.end_attempt(trip.id, attempt.attempt, "revoked", kind=attempt.kind or "died")
+    return outcome
+
+
+def caught_up(bus: Bus, route: Route, trip: Trip) -> bool:
+    """Whether the trip is committed in its first database. If so the depot knows it afterwards: 'delivered', or 'stuck'."""
+    published = _published(bus, route, trip)
+    if published is not None:
+        _caught_up(bus, route, trip, published)
+    return published is not None
+
+
+def _published(bus: Bus, route: Route, trip: Trip) -> int | None:
+    """The attempt that committed this trip in the first database, if one did; asked of that database, not of the depot."""
+    if not route.databases:
+        return None
+    database = bus.systems[route.databases[0]]
+    database.prepare(())
+    with database.transaction(reading=True) as transaction:
+        return transaction.published(trip.id)
+
+
+def _caught_up(bus: Bus, route: Route, trip: Trip, published: int) -> None:
+    """The depot learns of a commit whose process died before it could say so."""
+    done = {publication.database for publication in bus.depot.publications(trip.id)}
+    for name in route.databases:
+        if name in done:
+            continue
+        bus.systems[name].prepare(())
+        with bus.systems[name].transaction(reading=True) as transaction:
+            ledger = ledger_id(route, trip.id, name)
+            if transaction.published(ledger) is not None:
+                drops = [drop.name for drop in route.drop_offs if drop.into.database == name]
+                counts = [asdict(applied.rows) for applied in transaction.applied(ledger)]
+                bus.depot.record_publication(trip.id, published, name, dict(zip(drops, counts, strict=False)))
+                done.add(name)
+    if done >= set(route.databases):
+        tell_fates(Drive(bus, route, trip, published, "", "delivered", frozenset()))
+        bus.depot.finish_trip(trip.id, "delivered")
+    else:
+        bus.depot.finish_trip(trip.id, "stuck")
+
+
+def failed(drive: Drive, stop: str, error: BusError) -> None:
+    """Record that the trip failed at ``stop``; one whose rows are committed somewhere is stuck instead, and only rolls forward."""
+    state = "stuck" if drive.bus.depot.publications(drive.trip.id) else "failed"
+    if drive.mode != "delivered":
+        said = str(error.at(route=drive.route.name, stop=stop))
+        drive.bus.depot.finish_trip(
+            drive.trip.id, state, said, attempt=drive.attempt, kind=kind_of(drive.route, error), culprit=error.culprit
+        )
+
+
+def kind_of(route: Route, error: BusError) -> Kind:
+    """What settling goes by. A gate that said no about rows that belong to messages is about one of them, whichever it is."""
+    if isinstance(error, AppliedBefore):
+        return "conflict"
+    if isinstance(error, ChecksFailed):
+        known = error.stop in {stop.name for stop in route.stops}
+        return "poison" if known and error.stop is not None and route.of_messages(error.stop) else "checks"
+    for kind, name in _KINDS:
+        if isinstance(error, kind):
+            return name
+    return "poison"
+
+
+_KINDS: tuple[tuple[type[BusError], Kind], ...] = (
+    (Ended, "died"),
+    (Transient, "transient"),
+    (Poison, "poison"),
+    (Misconfigured, "misconfigured"),
+    (Refused, "refused"),
+)
+
+
+def finished(drive: Drive, stop: str) -> None:
+    """A trip whose selection holds no drop-offs ends with its last stop; one with messages goes on waiting for a run of all stops."""
+    selected = [name for name in drive.route.order if name in drive.selected]
+    if drive.mode == "rehearsal" or (drive.mode == "driving" and not drive.selected & {d.name for d in drive.route.drop_offs}):
+        verdicts = drive.bus.depot.verdicts(drive.trip.id)
+        if selected and all(name in verdicts for name in selected):
+            whole = drive.mode == "driving" and drive.selected >= {s.name for s in drive.route.stops}
+            if drive.has_messages and not whole:
+                drive.bus.depot.end_attempt(drive.trip.id, drive.attempt, "rehearsed")
+                drive.bus.depot.inbox.retry(drive.trip.id, 0, spent=None)
+                return
+            if drive.has_messages:
+                tell_fates(drive)
+            drive.bus.depot.end_attempt(drive.trip.id, drive.attempt, "published" if whole else "rehearsed")
+            drive.bus.depot.finish_trip(drive.trip.id, "delivered" if whole else "rehearsed")
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

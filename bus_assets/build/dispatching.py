@@ -1,0 +1,76 @@
+"""A queue route's sensor: the declaration as a policy, the trip protocol passed down."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from dagster import SensorEvaluationContext
+
+from bus_assets import archive
+from bus_assets.boarding import caught_up, settle
+from bus_assets.build.keys import DEPOT, STAGING
+from bus_assets.drive import TRIP_TAG, Bus
+from bus_assets.queues import Queue
+from bus_assets.route import Route
+from resources.depot.entries import Attempt, Trip
+from sensors.dispatch import Above, Policy, Tick, tick
+from sensors.envelopes import unwrap
+from sensors.queue import queue_sensor
+
+
+def route_sensor(route: Route, job: Any) -> Any:
+    """The sensor that boards the route's messages and starts its trips."""
+    queue = route.queue
+    assert queue is not None
+
+    @contextmanager
+    def ticking(context: SensorEvaluationContext) -> Iterator[Callable[[], Tick]]:
+        systems = {name: getattr(context.resources, name) for name in (*queue.systems, *route.databases)}
+        bus = Bus(getattr(context.resources, DEPOT).depot(), getattr(context.resources, STAGING).open(), systems)
+        dead_letters = systems[queue.dead_letters] if queue.dead_letters else None
+        above = protocol(bus, route, queue, context.instance)
+        yield partial(tick, policy_of(route, queue), bus.depot.inbox, systems[queue.system], above, dead_letters=dead_letters)
+
+    needs = {DEPOT, STAGING, *queue.systems, *route.databases}
+    said = f"Boards messages of {queue.system}, starts trips of up to {queue.batch}, sees to those that failed."
+    return queue_sensor(f"{route.name}_queue", job, TRIP_TAG.format(route=route.name), needs, ticking, said)
+
+
+def policy_of(route: Route, queue: Queue) -> Policy:
+    return Policy(
+        route=route.name,
+        batch=queue.batch,
+        max_wait_seconds=queue.max_wait_seconds,
+        max_in_flight=queue.max_in_flight,
+        attempts=queue.attempts,
+        halt_on_stranded=queue.on_stranded == "halt",
+        parameters={parameter.name: parameter.default for parameter in route.parameters},
+    )
+
+
+def protocol(bus: Bus, route: Route, queue: Queue, instance: Any) -> Above:
+    """What the dispatcher needs of the trip protocol and of Dagster's runs."""
+
+    def end(trip: Trip, attempt: Attempt) -> bool:
+        settle(bus, route, trip, attempt)
+        return caught_up(bus, route, trip)
+
+    def run_is_over(run_id: str) -> bool:
+        run = instance.get_run_by_id(run_id)
+        return run is not None and run.is_finished
+
+    def report_dead(attempt: Attempt) -> None:
+        run = instance.get_run_by_id(attempt.run) if bus.depot.is_abandoned(attempt) else None
+        if run is not None and not run.is_finished:
+            said = f"attempt {attempt.attempt} of trip {attempt.trip} was ended: its process is gone, or fell silent"
+            instance.report_run_failed(run, said)
+
+    return Above(
+        unwrap=partial(unwrap, decode=queue.decode.kind, identity=queue.identity),
+        archive=partial(archive.keep, bus.staging, route.name),
+        end=end,
+        run_is_over=run_is_over,
+        abandoned=bus.depot.is_abandoned,
+        report_dead=report_dead,
+    )

@@ -1,0 +1,374 @@
+"""What a queue's sensor does at each tick: settle, board, dispatch. No Dagster here, and no route: plain values and a few functions.
+
+    settle     attempts that failed, died or fell silent are ended first (revoked where publishing commits), then judged:
+               ride again, split, be stranded, or pause the route
+    board      receive, keep in the depot, commit, and only then delete from the queue
+    dispatch   form trips of what waits, and say for which of them a run is to be asked
+
+Every step is safe to do twice, and by two dispatchers at once: the depot's locks and the destination's keys decide.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from resources.depot.entries import Attempt, Kind, Trip
+from resources.depot.inbox import Inbox
+from resources.depot.mail import Arrival, Boarded, Departure, Message, Spent, Underway
+from resources.errors import BusError
+from resources.queue_seam import MessageQueue, Outgoing, Received
+from sensors.envelopes import carried
+
+DEATHS = 5
+"""So often may the process that drives a trip die before the trip itself is suspected: a message may kill whoever reads it."""
+BREAKER = 5
+"""So many trips that fail in a row, with none delivered between them, are no accident: the route is paused, and strands nothing."""
+LONGEST_DELAY_SECONDS = 300.0
+CLAIM_SECONDS = 120.0
+"""A run that was asked for and has not claimed its trip after so long is asked for again; the wait doubles each time."""
+POLL_SECONDS = 10.0
+"""How long a tick waits for a first message. Some deployments end a tick after 15 s."""
+BUSY_SECONDS = 8.0
+"""How long a tick goes on receiving while there is more."""
+RECEIVE_AT_ONCE = 1_000
+ROOM = 2
+"""Messages are received as long as the depot holds fewer than so many times what fits in flight."""
+DEAD_LETTERS_AT_ONCE = 100
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a route asks of its queue. ``parameters`` are those of its trips."""
+
+    route: str
+    batch: int
+    max_wait_seconds: float
+    max_in_flight: int
+    attempts: int
+    halt_on_stranded: bool
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Above:
+    """What is passed down from those who know routes and runs.
+
+    ``unwrap``       a delivery as the messages in it; never raises.
+    ``archive``      keep a copy of what is about to be boarded, outside the depot.
+    ``end``          end an attempt for good; True if it turned out to have published: then the depot knows, and it only rolls forward.
+    ``run_is_over``  whether the run that makes an attempt has ended.
+    ``abandoned``    whether nobody makes an attempt any more: its process is gone, or its lease ran out.
+    ``report_dead``  close the run of an attempt that was ended, where it still seems to run.
+    """
+
+    unwrap: Callable[[Received], Sequence[Arrival]]
+    archive: Callable[[Sequence[Arrival]], None]
+    end: Callable[[Trip, Attempt], bool]
+    run_is_over: Callable[[str], bool]
+    abandoned: Callable[[Attempt], bool]
+    report_dead: Callable[[Attempt], None]
+
+
+# Judging a failure, from plain values
+
+
+@dataclass(frozen=True)
+class Retry:
+    delay_seconds: float
+    spent: Spent | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """``parts`` become trips; messages in none of them wait again, behind those."""
+
+    parts: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Strand:
+    messages: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pause:
+    """The same messages ride again when a person has resumed the route."""
+
+
+Decision = Retry | Split | Strand | Pause
+
+
+def judge(found: Underway, kind: Kind, culprit: int | None, policy: Policy) -> Decision:
+    """What to do about a failed attempt, by the kind of its failure."""
+    trip = found.trip
+    if kind == "conflict":
+        return Retry(0)
+    if kind == "transient":
+        return Retry(delay_seconds(trip.launches))
+    if kind in ("misconfigured", "checks"):
+        return Pause()
+    if kind == "refused":
+        return Retry(delay_seconds(trip.launches), "failure") if trip.failures + 1 < policy.attempts else Pause()
+    if kind == "died" and trip.deaths + 1 < DEATHS:
+        return Retry(delay_seconds(trip.deaths), "death")
+    parts = halves(found.messages, found.groups, culprit)
+    if parts:
+        return Split(parts)
+    if kind != "died" and trip.failures + 1 < policy.attempts:
+        return Retry(delay_seconds(trip.failures + 1), "failure")
+    return Strand(found.messages)
+
+
+def delay_seconds(before: int) -> float:
+    """1, 2, 4 … seconds, five minutes at most."""
+    return min(LONGEST_DELAY_SECONDS, 2.0 ** min(before, 30))
+
+
+def halves(messages: Sequence[int], groups: Sequence[str | None], culprit: int | None) -> tuple[tuple[int, ...], ...]:
+    """The messages in smaller parts: the suspect by itself where one is known, else halves. () for a message alone.
+
+    Messages of one group stay in order: groups are parted first; of a single group the beginning rides, and the rest waits.
+    """
+    units = _units(messages, groups)
+    if len(units) > 1:
+        suspects = [unit for unit in units if culprit in unit]
+        first = suspects or units[: len(units) // 2]
+        return _flat(first), _flat([unit for unit in units if unit not in first])
+    if len(messages) < 2:
+        return ()
+    before = messages.index(culprit) if culprit in messages else len(messages) // 2
+    return (tuple(messages[: max(before, 1)]),)
+
+
+def _units(messages: Sequence[int], groups: Sequence[str | None]) -> list[tuple[int, ...]]:
+    """What can be parted: the messages of a group together, each message without a group by itself."""
+    found: dict[Any, list[int]] = {}
+    for message, group in zip(messages, groups, strict=True):
+        found.setdefault(("alone", message) if group is None else group, []).append(message)
+    return [tuple(unit) for unit in found.values()]
+
+
+def _flat(units: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(message for unit in units for message in unit)
+
+
+# Settling
+
+
+@dataclass
+class Told:
+    """What a tick did, for one line."""
+
+    boarded: Boarded = field(default_factory=Boarded)
+    departed: int = 0
+    returned: int = 0
+    split: int = 0
+    stranded: int = 0
+    forward: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        b = self.boarded
+        counts = {
+            "boarded": b.waiting,
+            "duplicates": b.duplicates,
+            "redriven": b.redriven,
+            "superseded": b.superseded + b.replaced,
+            "quarantined": b.quarantined,
+            "ignored": b.ignored,
+            "held": b.held,
+            "departed": self.departed,
+            "returned": self.returned,
+            "split": self.split,
+            "stranded": self.stranded,
+            "rolled forward": self.forward,
+        }
+        said = [f"{name} {number}" for name, number in counts.items() if number]
+        return ", ".join(said + self.notes) or "nothing waits"
+
+
+def settle(policy: Policy, inbox: Inbox, above: Above, told: Told) -> None:
+    """See to every trip that is under way. What one trip raises does not keep the others from being settled; the first error is raised."""
+    errors: list[BusError] = []
+    for found in inbox.underway(policy.route):
+        try:
+            _settle_one(policy, inbox, above, told, found)
+        except BusError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _settle_one(policy: Policy, inbox: Inbox, above: Above, told: Told, found: Underway) -> None:
+    trip, attempt = found.trip, found.attempt
+    if trip.state == "departed":
+        if _seconds_since(trip.departed_at) > CLAIM_SECONDS * 2 ** min(trip.launches - 1, 6):
+            told.returned += inbox.retry(trip.id, 0, spent=None, launch=trip.launches)
+        return
+    if attempt is None or _is_alive(trip, attempt, above):
+        return
+    if attempt.outcome != "revoked":
+        published = above.end(trip, attempt)
+        above.report_dead(attempt)
+        if published:
+            told.forward += 1
+            return
+    if trip.state == "stuck":
+        return
+    if trip.cancelled:
+        inbox.cancel(trip.id, trip.cancelled)
+        told.stranded += len(found.messages)
+        return
+    _decide(policy, inbox, told, found, attempt)
+
+
+def _is_alive(trip: Trip, attempt: Attempt, above: Above) -> bool:
+    if attempt.ended_at is not None or trip.state == "failed":
+        return False
+    return not above.run_is_over(attempt.run) and not above.abandoned(attempt)
+
+
+def _decide(policy: Policy, inbox: Inbox, told: Told, found: Underway, attempt: Attempt) -> None:
+    trip, kind = found.trip, attempt.kind or "died"
+    error = trip.error or attempt.error or "the process that drove it died"
+    decision = _breaker(policy, inbox, found, judge(found, kind, attempt.culprit, policy))
+    if isinstance(decision, Retry):
+        told.returned += inbox.retry(trip.id, decision.delay_seconds, spent=decision.spent, launch=trip.launches)
+    elif isinstance(decision, Split):
+        told.split += bool(inbox.split(trip.id, decision.parts, launch=trip.launches))
+    elif isinstance(decision, Pause):
+        inbox.pause(policy.route, f"trip {trip.id}: {error}")
+        told.notes.append("paused the route")
+        told.returned += inbox.retry(trip.id, 0, spent=None, launch=trip.launches)
+    else:
+        halt = policy.halt_on_stranded
+        done = inbox.strand(trip.id, decision.messages, error, to_dead_letters=True, halt_on_stranded=halt, launch=trip.launches)
+        told.stranded += len(decision.messages) * done
+
+
+def _breaker(policy: Policy, inbox: Inbox, found: Underway, decision: Decision) -> Decision:
+    """Where messages are suspected, count the trip's first failure; after :data:`BREAKER` in a row pause instead, and strand nothing."""
+    if isinstance(decision, Pause) or (isinstance(decision, Retry) and decision.spent != "failure"):
+        return decision
+    if found.trip.failures == 0 and inbox.failed_in_row(policy.route) >= BREAKER:
+        return Pause()
+    return Pause() if isinstance(decision, Strand) and inbox.paused(policy.route) else decision
+
+
+def _seconds_since(moment: datetime | None) -> float:
+    return (datetime.now(UTC) - moment).total_seconds() if moment else 0.0
+
+
+# Boarding
+
+
+def board(policy: Policy, inbox: Inbox, queue: MessageQueue, above: Above, wait_seconds: float) -> Boarded:
+    """Receive once and keep what came: the depot commits first, and only then the queue forgets."""
+    room = ROOM * policy.batch * policy.max_in_flight - inbox.live(policy.route)
+    if room <= 0:
+        return Boarded()
+    received = queue.receive(min(room, RECEIVE_AT_ONCE), wait_seconds)
+    if not received:
+        return Boarded()
+    arrivals = [arrival for delivery in received for arrival in above.unwrap(delivery)]
+    above.archive(arrivals)
+    boarded = inbox.board(policy.route, arrivals)
+    queue.delete(received)
+    return boarded
+
+
+def _boarding(policy: Policy, inbox: Inbox, queue: MessageQueue, above: Above, wait_seconds: float) -> Iterator[Boarded]:
+    """Board until nothing more comes, or the tick has been busy for long enough."""
+    deadline = time.monotonic() + wait_seconds + BUSY_SECONDS
+    while True:
+        boarded = board(policy, inbox, queue, above, wait_seconds)
+        yield boarded
+        if boarded == Boarded() or time.monotonic() > deadline:
+            return
+        wait_seconds = 0.0
+
+
+# Dispatching
+
+
+def dispatch(policy: Policy, inbox: Inbox) -> list[Departure]:
+    """Form trips of what waits, and give those to ask a run for."""
+    inbox.form(
+        policy.route,
+        batch=policy.batch,
+        max_wait_seconds=policy.max_wait_seconds,
+        max_trips=ROOM * policy.max_in_flight,
+        halt_on_stranded=policy.halt_on_stranded,
+        parameters=policy.parameters,
+    )
+    return inbox.depart(policy.route, max_in_flight=policy.max_in_flight, limit=policy.max_in_flight)
+
+
+def send_dead_letters(policy: Policy, inbox: Inbox, dead_letters: MessageQueue) -> None:
+    """Copy stranded messages to their queue. Killed between sending and noting it sends twice: who redrives both boards one."""
+    while stranded := inbox.dead_letters(policy.route, DEAD_LETTERS_AT_ONCE):
+        dead_letters.send([_dead_letter(message, dead_letters.is_fifo) for message in stranded])
+        inbox.sent_to_dead_letters([message.id for message in stranded])
+
+
+def _dead_letter(message: Message, is_fifo: bool) -> Outgoing:
+    """With its identity, so that it is known again however it comes back."""
+    said = carried(message.key, message.generation, message.event_at)
+    body = (message.body or b"").decode("utf-8", "backslashreplace")
+    if not is_fifo:
+        return Outgoing(body, said)
+    once = hashlib.sha256(f"{message.key}/{message.generation}".encode()).hexdigest()
+    return Outgoing(body, said, group=message.group or "none", deduplication_id=once)
+
+
+# A tick
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What came of a tick: trips to ask a run for, and what happened in one line."""
+
+    departures: tuple[Departure, ...]
+    said: str
+
+
+def tick(
+    policy: Policy,
+    inbox: Inbox,
+    queue: MessageQueue,
+    above: Above,
+    *,
+    dead_letters: MessageQueue | None = None,
+    poll_seconds: float = POLL_SECONDS,
+) -> Tick:
+    """One tick. Waits for a first message only if no trip is ready to depart. While the route is paused nothing is received: messages
+    are safe on their queue. Raises what the depot or the queue raises, after what could be done was done."""
+    told, departures = Told(), list[Departure]()
+    failed: BusError | None = None
+    try:
+        settle(policy, inbox, above, told)
+    except BusError as error:
+        failed = error
+    departures += dispatch(policy, inbox)
+    paused = inbox.paused(policy.route)
+    if paused:
+        told.notes.append(f"paused since {paused[0]:%Y-%m-%d %H:%M} UTC: {paused[1]}")
+    else:
+        for boarded in _boarding(policy, inbox, queue, above, 0.0 if departures else poll_seconds):
+            told.boarded = _sum(told.boarded, boarded)
+            departures += dispatch(policy, inbox)
+    if dead_letters is not None:
+        send_dead_letters(policy, inbox, dead_letters)
+    if failed is not None and not departures:
+        raise failed
+    told.departed = len(departures)
+    return Tick(tuple(departures), str(told) + (f"; not settled: {failed}" if failed else ""))
+
+
+def _sum(one: Boarded, other: Boarded) -> Boarded:
+    return Boarded(**{name: getattr(one, name) + getattr(other, name) for name in Boarded.__dataclass_fields__})
