@@ -1,5 +1,155 @@
-"""To come."""
+"""The SQL of boarding: what arrived becomes messages. Every function runs in the caller's transaction."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from resources.depot import quarantine, routes
+from resources.depot.connections import now
+from resources.depot.mail import Arrival, Boarded
+from resources.depot.messages import has_newer, stored, waiting_again
+from resources.depot.quarantine import UPDATE_IDS, chunks
+from resources.depot.schema import messages, storable
 
 
-def __getattr__(name):
-    raise NotImplementedError(name)
+@dataclass
+class _Sorted:
+    """What is to be done with the arrivals: ``fresh`` by key, ``redriven`` by id, ``duplicates`` of known ids."""
+
+    fresh: dict[str, dict[str, Any]] = field(default_factory=dict)
+    redriven: dict[int, dict[str, Any]] = field(default_factory=dict)
+    duplicates: Counter[int] = field(default_factory=Counter)
+    ignored: int = 0
+
+    @property
+    def every_duplicate(self) -> int:
+        return self.duplicates.total() + sum(values["duplicates"] for values in self.fresh.values())
+
+
+def board(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], horizon_seconds: float | None) -> Boarded:
+    kept = routes.lock(connection, route)["horizon"]
+    moment = now(connection)
+    horizons = [kept] if kept else []
+    if horizon_seconds is not None:
+        horizons.append(moment - timedelta(seconds=horizon_seconds))
+    found = _sorted(connection, route, arrivals, max(horizons, default=None))
+    _insert(connection, route, found.fresh, moment)
+    _redrive(connection, found.redriven, moment)
+    _count_duplicates(connection, found.duplicates)
+    superseded, replaced = _supersede(connection, route, found, moment)
+    routes.count(connection, route, ignored=found.ignored, duplicates=found.every_duplicate, superseded=len(superseded) + replaced)
+    states = Counter(values["state"] for key, values in found.fresh.items() if key not in superseded)
+    fresh = superseded & found.fresh.keys()
+    return Boarded(
+        waiting=states["waiting"],
+        duplicates=found.every_duplicate,
+        redriven=len(found.redriven) - (len(superseded) - len(fresh)),
+        superseded=len(superseded),
+        quarantined=states["quarantined"],
+        ignored=found.ignored,
+        held=states["held"],
+        replaced=replaced,
+    )
+
+
+def _sorted(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], horizon: datetime | None) -> _Sorted:
+    found = _Sorted(ignored=sum(arrival.ignored is not None for arrival in arrivals))
+    keyed = [(stored(arrival.key), arrival) for arrival in arrivals if arrival.ignored is None]
+    known = _known(connection, route, (key for key, _ in keyed))
+    for key, arrival in keyed:
+        number, state = known.get(key, (None, None))
+        if number is None:
+            if key in found.fresh:
+                found.fresh[key]["duplicates"] += 1
+            else:
+                found.fresh[key] = _values(arrival, key) | _fresh_state(arrival, horizon)
+        elif state in ("stranded", "quarantined") and arrival.problem is None and number not in found.redriven:
+            found.redriven[number] = _values(arrival, key)
+        else:
+            found.duplicates[number] += 1
+    return found
+
+
+def _known(connection: sa.Connection, route: str, keys: Iterable[str]) -> dict[str, tuple[int, str]]:
+    known: dict[str, tuple[int, str]] = {}
+    for some in chunks(dict.fromkeys(keys), UPDATE_IDS):
+        query = sa.select(messages.c.key, messages.c.id, messages.c.state).where(messages.c.route == route, messages.c.key.in_(some))
+        known.update({key: (number, state) for key, number, state in connection.execute(query)})
+    return known
+
+
+def _values(arrival: Arrival, key: str) -> dict[str, Any]:
+    return {
+        "key": key,
+        "body": arrival.body,
+        "sent_at": arrival.sent_at,
+        "event_at": arrival.event_at,
+        "subject": None if arrival.subject is None else stored(arrival.subject),
+        # AWS: of two sequencers the shorter one is padded with zeros on the right before they are compared as text.
+        "sequencer": None if arrival.sequencer is None else storable(arrival.sequencer).rstrip("0"),
+        "group": None if arrival.group is None else stored(arrival.group),
+        "attributes": dict(arrival.attributes),
+    }
+
+
+def _fresh_state(arrival: Arrival, horizon: datetime | None) -> dict[str, Any]:
+    state, error = "waiting", None
+    if arrival.problem is not None:
+        state, error = "quarantined", arrival.problem
+    elif horizon is not None and arrival.sent_at is not None and arrival.sent_at < horizon:
+        state = "held"
+        error = f"sent before {horizon:%Y-%m-%d %H:%M} UTC: older than the keys that are kept, so it may have been delivered before"
+    return {"state": state, "error": error, "duplicates": 0}
+
+
+def _insert(connection: sa.Connection, route: str, fresh: dict[str, dict[str, Any]], moment: datetime) -> None:
+    every = {"route": route, "part": "", "received_at": moment, "changed_at": moment}
+    if fresh:
+        connection.execute(sa.insert(messages), [every | values for values in fresh.values()])
+
+
+def _redrive(connection: sa.Connection, redriven: dict[int, dict[str, Any]], moment: datetime) -> None:
+    if not redriven:
+        return
+    arrived = ("body", "sent_at", "event_at", "subject", "sequencer", "group", "attributes")
+    again = waiting_again(moment) | {name: sa.bindparam(f"new_{name}", type_=messages.c[name].type) for name in arrived}
+    statement = sa.update(messages).where(messages.c.id == sa.bindparam("number")).values(again)
+    rows = [{"number": number, **{f"new_{name}": values[name] for name in arrived}} for number, values in redriven.items()]
+    connection.execute(statement, rows)
+    quarantine.discard_of_messages(connection, list(redriven), "message redriven: it arrived again")
+
+
+def _count_duplicates(connection: sa.Connection, duplicates: Counter[int]) -> None:
+    by_times: dict[int, list[int]] = {}
+    for number, times in duplicates.items():
+        by_times.setdefault(times, []).append(number)
+    for times, numbers in by_times.items():
+        for some in chunks(numbers, UPDATE_IDS):
+            counted = sa.update(messages).where(messages.c.id.in_(some)).values(duplicates=messages.c.duplicates + times)
+            connection.execute(counted)
+
+
+def _supersede(connection: sa.Connection, route: str, found: _Sorted, moment: datetime) -> tuple[set[str], int]:
+    """Of the subjects that arrived only the newest wait on: the keys that arrived too late, and how many waited in vain."""
+    arrived = {values["key"]: values["subject"] for values in (*found.fresh.values(), *found.redriven.values())}
+    late, waited = set[str](), 0
+    for some in chunks({subject for subject in arrived.values() if subject is not None}, UPDATE_IDS):
+        older = dict(_older(connection, route, some))
+        for ids in chunks(older, UPDATE_IDS):
+            connection.execute(sa.update(messages).where(messages.c.id.in_(ids)).values(state="superseded", changed_at=moment))
+        late |= arrived.keys() & set(older.values())
+        waited += len(set(older.values()) - arrived.keys())
+    return late, waited
+
+
+def _older(connection: sa.Connection, route: str, subjects: Sequence[str]) -> list[tuple[int, str]]:
+    # The state stands in the statement itself: SQLite uses a partial index only then.
+    waits = messages.c.state == sa.literal("waiting", literal_execute=True)
+    query = sa.select(messages.c.id, messages.c.key).where(messages.c.route == route, waits, messages.c.subject.in_(subjects))
+    return [(number, key) for number, key in connection.execute(query.where(has_newer()))]

@@ -1,5 +1,137 @@
-"""To come."""
+"""The SQL of dispatching: waiting messages become trips, trips depart. Every function runs in the caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from resources.depot import routes
+from resources.depot.connections import now
+from resources.depot.entries import Trip, TripState
+from resources.depot.mail import Departure
+from resources.depot.quarantine import UPDATE_IDS, chunks
+from resources.depot.schema import attempts, messages, trips
+from resources.depot.trips import new_trip_id, trip_of
+
+UNDERWAY: tuple[TripState, ...] = ("departed", "driving", "failed", "stuck")
+STUCK_AGAIN = timedelta(minutes=1)
+"""How long a stuck trip waits until it departs once more."""
 
 
-def __getattr__(name):
-    raise NotImplementedError(name)
+@dataclass(frozen=True)
+class Limits:
+    batch: int
+    max_wait_seconds: float
+    max_trips: int
+    halt_on_stranded: bool
+
+
+def form(connection: sa.Connection, route: str, limits: Limits, parameters: Mapping[str, Any]) -> int:
+    if routes.lock(connection, route)["paused_at"] is not None:
+        return 0
+    room = limits.max_trips - _standing(connection, route, ("formed", *UNDERWAY))
+    formed = 0
+    while formed < room and (ids := _due(connection, route, limits)):
+        put_aboard(connection, new_trip(connection, route, parameters), ids)
+        formed += 1
+    return formed
+
+
+def _due(connection: sa.Connection, route: str, limits: Limits) -> list[int]:
+    """The messages of the next trip; none while it is not full and its oldest message may wait for more."""
+    found = _boardable(connection, route, limits.batch, limits.halt_on_stranded)
+    if 0 < len(found) < limits.batch:
+        waited = now(connection) - min(received for _, received in found)
+        if waited < timedelta(seconds=limits.max_wait_seconds):
+            return []
+    return [number for number, _ in found]
+
+
+def _boardable(connection: sa.Connection, route: str, batch: int, halt_on_stranded: bool) -> list[tuple[int, datetime]]:
+    """The oldest messages that may board one trip together: all of a group in order, and only where none of it is in the way."""
+    other = messages.alias("other")
+    in_the_way = other.c.state.in_(("aboard", "stranded") if halt_on_stranded else ("aboard",))
+    blocked = sa.exists().where(other.c.route == route, other.c.group == messages.c.group, in_the_way)
+    query = sa.select(messages.c.id, messages.c.received_at).where(messages.c.route == route, messages.c.state == "waiting", ~blocked)
+    return [(number, received) for number, received in connection.execute(query.order_by(messages.c.id).limit(batch))]
+
+
+def _standing(connection: sa.Connection, route: str, states: Sequence[TripState]) -> int:
+    query = sa.select(sa.func.count()).where(*_of_messages(route), trips.c.state.in_(states))
+    return connection.execute(query).scalar_one()
+
+
+def _of_messages(route: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return trips.c.route == route, trips.c.trigger == "queue"
+
+
+def new_trip(connection: sa.Connection, route: str, parameters: Mapping[str, Any], **more: Any) -> str:
+    values = {"id": new_trip_id(), "route": route, "trigger": "queue", "parameters": dict(parameters), "state": "formed"}
+    connection.execute(sa.insert(trips).values(values | {"created_at": now(connection)} | more))
+    return values["id"]
+
+
+def put_aboard(connection: sa.Connection, trip: str, ids: Sequence[int]) -> None:
+    for some in chunks(ids, UPDATE_IDS):
+        boarded = sa.update(messages).where(messages.c.id.in_(some)).values(state="aboard", trip=trip, changed_at=now(connection))
+        connection.execute(boarded)
+
+
+def form_for_run(
+    connection: sa.Connection, route: str, run: str, batch: int, halt_on_stranded: bool, parameters: Mapping[str, Any]
+) -> Trip | None:
+    routes.lock(connection, route)
+    there = connection.execute(sa.select(trips.c.id).where(trips.c.route == route, trips.c.run == run)).scalar()
+    if there is not None:
+        return trip_of(connection, there)
+    ids = [number for number, _ in _boardable(connection, route, batch, halt_on_stranded)]
+    if not ids:
+        return None
+    trip = new_trip(connection, route, parameters, run=run, state="departed", launches=1, departed_at=now(connection))
+    put_aboard(connection, trip, ids)
+    return trip_of(connection, trip)
+
+
+def depart(connection: sa.Connection, route: str, max_in_flight: int, limit: int) -> list[Departure]:
+    if routes.lock(connection, route)["paused_at"] is not None:
+        return []
+    room = min(limit, max_in_flight - _standing(connection, route, ("departed", "driving")))
+    moment = now(connection)
+    leaving = _ready(connection, route, moment, room) if room > 0 else []
+    if not leaving:
+        return []
+    _launch(connection, [trip for trip, _ in leaving], moment)
+    aboard = _how_many_aboard(connection, [trip for trip, _ in leaving])
+    return [Departure(trip, launches + 1, aboard.get(trip, 0)) for trip, launches in leaving]
+
+
+def _ready(connection: sa.Connection, route: str, moment: datetime, room: int) -> list[tuple[str, int]]:
+    driven = sa.exists().where(attempts.c.trip == trips.c.id, attempts.c.ended_at.is_(None))
+    is_stuck = trips.c.state == "stuck"
+    has_come = trips.c.not_before.is_(None) | (trips.c.not_before <= moment)
+    may = trips.c.state.in_(("formed", "stuck")) & ~(is_stuck & driven)
+    order = (sa.case((is_stuck, 0), else_=1), trips.c.created_at, trips.c.id)
+    query = sa.select(trips.c.id, trips.c.launches).where(*_of_messages(route), may, has_come).order_by(*order).limit(room)
+    # A trip that somebody claims at this moment is locked: it needs no run of ours.
+    return [(trip, launches) for trip, launches in connection.execute(query.with_for_update(skip_locked=True))]
+
+
+def _launch(connection: sa.Connection, leaving: Sequence[str], moment: datetime) -> None:
+    is_stuck = trips.c.state == "stuck"
+    values = {
+        "state": sa.case((is_stuck, trips.c.state), else_="departed"),
+        "not_before": sa.case((is_stuck, sa.literal(moment + STUCK_AGAIN, trips.c.not_before.type)), else_=trips.c.not_before),
+        "launches": trips.c.launches + 1,
+        "departed_at": moment,
+    }
+    connection.execute(sa.update(trips).where(trips.c.id.in_(leaving)).values(values))
+
+
+def _how_many_aboard(connection: sa.Connection, of: Sequence[str]) -> dict[str, int]:
+    aboard = messages.c.trip.in_(of) & (messages.c.state == "aboard")
+    query = sa.select(messages.c.trip, sa.func.count()).where(aboard).group_by(messages.c.trip)
+    return dict(connection.execute(query).tuples().all())

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from resources.depot import boarding, forming, messages, routes, settling
+from resources.depot import boarding, forming, messages, quarantine, routes, settling
 from resources.depot.connections import Connections
 from resources.depot.entries import Trip, checked_name
 from resources.depot.mail import Arrival, Boarded, Counts, Departure, Message, MessageState, Purged, Spent, Underway
@@ -102,6 +102,11 @@ class Inbox:
         """The messages aboard, in riding order: by event (or sending, or receiving) time, sequencer and id; with groups, by id."""
         with self._connections.reading() as connection:
             return messages.aboard(connection, trip)
+
+    def rejected_rows(self, trip: str) -> dict[int, int]:
+        """How many rows of each message the trip's gates rejected; a message without any is not in it."""
+        with self._connections.reading() as connection:
+            return quarantine.by_message(connection, trip)
 
     # Settling
 

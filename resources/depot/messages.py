@@ -1,5 +1,236 @@
-"""To come."""
+"""The SQL of messages: reading, sending round again, forgetting. Every function runs in the caller's transaction, but for ``purge``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar, get_args
+
+import sqlalchemy as sa
+
+from resources.depot import quarantine, routes
+from resources.depot.connections import Connections, now
+from resources.depot.mail import Counts, Message, MessageState, Purged
+from resources.depot.quarantine import UPDATE_IDS, brief, chunks
+from resources.depot.schema import messages, storable
+from resources.errors import Refused
+from resources.receipts import stored_key
+
+Riding = TypeVar("Riding", bound=Any)
+
+COUNTED = ("delivered", "superseded")
+"""States that most messages end in: how many there are is kept in the route's row, never counted."""
 
 
-def __getattr__(name):
-    raise NotImplementedError(name)
+@dataclass(frozen=True)
+class Wanted:
+    route: str | None
+    state: MessageState | None
+    key: str | None
+    trip: str | None
+    since: datetime | None
+
+
+def stored(text: str) -> str:
+    """A key, subject or group as it is kept: storable, and shortened as receipts shorten keys."""
+    return stored_key(storable(text))
+
+
+def has_newer() -> sa.ColumnElement[bool]:
+    """Whether a message with a higher sequencer is known for the message's subject."""
+    other = messages.alias("newer")
+    same = (other.c.route == messages.c.route) & (other.c.subject == messages.c.subject)
+    return sa.exists().where(same, other.c.sequencer > messages.c.sequencer)
+
+
+def in_riding_order(aboard: Iterable[Riding]) -> list[Riding]:
+    """By event time, sequencer and id; a trip in which groups ride keeps the order in which they were boarded."""
+    by_id = sorted(aboard, key=lambda one: one.id)
+    if any(one.group is not None for one in by_id):
+        return by_id
+    return sorted(by_id, key=lambda one: (one.event_at or one.sent_at or one.received_at, one.sequencer or ""))
+
+
+def live(connection: sa.Connection, route: str) -> int:
+    query = sa.select(sa.func.count()).where(messages.c.route == route, messages.c.state.in_(("waiting", "aboard")))
+    return connection.execute(query).scalar_one()
+
+
+def aboard(connection: sa.Connection, trip: str) -> list[Message]:
+    query = sa.select(messages).where(messages.c.trip == trip, messages.c.state == "aboard")
+    return in_riding_order(_read(connection, query))
+
+
+def listed(connection: sa.Connection, wanted: Wanted, limit: int, after: int) -> list[Message]:
+    equal = {"route": wanted.route, "state": wanted.state, "trip": wanted.trip, "key": wanted.key and stored(wanted.key)}
+    query = sa.select(messages).where(messages.c.id > after)
+    query = query.where(*[messages.c[name] == value for name, value in equal.items() if value is not None])
+    if wanted.since is not None:
+        query = query.where(messages.c.received_at >= wanted.since)
+    return _read(connection, query.order_by(messages.c.id).limit(limit))
+
+
+def _read(connection: sa.Connection, query: sa.Select[Any]) -> list[Message]:
+    return [Message(**row) for row in connection.execute(query).mappings()]
+
+
+def counts(connection: sa.Connection, route: str) -> Counts:
+    every: tuple[MessageState, ...] = get_args(MessageState)
+    rare = [state for state in every if state not in COUNTED]
+    query = sa.select(messages.c.state, sa.func.count()).where(messages.c.route == route, messages.c.state.in_(rare))
+    found = dict(connection.execute(query.group_by(messages.c.state)).tuples().all())
+    oldest = sa.select(messages.c.received_at).where(messages.c.route == route, messages.c.state == "waiting")
+    row = routes.row_of(connection, route) or {}
+    return Counts(
+        by_state={state: row.get(state, 0) if state in COUNTED else found.get(state, 0) for state in every},
+        oldest_waiting=connection.execute(oldest.order_by(messages.c.id).limit(1)).scalar(),
+        **{name: row[name] for name in ("ignored", "duplicates", "failures_in_row", "paused_at", "paused_reason") if row},
+    )
+
+
+# Dead letters
+
+
+def dead_letters(connection: sa.Connection, route: str, limit: int) -> list[Message]:
+    query = sa.select(messages).where(messages.c.route == route, _is_dead_letter()).order_by(messages.c.id).limit(limit)
+    return _read(connection, query)
+
+
+def _is_dead_letter() -> sa.ColumnElement[bool]:
+    # As in the index, letter by letter: SQLite uses a partial index only then.
+    return sa.text("to_dead_letters = true")  # pyright: ignore[reportReturnType]
+
+
+def sent_to_dead_letters(connection: sa.Connection, ids: Sequence[int]) -> None:
+    for some in chunks(ids, UPDATE_IDS):
+        connection.execute(sa.update(messages).where(messages.c.id.in_(some)).values(to_dead_letters=False))
+
+
+# Round again
+
+
+def redrive(connection: sa.Connection, route: str, ids: Sequence[int] | None, states: Sequence[MessageState], reason: str) -> int:
+    routes.lock(connection, route)
+    may = (messages.c.route == route) & messages.c.state.in_(states) & messages.c.body.is_not(None)
+    found = _all_of(connection, ids, may, f"{' or '.join(states)} messages of route '{route}' that have their bodies")
+    moment, replaced = now(connection), 0
+    for some in chunks(found, UPDATE_IDS):
+        quarantine.discard_of_messages(connection, some, f"message redriven: {reason}")
+        old = sa.update(messages).where(messages.c.id.in_(some), has_newer())
+        gone = connection.execute(old.values(waiting_again(moment) | {"state": "superseded"})).rowcount
+        rest = sa.update(messages).where(messages.c.id.in_(some), messages.c.state != "superseded")
+        connection.execute(rest.values(waiting_again(moment)))
+        replaced += gone
+    routes.count(connection, route, superseded=replaced)
+    return len(found) - replaced
+
+
+def replayable(
+    connection: sa.Connection, route: str, since: datetime | None, until: datetime | None, ids: Sequence[int] | None
+) -> list[int]:
+    may = (messages.c.route == route) & (messages.c.state == "delivered") & messages.c.body.is_not(None) & ~has_newer()
+    if since is not None:
+        may &= messages.c.received_at >= since
+    if until is not None:
+        may &= messages.c.received_at < until
+    return _ids(connection, ids, may)
+
+
+def again(connection: sa.Connection, ids: Sequence[int], reason: str) -> int:
+    for route in _routes_of(connection, ids):
+        routes.lock(connection, route)
+    may = (messages.c.state == "delivered") & messages.c.body.is_not(None)
+    found = _all_of(connection, ids, may, "delivered messages that have their bodies")
+    moment = now(connection)
+    part = sa.cast(messages.c.generation + 1, sa.Text)
+    for some in chunks(found, UPDATE_IDS):
+        quarantine.discard_of_messages(connection, some, f"message delivered again: {reason}")
+        _count_off(connection, some)
+        connection.execute(sa.update(messages).where(messages.c.id.in_(some)).values({**waiting_again(moment), "part": part}))
+    return len(found)
+
+
+def waiting_again(moment: datetime) -> dict[str, Any]:
+    """What changes in a message that is sent round again."""
+    return {
+        "state": "waiting",
+        "generation": messages.c.generation + 1,
+        "trip": None,
+        "error": None,
+        "rows_rejected": 0,
+        "to_dead_letters": False,
+        "changed_at": moment,
+    }
+
+
+def _all_of(connection: sa.Connection, ids: Sequence[int] | None, may: sa.ColumnElement[bool], wanted: str) -> list[int]:
+    found = _ids(connection, ids, may)
+    missing = sorted(set(ids or ()) - set(found))
+    if missing:
+        raise Refused(f"{len(missing)} of the {len(set(ids or ()))} messages ({brief(missing)}) are not {wanted}; nothing was changed")
+    return found
+
+
+def _ids(connection: sa.Connection, ids: Sequence[int] | None, may: sa.ColumnElement[bool]) -> list[int]:
+    query = sa.select(messages.c.id).where(may)
+    if ids is None:
+        return list(connection.scalars(query.order_by(messages.c.id)))
+    return sorted(
+        number for some in chunks(dict.fromkeys(ids), UPDATE_IDS) for number in connection.scalars(query.where(messages.c.id.in_(some)))
+    )
+
+
+def _routes_of(connection: sa.Connection, ids: Sequence[int]) -> list[str]:
+    """Sorted: two transactions that lock several routes do it in one order."""
+    return sorted(_by_route(connection, ids))
+
+
+def _count_off(connection: sa.Connection, ids: Sequence[int]) -> None:
+    for route, number in _by_route(connection, ids).items():
+        routes.count(connection, route, delivered=-number)
+
+
+def _by_route(connection: sa.Connection, ids: Sequence[int]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for some in chunks(dict.fromkeys(ids), UPDATE_IDS):
+        query = sa.select(messages.c.route, sa.func.count()).where(messages.c.id.in_(some)).group_by(messages.c.route)
+        for route, number in connection.execute(query):
+            found[route] = found.get(route, 0) + number
+    return found
+
+
+# Forgetting
+
+
+def purge(connections: Connections, route: str, before: datetime, keep_keys_after: datetime) -> Purged:
+    """Runs transactions of its own, each over a range of ids."""
+    with connections.writing() as connection:
+        # First: once a key is gone, an old message that arrives must be held.
+        routes.forget_keys(connection, route, keep_keys_after)
+        lowest, highest = _range(connection, route)
+    bodies = gone = 0
+    for start in range(lowest, highest + 1, UPDATE_IDS):
+        with connections.writing() as connection:
+            routes.lock(connection, route)
+            some = (messages.c.route == route) & messages.c.id.between(start, start + UPDATE_IDS - 1)
+            gone += _forget(connection, route, some & (messages.c.changed_at < keep_keys_after))
+            bodies += _empty(connection, some & (messages.c.changed_at < before))
+    return Purged(bodies, gone)
+
+
+def _range(connection: sa.Connection, route: str) -> tuple[int, int]:
+    query = sa.select(sa.func.min(messages.c.id), sa.func.max(messages.c.id)).where(messages.c.route == route)
+    lowest, highest = connection.execute(query).one()
+    return (lowest, highest) if lowest is not None else (0, -1)
+
+
+def _forget(connection: sa.Connection, route: str, old: sa.ColumnElement[bool]) -> int:
+    gone = {state: connection.execute(sa.delete(messages).where(old, messages.c.state == state)).rowcount for state in COUNTED}
+    routes.count(connection, route, **{state: -number for state, number in gone.items()})
+    return sum(gone.values())
+
+
+def _empty(connection: sa.Connection, old: sa.ColumnElement[bool]) -> int:
+    ended = sa.update(messages).where(old, messages.c.state.in_(COUNTED), messages.c.body.is_not(None))
+    return connection.execute(ended.values(body=None)).rowcount

@@ -27,7 +27,6 @@ from resources.depot.inbox import Inbox
 from resources.depot.process import is_gone
 from resources.errors import Misconfigured
 
-
 _FINISHED: tuple[TripState, ...] = ("delivered", "failed", "rehearsed", "stuck")
 
 

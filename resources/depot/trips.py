@@ -103,7 +103,7 @@ def claim(connection: sa.Connection, trip: str, run: str, lease: timedelta, proc
     newest = newest_attempt(connection, trip)
     if newest is not None and newest.ended_at is None:
         raise AttemptLive(newest)
-    if found.cancelled is not None:
+    if found.cancelled is not None and not has_published(connection, found):
         raise TripOver(found)
     moment = now(connection)
     number = newest.attempt + 1 if newest else 1
@@ -169,8 +169,10 @@ def finish(connection: sa.Connection, trip: str, state: TripState, error: str | 
         return found  # it was settled, and is to be driven again: a zombie's late word is not about that
     if state in ("failed", "rehearsed") and list_publications(connection, trip):
         state = "stuck"
-    ended = None if state == "stuck" else now(connection)
-    connection.execute(sa.update(trips).where(trips.c.id == trip).values(state=state, ended_at=ended, error=error))
+    values: dict[str, Any] = {"state": state, "error": error, "ended_at": now(connection)}
+    if state == "stuck":
+        values |= {"ended_at": None, "cancelled": None}  # what is published somewhere cannot stop half-way
+    connection.execute(sa.update(trips).where(trips.c.id == trip).values(values))
     return trip_of(connection, trip)
 
 
@@ -199,11 +201,18 @@ def insert_publication(connection: sa.Connection, trip: str, attempt: int, datab
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     values = {"trip": trip, "attempt": attempt, "database": database, "tables": tables, "at": now(connection)}
     connection.execute(insert(publications).values(values).on_conflict_do_nothing())
+    connection.execute(sa.update(trips).where(trips.c.id == trip, trips.c.cancelled.is_not(None)).values(cancelled=None))
 
 
 def list_publications(connection: sa.Connection, trip: str) -> Sequence[Publication]:
     query = sa.select(publications).where(publications.c.trip == trip).order_by(publications.c.at, publications.c.database)
     return [Publication(**row) for row in connection.execute(query).mappings()]
+
+
+def has_published(connection: sa.Connection, trip: Trip) -> bool:
+    """Whether the trip's rows are in a destination, as far as the depot knows."""
+    published = sa.select(attempts.c.attempt).where(attempts.c.trip == trip.id, attempts.c.outcome == "published")
+    return trip.state == "stuck" or bool(list_publications(connection, trip.id)) or connection.execute(published).first() is not None
 
 
 def check_undelivered(connection: sa.Connection, trip: str) -> None:
