@@ -15,7 +15,7 @@ def worker_command(queue: str, runs: int, name: str = "runs") -> list[str]:
     One worker with many processes rather than many workers: a task that a worker has fetched ahead goes to its first free process.
     """
     return [
-        *(sys.executable, "-m", "celery", "-A", "bus_assets.up.worker", "worker"),
+        *(sys.executable, "-m", "celery", "-q", "-A", "bus_assets.up.worker", "worker"),
         *("--pool", "prefork", "--concurrency", str(runs), "-O", "fair", "--prefetch-multiplier", "1"),
         *("--max-tasks-per-child", str(RUNS_PER_PROCESS), "--max-memory-per-child", str(MEGABYTES_PER_PROCESS * 1024)),
         *("--queues", queue, "--hostname", f"{name}@%h"),

@@ -58,7 +58,8 @@ def _defaults(here: Settings, threads: int, *, workers: bool) -> dict[str, Any]:
         "nux": {"enabled": False},
         "storage": {"sqlite": {"base_dir": kept}},
         "local_artifact_storage": _class("dagster._core.storage.root", "LocalArtifactStorage", base_dir=kept),
-        "compute_logs": _class("dagster._core.storage.local_compute_log_manager", "LocalComputeLogManager", base_dir=f"{kept}/storage"),
+        # Capturing what steps print costs a run of four steps 0.1 to 0.2 s of its 0.5; it stands in the town's log instead.
+        "compute_logs": _class("dagster._core.storage.noop_compute_log_manager", "NoOpComputeLogManager"),
         "run_coordinator": _class("dagster._core.run_coordinator", "DefaultRunCoordinator"),
         "run_monitoring": {
             "enabled": True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -13,6 +14,7 @@ MEGABYTES, KEPT_FILES = 10, 3
 LAST_LINES = 40
 """How many lines of each process are kept to tell why it died."""
 NAME_WIDTH = 8
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 Tell = Callable[[str], None]
 
@@ -31,7 +33,7 @@ class TownLog:
 
     def line(self, name: str, text: str) -> None:
         """One line that process ``name`` said, or that is said about the town (``name`` 'up')."""
-        plain = "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text.rstrip())
+        plain = "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in _COLOUR.sub("", text).rstrip())
         shown = f"{name:<{NAME_WIDTH}} | {plain}"
         with self._lock:
             self._last.setdefault(name, deque(maxlen=LAST_LINES)).append(plain)
