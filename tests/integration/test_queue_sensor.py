@@ -1,0 +1,154 @@
+"""The sensor and the job of a queue route as Dagster runs them: real definitions, a real instance, a fake queue."""
+
+from __future__ import annotations
+
+import json
+
+import dagster as dg
+import pytest
+
+from bus_assets import Cron, DropOff, Json, Misdeclared, Queue, Table, build_definitions
+from resources.database import Database
+from resources.depot.mail import Arrival
+from resources.depot.resource import DepotResource
+from resources.queue_seam import Outgoing
+from resources.staging import StagingArea
+from tests.fakes import FakeQueue
+from tests.queue_world import ORDER, events, order, orders
+
+
+class Town:
+    def __init__(self, root, route=None):
+        self.root, self.queue, self.dead = root, FakeQueue("order-events"), FakeQueue("dead")
+        self.route = route or events()
+        self.systems = {
+            "order_events": self.queue,
+            "dead": self.dead,
+            "warehouse": Database(url=f"sqlite:///{root}/warehouse.db"),
+        }
+        self.defs = build_definitions(
+            (self.route,),
+            self.systems,
+            depot=DepotResource(url=f"sqlite:///{root}/depot.db"),
+            staging=StagingArea(url=str(root / "staging")),
+        )
+        self.depot = DepotResource(url=f"sqlite:///{root}/depot.db").depot()
+        self.instance = dg.DagsterInstance.ephemeral(tempdir=str(root))
+
+    def send(self, *bodies):
+        self.queue.send([Outgoing(json.dumps(body)) for body in bodies])
+
+    def tick(self):
+        sensor = self.defs.resolve_sensor_def("events_queue")
+        with dg.build_sensor_context(instance=self.instance, resources=dict(self.defs.resources)) as context:
+            return sensor.evaluate_tick(context)
+
+    def run(self, tags, **more):
+        job = self.defs.resolve_job_def("events")
+        return job.execute_in_process(instance=self.instance, tags=tags, raise_on_error=False, **more)
+
+
+@pytest.fixture
+def town(tmp_path, monkeypatch):
+    monkeypatch.setattr("sensors.dispatch.POLL_SECONDS", 0.0)
+    return Town(tmp_path)
+
+
+def events_of(result, kind):
+    return [event for event in result.all_events if event.event_type_value == kind]
+
+
+def test_a_tick_says_in_one_line_what_it_did_and_a_run_delivers(town):
+    town.send(*orders([1, 2, 3]))
+    done = town.tick()
+    (request,) = done.run_requests
+    assert done.cursor == "boarded 3, departed 1"
+    result = town.run(request.tags)
+    assert result.success
+    assert [event.asset_key.to_user_string() for event in events_of(result, "ASSET_MATERIALIZATION")] == [
+        "events/messages",
+        "events/priced",
+        "events/log",
+    ]
+    assert town.tick().skip_message == "nothing waits"
+
+
+def test_the_messages_asset_shows_counts_and_the_accounts_sums(town):
+    town.send(order(1), {"order_id": "wrong"})
+    (request,) = town.tick().run_requests
+    result = town.run(request.tags)
+    (shown,) = result.asset_materializations_for_node("events__messages")
+    assert shown.metadata["messages aboard"].value == 2
+    checks = {c.check_name: c for c in result.get_asset_check_evaluations() if c.asset_key.path[-1] == "messages"}
+    assert set(checks) == {"contract", "conserved", "accounted"}
+    assert checks["accounted"].metadata["received in all"].value == 2
+
+
+def test_the_queue_is_upstream_of_the_messages(town):
+    graph = town.defs.resolve_asset_graph()
+    parents = graph.get(dg.AssetKey(["events", "messages"])).parent_keys
+    assert {key.to_user_string() for key in parents} == {"order_events/queue"}
+
+
+def test_a_run_whose_trip_is_somebody_elses_ends_without_having_failed(town):
+    town.send(order(1))
+    (request,) = town.tick().run_requests
+    trip = request.tags["bus/trip/events"]
+    town.depot.claim(trip, "somebody", lease_seconds=60)
+    result = town.run(request.tags)
+    assert result.success
+    assert events_of(result, "ASSET_MATERIALIZATION") == []
+    assert {event.step_key for event in events_of(result, "STEP_SKIPPED")} == {"events__priced", "events__publish_warehouse"}
+
+
+def test_a_person_starts_a_trip_of_what_waits(town):
+    town.depot.inbox.board("events", [Arrival("a", json.dumps(order(1)).encode())])
+    assert town.run({}).success
+    assert town.depot.inbox.counts("events").by_state["delivered"] == 1
+    result = town.run({})
+    assert not result.success
+    said = next(event for event in result.all_events if event.is_step_failure).step_failure_data.user_failure_data.description
+    assert "no message waits" in said
+
+
+def test_re_executing_all_of_a_message_trip_is_the_same_trip(town):
+    town.send(order(1))
+    (request,) = town.tick().run_requests
+    first = town.run(request.tags)
+    again = town.run({**request.tags, "dagster/parent_run_id": first.run_id})
+    assert again.success
+    with Database(url=f"sqlite:///{town.root}/warehouse.db").transaction(reading=True) as transaction:
+        assert transaction.count_rows("log") == 1
+
+
+def test_one_stop_selected_alone_gives_its_messages_back(town):
+    town.send(order(1))
+    (request,) = town.tick().run_requests
+    result = town.run(request.tags, asset_selection=[dg.AssetKey(["events", "messages"])])
+    assert result.success
+    (again,) = town.tick().run_requests
+    assert town.run(again.tags).success
+    assert town.depot.inbox.counts("events").by_state["delivered"] == 1
+
+
+def test_two_routes_on_one_queue_are_refused(tmp_path):
+    other = events(name="others")
+    with pytest.raises(Misdeclared, match="both take messages from queue 'order_events'"):
+        build_definitions((events(), other), {"order_events": FakeQueue(), "warehouse": Database(url="sqlite:////nowhere/w.db")})
+
+
+@pytest.mark.parametrize(
+    ("triggers", "said"),
+    [
+        ((Queue("a", Json(ORDER)), Queue("b", Json(ORDER))), "two queues"),
+        ((Queue("a", Json(ORDER)), Cron("0 5 * * *")), "a Queue and a Cron"),
+    ],
+)
+def test_a_route_has_one_queue_and_no_clock_beside_it(triggers, said):
+    with pytest.raises(Misdeclared, match=said):
+        events(triggers=triggers)
+
+
+def test_replacing_a_table_by_what_happens_to_share_a_trip_is_refused():
+    with pytest.raises(Misdeclared, match="which messages share a trip is chance"):
+        events(stops=(DropOff("log", Table("warehouse", "log", scope={})),))
