@@ -18,7 +18,6 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from bench.warm_routes import QUEUE
@@ -57,8 +56,8 @@ def main() -> None:
 def _town(workers: int, *, verbose: bool) -> Iterator[Town]:
     with tempfile.TemporaryDirectory(prefix="bench-warm-") as home:
         os.environ |= {"BUS_HOME": home, "BUS_MODULE": MODULE, "DAGSTER_HOME": f"{home}/dagster"}
-        said = sys.stderr if verbose else Path(os.devnull).open("w")
-        with running(Plan(workers=workers, port=PORT, cloud_port=CLOUD_PORT), tell=lambda line: print(line, file=said)) as town:
+        tell = (lambda line: print(line, file=sys.stderr)) if verbose else (lambda line: None)
+        with running(Plan(workers=workers, port=PORT, cloud_port=CLOUD_PORT), tell=tell) as town:
             yield town
 
 
@@ -80,7 +79,7 @@ def _clicked(town: Town, job: str) -> dict[str, float]:
 def _sent(town: Town, job: str) -> dict[str, float]:
     import boto3
 
-    time.sleep(random.uniform(0, 5))  # noqa: S311 - anywhere between two ticks
+    time.sleep(random.uniform(0, 5))  # anywhere between two ticks
     sqs = boto3.client("sqs", endpoint_url=town.cloud_url, region_name="eu-west-1", aws_access_key_id="x", aws_secret_access_key="x")
     url, name = sqs.create_queue(QueueName=QUEUE)["QueueUrl"], uuid.uuid4().hex
     began = time.time()
@@ -128,7 +127,8 @@ def _ask(town: Town, query: str, **variables: Any) -> dict[str, Any]:
 
 def _show(name: str, found: dict[str, list[dict[str, float]]]) -> None:
     for way, runs in found.items():
-        split = ", ".join(f"{step} {statistics.median(run[step] for run in runs):.2f}" for step in STEPS if all(step in run for run in runs))
+        known = [step for step in STEPS if all(step in run for run in runs)]
+        split = ", ".join(f"{step} {statistics.median(run[step] for run in runs):.2f}" for step in known)
         last = sorted(run["last asset"] for run in runs)
         print(f"{name}, {way}: last asset after {_median(runs):.2f} s ({last[0]:.2f}–{last[-1]:.2f}, n={len(last)}); {split}", flush=True)
 

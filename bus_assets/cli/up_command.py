@@ -34,7 +34,7 @@ def worker(
     runs: Annotated[int, typer.Option(min=1, help="How many runs it drives at a time, each in a process of its own.")] = 2,
     name: Annotated[str, typer.Option(help="Tells workers on one machine apart.")] = "runs",
 ) -> None:
-    """Be a worker. Drives the runs that the daemon and the UI send by SQS, as DAGSTER_HOME/dagster.yaml says; SIGTERM ends it after them."""
+    """Be a worker. Drives what the daemon and the UI send by SQS, as DAGSTER_HOME/dagster.yaml says; SIGTERM ends it after its runs."""
     from bus_assets.up.command_line import worker_command
 
     command = worker_command(settings().run_queue, runs, name)

@@ -14,6 +14,8 @@ MEGABYTES, KEPT_FILES = 10, 3
 LAST_LINES = 40
 """How many lines of each process are kept to tell why it died."""
 NAME_WIDTH = 8
+UP = "up"
+"""Under which name lines about the town stand."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 Tell = Callable[[str], None]
@@ -30,15 +32,21 @@ class TownLog:
         self._file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         self._last: dict[str, deque[str]] = {}
         self._lock = threading.Lock()
+        self._only_file = False
 
     def line(self, name: str, text: str) -> None:
-        """One line that process ``name`` said, or that is said about the town (``name`` 'up')."""
+        """One line that process ``name`` said, or that is said about the town (``name`` is UP)."""
         plain = "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in _COLOUR.sub("", text).rstrip())
         shown = f"{name:<{NAME_WIDTH}} | {plain}"
         with self._lock:
             self._last.setdefault(name, deque(maxlen=LAST_LINES)).append(plain)
             self._file.emit(logging.LogRecord("up", logging.INFO, "", 0, shown, None, None))
-            self._tell(shown)
+            if name == UP or not self._only_file:
+                self._tell(shown)
+
+    def only_file(self) -> None:
+        """From now on the terminal gets only what is said about the town."""
+        self._only_file = True
 
     def last(self, name: str, lines: int = 12) -> list[str]:
         with self._lock:

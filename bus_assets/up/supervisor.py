@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bus_assets.up import guard
-from bus_assets.up.log import TownLog
+from bus_assets.up.log import UP, TownLog
 from resources.errors import Misconfigured
 
 POLL_SECONDS = 0.1
@@ -92,8 +92,8 @@ class _Running:
         except OSError as error:
             raise Stopped(f"{self.name} cannot be started: {error.strerror}", place=str(self.process.command[0])) from error
         self._told(f"+{popen.pid}")
-        reading = threading.Thread(target=self._log.follow, args=(self.name, popen.stdout, self._hear), name=f"log-{self.name}", daemon=True)
-        reading.start()
+        heard = (self.name, popen.stdout, self._hear)
+        threading.Thread(target=self._log.follow, args=heard, name=f"log-{self.name}", daemon=True).start()
         return popen
 
     def _hear(self, text: str) -> None:
@@ -195,6 +195,7 @@ class Supervisor:
     def end(self) -> None:
         """End all, those that others wait for last. Returns when no process of them is left. May be called twice."""
         self._ending.set()
+        self._log.only_file()  # last gasps are for whoever looks into why, not for the terminal
         if self._watching.is_alive() and threading.current_thread() is not self._watching:
             self._watching.join()
         needed = {name for process in self._processes for name in process.waits_for}
@@ -276,7 +277,7 @@ class Supervisor:
             return
 
     def _say(self, text: str) -> None:
-        self._log.line("up", text)
+        self._log.line(UP, text)
 
 
 def _how(code: int) -> str:

@@ -36,14 +36,14 @@ class Plan:
     """What to start.
 
     ``workers``      how many runs are driven at a time; 0: none, the launcher of dagster.yaml starts a process for each run.
-    ``extra``        more processes, from the environment that all of them get; each starts once the cloud is ready.
+    ``others``       more processes, from the environment that all of them get; each starts once the cloud is ready.
     ``end_seconds``  how long a process may take to end before it is killed.
     """
 
     workers: int = 2
     port: int = UI_PORT
     cloud_port: int = CLOUD_PORT
-    extra: Callable[[Mapping[str, str]], tuple[Process, ...]] = lambda _: ()
+    others: Callable[[Mapping[str, str]], tuple[Process, ...]] = lambda _: ()
     end_seconds: float = 10.0
 
 
@@ -63,7 +63,7 @@ class Town:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process ids by name: ``cloud``, ``code``, ``web``, ``daemon``, ``workers`` and the extra ones."""
+        """Process ids by name: ``cloud``, ``code``, ``web``, ``daemon``, ``workers`` and the others."""
         return self.supervisor.pids
 
     def wait(self) -> None:
@@ -155,7 +155,7 @@ def _processes(here: Settings, plan: Plan, environment: Mapping[str, str], *, wo
             says="Instance is configured with the following daemons",
             waits_for=("code",),
         ),
-        *(replace(process, waits_for=process.waits_for + after_cloud) for process in plan.extra(environment)),
+        *(replace(process, waits_for=process.waits_for + after_cloud) for process in plan.others(environment)),
     ]
 
 

@@ -71,9 +71,10 @@ def _close_abandoned() -> None:
         return
     session = backend.ResultSession()
     with contextlib.closing(session):
-        started = [(row.task_id, row.result) for row in session.query(backend.task_cls).filter(backend.task_cls.status == "STARTED")]
+        rows = session.query(backend.task_cls).filter(backend.task_cls.status == "STARTED")
+        started: list[tuple[Any, Any]] = [(row.task_id, row.result) for row in rows]
     for task, result in started:
-        if _died_here(json.loads(result)):
+        if _died_here(json.loads(result or "{}")):
             backend.store_result(task, WorkerLostError("the worker died while it drove this run"), "FAILURE")
 
 

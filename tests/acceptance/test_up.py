@@ -149,8 +149,9 @@ def up(
     home: Path, *, port: int | None = None, cloud_port: int | None = None, printed: Path | None = None, module: str = MODULE
 ) -> Iterator[Up]:
     port, cloud_port, printed = port or free_port(), cloud_port or free_port(), printed or home / "printed"
-    environment = outside_environment(REPOSITORY, REPOSITORY / "tests" / "acceptance" / "town") | {"BUS_HOME": str(home), "BUS_MODULE": module}
-    environment = {name: value for name, value in environment.items() if name != "AWS_ENDPOINT_URL"}
+    outside = outside_environment(REPOSITORY, REPOSITORY / "tests" / "acceptance" / "town")
+    environment = {name: value for name, value in outside.items() if name != "AWS_ENDPOINT_URL"}
+    environment |= {"BUS_HOME": str(home), "BUS_MODULE": module}
     command = [sys.executable, "-m", "bus_assets.cli", "up", "--port", str(port), "--cloud-port", str(cloud_port)]
     with printed.open("wb") as out:
         popen = subprocess.Popen(command, cwd=home, env=environment, stdout=out, stderr=out, start_new_session=True)
