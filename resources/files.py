@@ -10,7 +10,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, Protocol, runtime_checkable
@@ -18,10 +18,12 @@ from typing import Any, BinaryIO, NoReturn, Protocol, runtime_checkable
 from dagster import ConfigurableResource
 from pydantic import PrivateAttr
 
-from resources.errors import BusError, Misconfigured, Poison, Transient
+from resources.errors import BusError, Gone, Misconfigured, Poison, Transient
 
 READ_AHEAD_BYTES = 1 << 20
 """How much is fetched at a time for callers that read in small pieces (gzip, XML)."""
+ANY_VERSION = "*"
+"""As ``version``: whatever is there now; but then something must be there."""
 NAMES_IN_A_MESSAGE = 5
 KEYS_LOOKED_AT_FOR_A_MESSAGE = 1000
 """One page of ListObjectsV2, its documented maximum."""
@@ -60,9 +62,22 @@ class Files(Protocol):
     def open(self, name: str, version: str | None = None) -> BinaryIO:
         """A stream of the bytes, read as it is consumed; the caller closes it.
 
-        Raises Misconfigured if there is no such file (and says which names are near), Poison if ``version`` is given and the
-        file has changed since it was listed.
+        Without ``version``, raises Misconfigured if there is no such file (and says which names are near). With it, raises Poison
+        if the file is another one than was listed or told of, and Gone if it is not there any more.
         """
+        ...
+
+
+@runtime_checkable
+class ToldFiles(Files, Protocol):
+    """A place whose files others tell of, as S3 does of objects: ``open(name_of(bucket, key), version_of(version_id, etag))``."""
+
+    def name_of(self, bucket: str, key: str) -> str:
+        """The name of that object in this place. Poison if it is in another bucket, or outside the prefix."""
+        ...
+
+    def version_of(self, version_id: str | None, etag: str | None) -> str:
+        """The ``version`` with which ``open`` gives exactly the bytes that were told of, or fails; the ETag with or without quotes."""
         ...
 
 
@@ -141,16 +156,24 @@ class LocalFiles(ConfigurableResource):
         root = self._root()
         path = self._inside(root, _checked(name, self.where))
         if not path.is_file():  # a pipe would block for ever
-            raise _missing(name, self.where, _names_beside(root, name))
+            raise _missing(name, self.where, _names_beside(root, name)) if version is None else _gone(name, self.where)
         try:
             raw = _LocalFile(path)
         except OSError as error:
             raise _local_error(name, error) from error
         now = _local_version(os.fstat(raw.fileno()))
-        if version is not None and now != version:
+        if version not in (None, ANY_VERSION, now):
             raw.close()
             raise _changed(name, version, now)
         return io.BufferedReader(raw, READ_AHEAD_BYTES)
+
+    def name_of(self, bucket: str, key: str) -> str:
+        """The key itself: a folder stands in for whatever bucket."""
+        return _told_name(key, self.where)
+
+    def version_of(self, version_id: str | None, etag: str | None) -> str:
+        """Whatever is there: a folder knows nothing of S3's versions."""
+        return ANY_VERSION
 
     def _root(self) -> Path:
         root = Path(self.root).resolve()
@@ -235,8 +258,20 @@ def _local_error(name: str, error: OSError) -> BusError:
     return Transient(f"reading {name!r} failed: {error.strerror or error}", place=name)
 
 
-def _changed(name: str, listed: str, now: str) -> Poison:
+def _changed(name: str, listed: str | None, now: str) -> Poison:
     return Poison(f"{name!r} has changed since it was listed (was {listed}, is {now}); start a new trip to read the new one", place=name)
+
+
+def _gone(name: str, where: str) -> Gone:
+    return Gone(f"{name!r} is not in {where} any more; put it there again, which tells of it anew", place=name)
+
+
+def _told_name(name: str, where: str) -> str:
+    """``name`` if it can be one; else that is the fault of the message that tells of it, and of nobody's settings."""
+    try:
+        return _checked(name, where)
+    except Misconfigured as error:
+        raise Poison(error.message) from None
 
 
 class S3Files(ConfigurableResource):
@@ -244,7 +279,7 @@ class S3Files(ConfigurableResource):
 
     Credentials come from boto3's own chain. A version is the object's VersionId where the bucket keeps versions and the file
     was named, else its ETag, quotes included; ``open`` tells them apart by the quotes. Listing by wildcard needs
-    ``s3:ListBucket``, one plain name only ``s3:GetObject``.
+    ``s3:ListBucket``, one plain name only ``s3:GetObject``, a VersionId ``s3:GetObjectVersion``.
     """
 
     bucket: str
@@ -264,17 +299,35 @@ class S3Files(ConfigurableResource):
 
     def open(self, name: str, version: str | None = None) -> BinaryIO:
         wanted = {"Bucket": self.bucket, "Key": self.prefix + _checked(name, self.where)}
-        if version is not None:
+        if version not in (None, ANY_VERSION):
             wanted["IfMatch" if version.startswith('"') else "VersionId"] = version
         try:
             answer = self._s3().get_object(**wanted)
         except _s3_errors() as error:
             if version is not None and _code(error) in ("PreconditionFailed", "412"):
                 raise _changed(name, version, "another") from error
+            if version is not None and _is_gone(error, wanted):
+                raise _gone(name, self.where) from error
             if _code(error) in _S3_MISSING:
                 raise _missing(name, self.where, self._names_beside(name)) from error
             self._raise(name, error)
         return io.BufferedReader(_S3Body(answer["Body"], name), READ_AHEAD_BYTES)
+
+    def name_of(self, bucket: str, key: str) -> str:
+        """``key`` without the prefix. Poison if the object is in another bucket or outside the prefix."""
+        told = f"s3://{bucket}/{key}"
+        if bucket != self.bucket or not key.startswith(self.prefix):
+            raise Poison(f"the message tells of {told!r}, which is not in {self.where}; correct which events are sent here, or the prefix")
+        return _told_name(key.removeprefix(self.prefix), self.where)
+
+    def version_of(self, version_id: str | None, etag: str | None) -> str:
+        """The VersionId if there is one, else the ETag; with neither, whatever is there when it is opened.
+
+        Of an object written while its bucket kept no versions the id is ``null``, which a later write replaces: then the ETag counts.
+        """
+        if version_id and version_id != "null":
+            return version_id
+        return '"{}"'.format(etag.strip('"')) if etag else ANY_VERSION
 
     def _head(self, name: str) -> Iterator[Listed]:
         try:
@@ -328,11 +381,11 @@ class S3Files(ConfigurableResource):
             try:
                 self._client = session.client("s3", endpoint_url=self.endpoint_url, config=retries)
             except (*_s3_errors(), ValueError) as error:
-                raise Misconfigured(f"no S3 client for {self.where}: {error}") from error
+                raise Misconfigured(f"no S3 client for {self.where} ({type(error).__name__}); check region and endpoint_url") from None
         return self._client
 
     def _raise(self, name: str, error: Exception) -> NoReturn:
-        raise _s3_error(name, self.where, error) from error
+        raise _s3_error(name, self.where, error) from None  # botocore's text holds the endpoint
 
 
 _S3_MISSING = ("NoSuchKey", "NoSuchVersion", "404")
@@ -345,6 +398,11 @@ def _s3_errors() -> tuple[type[Exception], ...]:
     return BotoCoreError, ClientError
 
 
+def _is_gone(error: Exception, wanted: Mapping[str, str]) -> bool:
+    """Whether the answer says so: 405 is a version that marks a deletion, InvalidArgument a version that S3 never gave."""
+    return _code(error) in _S3_MISSING or ("VersionId" in wanted and _code(error) in ("MethodNotAllowed", "405", "InvalidArgument"))
+
+
 def _code(error: Exception) -> str:
     return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
 
@@ -355,9 +413,10 @@ def _s3_error(name: str, where: str, error: Exception) -> BusError:
 
     code, status = _code(error), getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if isinstance(error, (Unreachable, HTTPClientError)) or code in _S3_RETRY or status >= 500 or status == 429:
-        return Transient(f"S3 did not answer for {name!r} in {where}: {code or error}", place=name)
+        return Transient(f"S3 did not answer for {name!r} in {where}: {code or type(error).__name__}", place=name)
     if status in (401, 403):
-        return Misconfigured(f"access to {name!r} in {where} is denied ({code}); allow s3:GetObject and s3:ListBucket there", place=name)
+        allow = "allow s3:GetObject, s3:GetObjectVersion and s3:ListBucket there"
+        return Misconfigured(f"access to {name!r} in {where} is denied ({code}); {allow}", place=name)
     if code == "NoSuchBucket":
         return Misconfigured(f"bucket of {where} does not exist; check its name and region")
     return Misconfigured(f"S3 refused {name!r} in {where}: {error}", place=name)
