@@ -12,11 +12,11 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bus_assets.drive import BREAKER, Drive, NothingToDo
 from bus_assets.passengers import MESSAGE, ROW, duck, literals
-from bus_assets.queues import MESSAGES, Bodies, Queue, S3Event
+from bus_assets.queues import MESSAGES, Bodies, S3Event
 from bus_assets.route import Route
 from bus_assets.stops import PickUp, Transform
 from resources.errors import BusError, Misconfigured, Poison, Refused, Transient
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from resources.depot.entries import Verdict
     from resources.depot.mail import Message
+    from resources.files import Listed, ToldFiles
     from resources.records import Records, Unreadable
 
 BODIES_AT_A_TIME = 2_000
@@ -172,13 +173,38 @@ def _message_rows(drive: Drive) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _read_for(drive: Drive, stop: PickUp, row: Mapping[str, Any]) -> Iterator[Records]:
+    from resources.files import ToldFiles
+
     system, queue = drive.bus.systems[stop.source.system], drive.route.queue
     said = dict(row)
-    if isinstance(queue, Queue) and isinstance(queue.decode, S3Event):
-        from resources.objects import object_of
-
-        system, said["key"] = object_of(system, row["bucket"], row["key"], row.get("version"), row.get("etag"))
+    if queue and isinstance(queue.decode, S3Event) and isinstance(system, ToldFiles):
+        said["key"] = system.name_of(row["bucket"], row["key"])
+        system = _Told(system, said["key"], system.version_of(row["version"], row["etag"]), row["size"] or 0)
     yield from stop.source.read(system, stop.found_at(), replace(drive.values, message=said))
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Files of which one was told of: that one is read in exactly the version of the message, or not at all."""
+
+    files: ToldFiles
+    name: str
+    version: str
+    size_bytes: int
+
+    @property
+    def where(self) -> str:
+        return self.files.where
+
+    def list(self, pattern: str) -> tuple[Listed, ...]:
+        from resources.files import Listed, as_pattern
+
+        if pattern != as_pattern(self.name):
+            return self.files.list(pattern)
+        return (Listed(self.name, self.size_bytes, self.version),)
+
+    def open(self, name: str, version: str | None = None) -> BinaryIO:
+        return self.files.open(name, version)
 
 
 def _of(run: Records, message: int) -> Records:

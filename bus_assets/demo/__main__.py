@@ -1,23 +1,23 @@
-"""``python -m bus_assets.demo setup|drive|serve|ui``: the demo world, and the route ``flights`` in it."""
+"""``python -m bus_assets.demo drive|archive|up|setup|serve``: the demo world, and the routes in it."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from bus_assets.demo.airports_service import running, serve
+from bus_assets.demo.events import BUCKET, ROUTE, bucket, on_stdout, tell_story
 from bus_assets.demo.world import set_up
 from bus_assets.settings import settings
-from resources.errors import BusError
-
-UI_HOST, UI_PORT = "127.0.0.1", 3000
-END_SECONDS = 20
+from bus_assets.up.town import CLOUD_PORT, HOST, UI_PORT, Plan, Town
+from bus_assets.up.town import running as town_running
+from resources.errors import BusError, Misconfigured
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,16 +26,19 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("setup", help="make the legacy files, feed and database below BUS_HOME")
     commands.add_parser("serve", help="set up, then answer as the airports service until interrupted")
-    drive = commands.add_parser("drive", help="set up, serve, drive the route once and print its account")
-    drive.add_argument("--month", help="'01' to '12'; default: all")
-    ui = commands.add_parser("ui", help="set up, serve, and open the Dagster UI's web server")
-    ui.add_argument("--port", type=int, default=UI_PORT)
+    commands.add_parser("drive", help="start everything, let a year of files land, print the account, end everything")
+    archive = commands.add_parser("archive", help="drive the route flights_archive once, without messages, and print its account")
+    archive.add_argument("--month", help="'01' to '12'; default: all")
+    up = commands.add_parser("up", help="start everything with the demo's systems beside it, until Ctrl-C")
+    up.add_argument("--port", type=int, default=UI_PORT)
+    up.add_argument("--workers", type=int, default=2)
     given = parser.parse_args(arguments)
     work: dict[str, Callable[[], int]] = {
         "setup": lambda: 0,
         "serve": _serve,
-        "drive": lambda: _drive(given.month),
-        "ui": lambda: _ui(given.port),
+        "drive": _drive,
+        "archive": lambda: _archive(given.month),
+        "up": lambda: _up(given.port, given.workers),
     }
     try:
         set_up(settings().home)
@@ -53,48 +56,63 @@ def _serve() -> int:
     return 0
 
 
-def _drive(month: str | None) -> int:
+def _archive(month: str | None) -> int:
     with running(settings().airports_url):
         chosen = ["--set", f"month={month}"] if month else []
-        code = subprocess.call([sys.executable, "-m", "bus_assets.cli", "drive", "flights", "--recount", *chosen])
-    if code == 0:
-        print(f"\nThe lineage, the checks and every figure in the UI: `make ui`, then http://{UI_HOST}:{UI_PORT}")
+        return _bus("drive", "flights_archive", "--recount", *chosen)
+
+
+def _drive() -> int:
+    """The story, with everything that one machine needs started for it and ended afterwards."""
+    with running(settings().airports_url), _town(_free(UI_PORT), _free(CLOUD_PORT), 2, _quiet) as town:
+        on_stdout(f"demo: everything is up: queue, bucket, web server, daemon, {2} warm workers; their log is {town.log}")
+        runs = tell_story(settings().home / "demo" / "landing", lambda: _redrive(), on_stdout)
+        code = _bus("account", ROUTE)
+        print("\nruns:", *runs, sep="\n  ")
+    print(f"\nThe lineage, the checks and every figure in the UI: `make up`, then http://{HOST}:{UI_PORT}")
     return code
 
 
-def _ui(port: int) -> int:
-    """Dagster's web server and daemon in a process group of their own: ending the parent alone would leave its children."""
-    home = _dagster_home()
-    command = [sys.executable, "-m", "dagster", "dev", "-m", settings().module, "-h", UI_HOST, "-p", str(port)]
-    with running(settings().airports_url):
-        print(f"demo: the UI will be at http://{UI_HOST}:{port} in some seconds; Ctrl-C ends it", file=sys.stderr)
-        started = subprocess.Popen(command, env=os.environ | {"DAGSTER_HOME": str(home)}, start_new_session=True)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        try:
-            return started.wait()
-        finally:
-            _end(started)
+def _redrive() -> None:
+    if _bus("redrive", ROUTE, "--from-dead-letters", "--reason", "the consumer is mended"):
+        raise Misconfigured("the dead letters could not be redriven, see above")
 
 
-def _dagster_home() -> Path:
-    """DAGSTER_HOME with a dagster.yaml: the project's own, if there is none yet."""
-    home = settings().dagster_home
-    home.mkdir(parents=True, exist_ok=True)
-    ours = Path(__file__).resolve().parents[2] / "dagster.yaml"
-    if ours.is_file() and not (home / "dagster.yaml").exists():
-        shutil.copyfile(ours, home / "dagster.yaml")
-    return home
+def _up(port: int, workers: int) -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with running(settings().airports_url), _town(port, CLOUD_PORT, workers, on_stdout) as town:
+        place = bucket()
+        place.open()
+        place.tell_of_objects()
+        on_stdout(f"demo: the UI is at {town.url}; files that land in s3://{BUCKET} are driven; Ctrl-C ends it")
+        town.wait()
+    return 0
 
 
-def _end(started: subprocess.Popen[bytes]) -> None:
-    for sign in (signal.SIGINT, signal.SIGKILL):
-        try:
-            os.killpg(started.pid, sign)
-            started.wait(END_SECONDS)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
+@contextmanager
+def _town(port: int, cloud_port: int, workers: int, tell: Callable[[str], None]) -> Iterator[Town]:
+    """What runs, and this process part of it."""
+    with town_running(Plan(workers=workers, port=port, cloud_port=cloud_port), tell) as town:
+        os.environ.update(town.environment)
+        yield town
+
+
+def _free(port: int) -> int:
+    """``port``, or any other if somebody has it: a demo must not fail because another one is up."""
+    for wanted in (port, 0):
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, wanted))
+            return probe.getsockname()[1]
+    return port
+
+
+def _quiet(line: str) -> None:
+    """Nothing of the processes' lines: they are in the log."""
+
+
+def _bus(*arguments: str) -> int:
+    return subprocess.call([sys.executable, "-m", "bus_assets.cli", *arguments])
 
 
 if __name__ == "__main__":

@@ -2,14 +2,34 @@
 
 Twelve monthly text files, an XML feed, a paged web service and a legacy database come in; flights, airports, airlines, planes and
 hourly weather land together or not at all. The dirt is real: cancelled flights without times, tail numbers that no plane has,
-airports that nobody lists, an hour that happened twice. ``bus drive flights --set month=03`` drives one month of flights.
+airports that nobody lists, an hour that happened twice.
+
+``flights`` is started by messages: S3 tells of each file that lands in a bucket. ``flights_archive`` reads the same files from a
+directory; ``bus drive flights_archive --set month=03`` drives one month.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bus_assets import Check, Contract, Cron, DropOff, Endpoint, Field, Parameter, PickUp, Query, Route, Table, TextFile, Transform, XmlFeed
+from bus_assets import (
+    Check,
+    Contract,
+    Cron,
+    DropOff,
+    Endpoint,
+    Field,
+    Parameter,
+    PickUp,
+    Query,
+    Queue,
+    Route,
+    S3Event,
+    Table,
+    TextFile,
+    Transform,
+    XmlFeed,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -205,113 +225,143 @@ def one_name_per_manufacturer(planes: pd.DataFrame) -> pd.DataFrame:
     return planes.assign(manufacturer=planes["manufacturer"].replace(ONE_NAME))
 
 
+LEGACY_FILE = {"delimiter": "|", "null_values": ("NA",)}
+"""How the legacy system writes its monthly files."""
+
+LOOKED_UP = (
+    PickUp(
+        "airlines",
+        XmlFeed(
+            "landing",
+            "airlines.xml",
+            row="c:carrier",
+            namespaces={"c": "urn:flights:carriers:1"},
+            fields={"carrier": "@code", "name": "c:name"},
+        ),
+        contract=AIRLINES,
+        description="Carriers, from the XML feed of the code authority.",
+    ),
+    PickUp(
+        "airports",
+        Endpoint(
+            "airports_service",
+            "/airports",
+            records="data",
+            params={"per_page": 200},
+            paging={"kind": "page", "total_pages": "total_pages"},
+        ),
+        contract=AIRPORTS,
+        description="Airports, page by page from the airports service. Those without a time zone wait in quarantine.",
+    ),
+    PickUp(
+        "planes",
+        Query(
+            "legacy",
+            "SELECT * FROM AIRCRAFT ORDER BY TAIL_NO",
+            name="AIRCRAFT",
+            fields={
+                "tailnum": "TAIL_NO",
+                "year": "MFR_YEAR",
+                "type": "TYPE_DESC",
+                "manufacturer": "MFR",
+                "model": "MODEL",
+                "engines": "ENG_CNT",
+                "seats": "SEATS",
+                "speed": "CRUISE_SPEED",
+                "engine": "ENG_TYPE",
+            },
+        ),
+        contract=PLANES,
+        description="Planes, from the legacy registry.",
+    ),
+    PickUp(
+        "weather",
+        Query(
+            "legacy",
+            """SELECT *, printf('%04d-%02d-%02d %02d:00', OBS_YEAR, OBS_MONTH, OBS_DAY, OBS_HOUR) AS OBSERVED
+            FROM WEATHER_OBS ORDER BY STATION, OBS_ID""",
+            name="WEATHER_OBS",
+            fields={
+                "origin": "STATION",
+                "observed_at": "OBSERVED",
+                "temp": "TEMP_F",
+                "dewp": "DEWPOINT_F",
+                "humid": "HUMIDITY_PCT",
+                "wind_dir": "WIND_DEG",
+                "wind_speed": "WIND_MPH",
+                "wind_gust": "GUST_MPH",
+                "precip": "PRECIP_IN",
+                "pressure": "PRESSURE_MB",
+                "visib": "VISIBILITY_MI",
+            },
+        ),
+        contract=WEATHER,
+        description="Hourly weather at the three airports of New York, from the legacy database, wall clock made an instant.",
+    ),
+)
+"""What flights are looked up in."""
+
+ONWARD = (
+    Transform(
+        "fleet",
+        one_name_per_manufacturer,
+        after=("planes",),
+        contract=PLANES,
+        description="Planes with one name per manufacturer.",
+    ),
+    Transform(
+        "flown",
+        PUT_ZONES,
+        after=("flights", "airports"),
+        contract=FLOWN,
+        checks=FLOWN_CHECKS,
+        description="Flights with real instants: departures in New York's zone, arrivals in the destination's.",
+    ),
+    DropOff("warehouse_airlines", Table("warehouse", "airlines", key="carrier", create=True), of="airlines"),
+    DropOff("warehouse_airports", Table("warehouse", "airports", key="faa", create=True), of="airports"),
+    DropOff("warehouse_planes", Table("warehouse", "planes", key="tailnum", create=True), of="fleet"),
+    DropOff("warehouse_weather", Table("warehouse", "weather", key=("origin", "observed_at"), create=True), of="weather"),
+    DropOff(
+        "warehouse_flights",
+        Table("warehouse", "flights", key=("flight_date", "carrier", "flight", "origin"), create=True),
+        of="flown",
+        columns=tuple(name for name in FLOWN.names if name not in ("dep_clock", "arr_clock", "dest_zone")),
+        description="The fact table: one row per flight that was flown, by a known plane to a known airport.",
+    ),
+)
+"""From there on both routes are one."""
+
 flights = Route(
     name="flights",
-    description="Flights from New York in 2013: legacy files, feed, service and database into a star schema, together or not at all.",
+    description="Flights from New York in 2013: each monthly file that lands in the bucket moves into a star schema, whole or not at all.",
+    owners=("team:flight-data",),
+    triggers=(Queue("flight_files", S3Event(), batch=3, max_in_flight=2, dead_letters="flight_files_dead"),),
+    stops=(
+        *LOOKED_UP,
+        PickUp(
+            "flights",
+            TextFile("bucket", "{message.key}", **LEGACY_FILE),
+            contract=FLIGHTS,
+            description="One row for each scheduled flight, from the files that messages name. Cancelled flights wait in quarantine.",
+        ),
+        *ONWARD,
+    ),
+)
+
+flights_archive = Route(
+    name="flights_archive",
+    description="The same flights from a directory, a month or all of them: by the clock, or by hand.",
     owners=("team:flight-data",),
     triggers=(Cron("15 6 * * *", zone=NEW_YORK),),
     parameters=(Parameter("month", default="*", description="'01' to '12', or '*' for all twelve files"),),
     stops=(
-        PickUp(
-            "airlines",
-            XmlFeed(
-                "landing",
-                "airlines.xml",
-                row="c:carrier",
-                namespaces={"c": "urn:flights:carriers:1"},
-                fields={"carrier": "@code", "name": "c:name"},
-            ),
-            contract=AIRLINES,
-            description="Carriers, from the XML feed of the code authority.",
-        ),
-        PickUp(
-            "airports",
-            Endpoint(
-                "airports_service",
-                "/airports",
-                records="data",
-                params={"per_page": 200},
-                paging={"kind": "page", "total_pages": "total_pages"},
-            ),
-            contract=AIRPORTS,
-            description="Airports, page by page from the airports service. Those without a time zone wait in quarantine.",
-        ),
-        PickUp(
-            "planes",
-            Query(
-                "legacy",
-                "SELECT * FROM AIRCRAFT ORDER BY TAIL_NO",
-                name="AIRCRAFT",
-                fields={
-                    "tailnum": "TAIL_NO",
-                    "year": "MFR_YEAR",
-                    "type": "TYPE_DESC",
-                    "manufacturer": "MFR",
-                    "model": "MODEL",
-                    "engines": "ENG_CNT",
-                    "seats": "SEATS",
-                    "speed": "CRUISE_SPEED",
-                    "engine": "ENG_TYPE",
-                },
-            ),
-            contract=PLANES,
-            description="Planes, from the legacy registry.",
-        ),
-        PickUp(
-            "weather",
-            Query(
-                "legacy",
-                """SELECT *, printf('%04d-%02d-%02d %02d:00', OBS_YEAR, OBS_MONTH, OBS_DAY, OBS_HOUR) AS OBSERVED
-                FROM WEATHER_OBS ORDER BY STATION, OBS_ID""",
-                name="WEATHER_OBS",
-                fields={
-                    "origin": "STATION",
-                    "observed_at": "OBSERVED",
-                    "temp": "TEMP_F",
-                    "dewp": "DEWPOINT_F",
-                    "humid": "HUMIDITY_PCT",
-                    "wind_dir": "WIND_DEG",
-                    "wind_speed": "WIND_MPH",
-                    "wind_gust": "GUST_MPH",
-                    "precip": "PRECIP_IN",
-                    "pressure": "PRESSURE_MB",
-                    "visib": "VISIBILITY_MI",
-                },
-            ),
-            contract=WEATHER,
-            description="Hourly weather at the three airports of New York, from the legacy database, wall clock made an instant.",
-        ),
+        *LOOKED_UP,
         PickUp(
             "flights",
-            TextFile("landing", "flights-2013-{params.month}.csv", delimiter="|", null_values=("NA",)),
+            TextFile("landing", "flights-2013-{params.month}.csv", **LEGACY_FILE),
             contract=FLIGHTS,
             description="One row for each scheduled flight, from the monthly files. Cancelled and diverted flights wait in quarantine.",
         ),
-        Transform(
-            "fleet",
-            one_name_per_manufacturer,
-            after=("planes",),
-            contract=PLANES,
-            description="Planes with one name per manufacturer.",
-        ),
-        Transform(
-            "flown",
-            PUT_ZONES,
-            after=("flights", "airports"),
-            contract=FLOWN,
-            checks=FLOWN_CHECKS,
-            description="Flights with real instants: departures in New York's zone, arrivals in the destination's.",
-        ),
-        DropOff("warehouse_airlines", Table("warehouse", "airlines", key="carrier", create=True), of="airlines"),
-        DropOff("warehouse_airports", Table("warehouse", "airports", key="faa", create=True), of="airports"),
-        DropOff("warehouse_planes", Table("warehouse", "planes", key="tailnum", create=True), of="fleet"),
-        DropOff("warehouse_weather", Table("warehouse", "weather", key=("origin", "observed_at"), create=True), of="weather"),
-        DropOff(
-            "warehouse_flights",
-            Table("warehouse", "flights", key=("flight_date", "carrier", "flight", "origin"), create=True),
-            of="flown",
-            columns=tuple(name for name in FLOWN.names if name not in ("dep_clock", "arr_clock", "dest_zone")),
-            description="The fact table: one row per flight that was flown, by a known plane to a known airport.",
-        ),
+        *ONWARD,
     ),
 )

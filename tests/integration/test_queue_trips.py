@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import sqlite3
 from decimal import Decimal
 
 import pytest
 
-from bus_assets import Contract, DropOff, Field, Json, Table, Transform
+from bus_assets import Contract, DropOff, Field, Json, PickUp, S3Event, Table, TextFile, Transform
 from bus_assets.boarding import board, settle
 from bus_assets.drive import Boarding
 from bus_assets.publish import publish
 from resources.errors import Refused, Transient
+from resources.files import LocalFiles
 from tests.queue_world import ORDER, TOTAL, QueueWorld, events, order, orders
 
 
@@ -271,3 +273,81 @@ def test_fifo_goes_on_behind_a_stranded_message_if_told_so(tmp_path):
         world.send(order(number), group="a")
     world.deliver(ticks=12)
     assert sorted(world.logged()) == ["O-1", "O-2"]
+
+
+# What messages name
+
+
+FILES = Contract((Field("order_id", required=True, pattern="^O-"), Field("qty", "integer", minimum=1)), max_rejected=0.3)
+GOOD = "order_id,qty\nO-1,1\nO-2,2\n"
+
+
+def landing(**more):
+    stops = (PickUp("orders", TextFile("landing", "{message.key}"), FILES), DropOff("log", Table("warehouse", "log", create=True)))
+    return events(decode=S3Event(), stops=stops, **more)
+
+
+def s3_event(key, bucket="any", sequencer="0A", **more):
+    record = {"bucket": {"name": bucket}, "object": {"key": key, "size": 1, "eTag": "e", "sequencer": sequencer, **more}}
+    return {"eventSource": "aws:s3", "eventName": "ObjectCreated:Put", "eventTime": "2026-01-02T03:04:05.000Z", "s3": record}
+
+
+@pytest.fixture
+def harbour(tmp_path):
+    return QueueWorld(tmp_path, landing())
+
+
+def test_a_file_that_a_message_names_is_read(harbour):
+    harbour.land(GOOD, "a b+ü.csv")
+    harbour.send({"Records": [s3_event("a+b%2B%C3%BC.csv")]})
+    harbour.deliver()
+    assert harbour.logged() == ["O-1", "O-2"]
+
+
+def test_what_cannot_be_read_sets_its_message_aside_and_the_others_go_on(harbour):
+    harbour.land(GOOD, "good.csv")
+    harbour.land(gzip.compress(GOOD.encode() * 500)[:60], "cut.csv.gz")
+    harbour.land("order_id,qty\nO-7,1\nx,1\ny,2\n", "mostly_bad.csv")
+    harbour.land("other,columns\n1,2\n", "other.csv")
+    names = ["gone.csv", "cut.csv.gz", "good.csv", "mostly_bad.csv", "..%2Fout.csv", "*.csv", "other.csv"]
+    harbour.send({"Records": [s3_event(name) for name in names]})
+    harbour.deliver()
+    assert harbour.logged() == ["O-1", "O-2"]
+    assert harbour.states() == {"delivered": 1, "quarantined": 6}
+    rows = harbour.bus.depot.quarantined("events", None, "orders", "held", limit=100, after=0)
+    said = {row.message: " ".join(reason.message for reason in row.reasons) for row in rows}
+    assert "is not in" in said[1]
+    assert "gzip" in said[2]
+
+
+def test_a_file_whose_rest_is_broken_delivers_nothing_of_it(harbour):
+    harbour.land(GOOD + '"never closed\n', "torn.csv")
+    harbour.land(gzip.compress(("order_id,qty\n" + "".join(f"O-{n},1\n" for n in range(200_000))).encode())[:-400], "late_cut.csv.gz")
+    harbour.send({"Records": [s3_event("late_cut.csv.gz")]})
+    harbour.deliver()
+    assert harbour.logged() == []
+    assert harbour.states() == {"quarantined": 1}
+
+
+def test_an_older_event_of_an_object_is_superseded_and_the_test_event_ignored(harbour):
+    harbour.land(GOOD, "a.csv")
+    harbour.send({"Records": [s3_event("a.csv", sequencer="0B")]}, {"Records": [s3_event("a.csv", sequencer="0A")]})
+    harbour.send({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": "any"})
+    said = harbour.deliver()[0]
+    assert "superseded 1" in said
+    assert "ignored 1" in said
+    assert harbour.logged() == ["O-1", "O-2"]
+
+
+def test_the_same_misconfiguration_for_every_message_pauses_the_route_and_sets_nothing_aside(tmp_path):
+    world = QueueWorld(tmp_path, landing())
+    world.bus.systems["landing"] = LocalFiles(root=str(tmp_path / "nowhere"))
+    world.send({"Records": [s3_event("a.csv"), s3_event("b.csv")]})
+    world.deliver(ticks=4)
+    assert world.bus.depot.inbox.paused("events") is not None
+    world.bus.systems["landing"] = LocalFiles(root=str(tmp_path / "landing"))
+    world.land(GOOD, "a.csv")
+    world.land("order_id,qty\nO-3,1\n", "b.csv")
+    world.bus.depot.inbox.resume("events")
+    world.deliver()
+    assert world.logged() == ["O-1", "O-2", "O-3"]
