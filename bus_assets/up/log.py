@@ -16,6 +16,8 @@ LAST_LINES = 40
 NAME_WIDTH = 8
 UP = "up"
 """Under which name lines about the town stand."""
+_DEBUG = " - DEBUG - "
+"""Every event of every run is such a line in Dagster's log: they stand in the file only."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 Tell = Callable[[str], None]
@@ -41,7 +43,7 @@ class TownLog:
         with self._lock:
             self._last.setdefault(name, deque(maxlen=LAST_LINES)).append(plain)
             self._file.emit(logging.LogRecord("up", logging.INFO, "", 0, shown, None, None))
-            if name == UP or not self._only_file:
+            if name == UP or not (self._only_file or _DEBUG in plain):
                 self._tell(shown)
 
     def only_file(self) -> None:

@@ -17,10 +17,13 @@ BROKER = "sqs://"
 MAX_RUNTIME_SECONDS = 12 * 3600
 RESULTS_KEPT_SECONDS = 7 * 24 * 3600
 """Must be longer than any run: a run whose result is gone counts as dead."""
-VISIBILITY_SECONDS = 3600
-POLL_SECONDS = 20
-"""Long polls of SQS; between two of them kombu waits EMPTY_SECONDS (0 would spin while all processes are busy)."""
+VISIBILITY_SECONDS = 30
+"""A task is deleted from SQS when a process takes it, so this bounds how long one hides that nobody takes: fetched ahead by a busy
+worker, or handed to the long poll of one that died. It then goes to another; Dagster ignores a run that comes again."""
+POLL_SECONDS = 5
+"""Long polls of SQS. Short, because the poll of a worker that died can still swallow a task."""
 EMPTY_SECONDS = 0.1
+"""Between two polls. With 0, kombu spins while all processes are busy."""
 
 
 def celery_launcher(here: Settings) -> dict[str, Any]:
@@ -57,6 +60,7 @@ def celery_settings(region: str, *, secure: bool) -> dict[str, Any]:
         "result_expires": RESULTS_KEPT_SECONDS,
         "worker_enable_remote_control": False,  # it would need fan-out, which SQS has not
         "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
     }
 
 

@@ -27,6 +27,9 @@ UI_PORT, CLOUD_PORT = 3000, 4566
 THREADS = 8
 """Of the daemon for sensors and schedules each; the code server has twice as many, as the UI asks it too."""
 
+_KNOWN_WARNINGS = ("Task name 'execute_job' is already", "You're running the worker with superuser")
+"""dagster-celery registers its task at each launch; what workers read is JSON, so root is no more dangerous than elsewhere."""
+
 _LOCATIONS = """{ workspaceOrError { __typename ... on PythonError { message } ... on Workspace { locationEntries {
   name locationOrLoadError { __typename ... on PythonError { message } } } } } }"""
 
@@ -121,6 +124,7 @@ def _environment(here: Settings, home: Path) -> dict[str, str]:
         "DAGSTER_GRPC_MAX_WORKERS": str(2 * THREADS),
         "NO_PROXY": ",".join(filter(None, (given.get("NO_PROXY"), HOST, "localhost"))),
         "PYTHONUNBUFFERED": "1",
+        "PYTHONWARNINGS": ",".join(filter(None, (given.get("PYTHONWARNINGS"), *(f"ignore:{text}" for text in _KNOWN_WARNINGS)))),
     }
 
 

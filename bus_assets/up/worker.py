@@ -17,6 +17,7 @@ from celery.signals import celeryd_init, worker_process_shutdown, worker_ready
 from dagster_celery.config import DEFAULT_CONFIG
 from dagster_celery.make_app import make_app
 from dagster_celery.tasks import create_execute_job_task, create_resume_job_task
+from kombu.transport import TRANSPORT_ALIASES
 
 from bus_assets.settings import settings
 from bus_assets.up.runs import read_launcher
@@ -25,6 +26,7 @@ READY = "takes runs now"
 LAZY = ("pandas", "pyarrow.parquet", "pyarrow.compute", "duckdb", "sqlalchemy", "dagster._core.execution.api")
 """What stops import when they first halt."""
 
+TRANSPORT_ALIASES["sqs"] = "bus_assets.up.patient_sqs:Transport"
 _here = settings()
 _launcher = read_launcher(_here.dagster_home)
 

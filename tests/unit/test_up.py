@@ -1,0 +1,130 @@
+"""What ``bus up`` decides before anything is started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bus_assets.settings import Settings, settings
+from bus_assets.up import cloud, guard
+from bus_assets.up.instance import warm_instance
+from bus_assets.up.log import TownLog
+from bus_assets.up.runs import read_launcher
+from bus_assets.up.supervisor import Process, Stopped, Supervisor
+from resources.errors import Misconfigured
+from tests.webserver import until
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Settings:
+    return replace(settings(), home=tmp_path / "bus", dagster_home=tmp_path / "dagster", cloud_url="http://127.0.0.1:1")
+
+
+def own_file(here: Settings, text: str) -> Path:
+    here.dagster_home.mkdir()
+    path = here.dagster_home / "dagster.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_deployments_own_file_stands_and_is_not_touched(here: Settings):
+    text = "storage: {postgres: {postgres_url: {env: DAGSTER_DB}}}\nrun_monitoring: {enabled: false}\n"
+    path = own_file(here, text)
+    home, warm = warm_instance(here, 8, workers=True)
+    made = yaml.safe_load((home / "dagster.yaml").read_text())
+    assert (warm, path.read_text()) == (True, text)
+    assert made["storage"] == {"postgres": {"postgres_url": {"env": "DAGSTER_DB"}}}
+    assert made["run_monitoring"] == {"enabled": False}
+    assert made["run_launcher"]["class"] == "CeleryRunLauncher"
+
+
+def test_a_launcher_of_ones_own_is_used(here: Settings):
+    own_file(here, "run_launcher: {module: dagster._core.launcher, class: DefaultRunLauncher}\n")
+    home, warm = warm_instance(here, 8, workers=True)
+    assert not warm
+    with pytest.raises(Misconfigured, match="nothing for a worker to do"):
+        read_launcher(home)
+
+
+def test_the_storage_is_that_of_dagster_home_so_both_see_the_same_runs(here: Settings):
+    home, _ = warm_instance(here, 8, workers=False)
+    made = yaml.safe_load((home / "dagster.yaml").read_text())
+    assert home != here.dagster_home
+    assert made["storage"] == {"sqlite": {"base_dir": str(here.dagster_home)}}
+    assert "run_launcher" not in made
+
+
+def test_no_secret_is_written(here: Settings, monkeypatch: pytest.MonkeyPatch):
+    secret = replace(here, results_url="db+postgresql://bus:hunter2@db/bus")
+    home, _ = warm_instance(secret, 8, workers=True)
+    assert "hunter2" not in (home / "dagster.yaml").read_text()
+    monkeypatch.setenv("BUS_RESULTS_URL", secret.results_url)
+    assert read_launcher(home)["backend"] == secret.results_url
+
+
+@pytest.mark.parametrize("text", ["a: [", "- a\n"])
+def test_a_broken_file_is_named(here: Settings, text: str):
+    path = own_file(here, text)
+    with pytest.raises(Misconfigured, match=str(path)):
+        warm_instance(here, 8, workers=True)
+
+
+def test_no_process_on_the_embedded_cloud_finds_a_real_account():
+    real = {"AWS_PROFILE": "prod", "AWS_SESSION_TOKEN": "t", "AWS_ACCESS_KEY_ID": "real", "AWS_SECRET_ACCESS_KEY": "real", "HOME": "/h"}
+    made = cloud.reachable(real, "http://127.0.0.1:1", "eu-west-1")
+    assert made["HOME"] == "/h"
+    assert made["AWS_ENDPOINT_URL"] == "http://127.0.0.1:1"
+    assert not {"prod", "t", "real"} & set(made.values())
+
+
+def test_a_bad_answer_of_sqs_is_no_message():
+    sqs = pytest.importorskip("bus_assets.up.patient_sqs", exc_type=ImportError)
+    assert sqs.Channel._on_messages_ready(object.__new__(sqs.Channel), "url", "name", []) == 0
+
+
+def test_the_guard_kills_what_it_was_told_and_not_what_it_was_told_to_forget():
+    sleepers = [subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(2)]
+    told = "".join(f"+{sleeper.pid}\n" for sleeper in sleepers) + f"-{sleepers[1].pid}\n"
+    try:
+        subprocess.run([sys.executable, "-I", "-S", guard.__file__], input=told, text=True, check=True, timeout=10)
+        assert sleepers[0].wait(5) == -signal.SIGKILL
+        assert sleepers[1].poll() is None
+    finally:
+        for sleeper in sleepers:
+            sleeper.kill()
+            sleeper.wait()
+
+
+def test_children_of_a_dead_process_end_with_it_and_it_starts_again(tmp_path: Path):
+    script = f"sleep 60 & echo $! >> {tmp_path}/children; echo here; wait"
+    lines: list[str] = []
+    supervisor = Supervisor([Process("shell", ["sh", "-c", script], says="here")], TownLog(tmp_path / "log", lines.append), 5)
+    supervisor.start()
+    try:
+        first = supervisor.pids["shell"]
+        os.kill(first, signal.SIGKILL)
+        until(lambda: supervisor.pids.get("shell", first) != first, "it starts again", 10)
+        child = (tmp_path / "children").read_text().split()[0]
+        until(lambda: not Path(f"/proc/{child}").exists(), "its child is gone", 5)
+    finally:
+        supervisor.end()
+    assert any("shell died (killed by SIGKILL); it starts again in 1 s" in line for line in lines)
+    assert supervisor.pids == {}
+
+
+def test_a_process_that_says_that_it_is_set_up_wrongly_ends_all(tmp_path: Path):
+    script = f"echo here; while [ ! -e {tmp_path}/wrong ]; do sleep 0.05; done; echo no such database; exit 78"
+    both = [Process("other", ["sleep", "60"]), Process("wrong", ["sh", "-c", script], says="here")]
+    supervisor = Supervisor(both, TownLog(tmp_path / "log", lambda _: None), 5)
+    supervisor.start()
+    (tmp_path / "wrong").touch()
+    with pytest.raises(Stopped, match=r"(?s)wrong says that it is set up wrongly \(exit code 78\).*no such database"):
+        supervisor.wait(10)
+    assert supervisor.pids == {}
