@@ -62,7 +62,8 @@ def _new_client(service: str, region: str | None, endpoint_url: str | None, thre
 
 def error_code(error: Exception) -> str:
     """What AWS called it, without the service's prefix: ``QueueDoesNotExist``, ``AccessDenied``; empty if nothing was answered."""
-    return str(getattr(error, "response", {}).get("Error", {}).get("Code", "")).rpartition(".")[2]
+    answer = getattr(error, "response", None) or {}  # None: the connection was closed before there was one
+    return str(answer.get("Error", {}).get("Code", "")).rpartition(".")[2]
 
 
 @contextmanager

@@ -403,15 +403,19 @@ def _is_gone(error: Exception, wanted: Mapping[str, str]) -> bool:
     return _code(error) in _S3_MISSING or ("VersionId" in wanted and _code(error) in ("MethodNotAllowed", "405", "InvalidArgument"))
 
 
+def _answer(error: Exception) -> Mapping[str, Any]:
+    return getattr(error, "response", None) or {}  # None: the connection was closed before there was one
+
+
 def _code(error: Exception) -> str:
-    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
+    return str(_answer(error).get("Error", {}).get("Code", ""))
 
 
 def _s3_error(name: str, where: str, error: Exception) -> BusError:
     from botocore.exceptions import ConnectionError as Unreachable
     from botocore.exceptions import HTTPClientError
 
-    code, status = _code(error), getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    code, status = _code(error), _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if isinstance(error, (Unreachable, HTTPClientError)) or code in _S3_RETRY or status >= 500 or status == 429:
         return Transient(f"S3 did not answer for {name!r} in {where}: {code or type(error).__name__}", place=name)
     if status in (401, 403):

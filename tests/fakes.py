@@ -64,7 +64,7 @@ class FakeQueue:
             with self._lock:
                 self._maybe_fail()
                 found = self._visible(limit)
-            if found or self.clock() >= until:
+            if found or limit < 1 or self.clock() >= until:
                 return found
             time.sleep(0.01)
 

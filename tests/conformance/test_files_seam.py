@@ -335,6 +335,8 @@ def test_s3_that_cannot_be_reached_is_transient_and_its_address_is_not_shown() -
     host = ".".join(("127", "0", "0", "1"))  # not as one in the source, which a traceback quotes
     with pytest.raises(Transient, match="S3 did not answer") as caught:
         S3Files(bucket="landing", endpoint_url=f"http://{host}:9").list("x.csv")
+    with _hanging_up() as url, pytest.raises(Transient, match="S3 did not answer"):
+        S3Files(bucket="landing", endpoint_url=url).open("x.csv")
     with pytest.raises(Misconfigured, match="no S3 client") as no_url:
         S3Files(bucket="landing", endpoint_url=f"{host} : 9").list("x.csv")
     for error in (caught.value, no_url.value):
@@ -370,6 +372,17 @@ def _answering(status: int, body: bytes, announced: int) -> "_Server":
                 self.wfile.write(body)
 
         do_HEAD = do_GET
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    return _Server(("127.0.0.1", 0), Handler)
+
+
+def _hanging_up() -> "_Server":
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.close_connection = True
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
