@@ -210,9 +210,17 @@ def now(connection: sa.Connection) -> datetime:
     return connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one().astimezone(UTC)
 
 
+class NotJson(Poison, ValueError):
+    """A value that JSON has no word for."""
+
+
 def json_text(value: Any) -> str:
-    """Compact JSON in ASCII (any server encoding takes it); dates, decimals and UUIDs become text."""
-    return _JSON.encode(value)
+    """Compact JSON in ASCII (any server encoding takes it); dates, decimals and UUIDs become text. Raises NotJson."""
+    try:
+        return _JSON.encode(value)
+    except (TypeError, ValueError) as error:
+        # The Postgres driver calls this itself, out of SQLAlchemy's sight: nobody else would make the error ours.
+        raise NotJson(str(error)) from error
 
 
 def _plain(value: Any) -> Any:

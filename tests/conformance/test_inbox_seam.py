@@ -1,0 +1,1266 @@
+"""One suite for the seam of messages, run on SQLite and on Postgres."""
+
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from resources.depot import schema
+from resources.depot.entries import AttemptEnded, AttemptLive, NoSuchTrip, QuarantinedRow, Reason, TripOver, Verdict
+from resources.depot.mail import Arrival, Boarded, Purged
+from resources.depot.store import Depot
+from resources.errors import Misconfigured, Poison, Refused
+from resources.receipts import stored_key
+
+ROOT = Path(__file__).parents[2]
+DAY = timedelta(days=1)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request):
+    return request.getfixturevalue(f"{request.param}_database_url")
+
+
+@pytest.fixture
+def depot(url):
+    depot = Depot(url)
+    yield depot
+    depot.close()
+
+
+@pytest.fixture
+def inbox(depot):
+    return depot.inbox
+
+
+def arrivals(count, start=0, **values):
+    return [Arrival(f"k{number}", f"body {number}".encode(), **values) for number in range(start, start + count)]
+
+
+def formed(inbox, batch=10, max_trips=10, **values):
+    return inbox.form("orders", batch=batch, max_wait_seconds=0, max_trips=max_trips, **values)
+
+
+def departed(inbox, limit=10):
+    return [departure.trip for departure in inbox.depart("orders", max_in_flight=10, limit=limit)]
+
+
+def underway(inbox, trip):
+    return next(one for one in inbox.underway("orders") if one.trip.id == trip)
+
+
+def riding(inbox, count=3, **values):
+    """A departed trip of ``count`` new messages, and their ids."""
+    start = inbox.messages("orders", limit=10_000)
+    inbox.board("orders", arrivals(count, len(start), **values))
+    formed(inbox, batch=count)
+    [trip] = departed(inbox)
+    return trip, list(underway(inbox, trip).messages)
+
+
+def failed(depot, trip, run="run-1", outcome="revoked"):
+    attempt = depot.claim(trip, run, lease_seconds=60).attempt
+    depot.end_attempt(trip, attempt, outcome)
+    return attempt
+
+
+def states(inbox, route="orders"):
+    return {message.id: message.state for message in inbox.messages(route, limit=10_000)}
+
+
+def counted(inbox, route="orders"):
+    return {state: number for state, number in inbox.counts(route).by_state.items() if number}
+
+
+def held_row(message, row_id="0"):
+    return QuarantinedRow(row_id, "orders", "line", 1, (Reason("id: required", "is null"),), {"id": None}, message=message)
+
+
+def verdict(trip, attempt=1):
+    return Verdict(trip, attempt, "messages", True, 1, 0, 1, 0, {"files": []}, "d1")
+
+
+def change(depot, text, **values):
+    with depot._connections.writing() as connection:
+        connection.execute(sa.text(text), values)
+
+
+def child(url, code, *arguments):
+    """A process of its own that runs ``code`` with ``inbox`` open, once told to go."""
+    head = "import sys\nfrom resources.depot.store import Depot\nfrom resources.depot.mail import *\ndepot = Depot(sys.argv[1])\n"
+    head += 'inbox = depot.inbox\ninbox.live("orders"); print("ready", flush=True); sys.stdin.readline()\n'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", head + code, url, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+
+
+def together(children):
+    for one in children:
+        assert one.stdout.readline() == "ready\n"
+    for one in children:
+        one.stdin.write("go\n")
+        one.stdin.flush()
+    return [one.communicate(timeout=60)[0].split() for one in children]
+
+
+# Boarding
+
+
+def test_a_message_reads_back_as_it_arrived(inbox):
+    sent, happened = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC), datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+    body, attributes = b"\x00\xff not text", {"message_id": "m", "nested": {"n": [1, None, "Zoë \x00"]}}
+    arrival = Arrival("orders/17", body, sent, happened, "bucket/Zoë", "0A0", "g1", attributes)
+    assert inbox.board("orders", [arrival]) == Boarded(waiting=1)
+    [message] = inbox.messages()
+    assert (message.route, message.key, message.generation, message.part, message.state) == ("orders", "orders/17", 0, "", "waiting")
+    assert (message.body, message.sent_at, message.event_at) == (body, sent, happened)
+    assert (message.subject, message.sequencer, message.group, message.attributes) == ("bucket/Zoë", "0A", "g1", attributes)
+    assert (message.trip, message.error, message.duplicates, message.rows_rejected) == (None, None, 0, 0)
+    assert message.to_dead_letters is False
+    assert message.received_at == message.changed_at
+    assert abs(message.received_at - datetime.now(UTC)) < timedelta(seconds=30)
+    assert "not text" not in f"{message!r} {arrival!r}"
+
+
+def test_nothing_arrives(inbox):
+    assert inbox.board("orders", []) == Boarded()
+    assert inbox.live("orders") == 0
+    assert inbox.messages() == []
+
+
+def test_ids_follow_the_order_of_arrival(inbox):
+    inbox.board("orders", arrivals(300))
+    inbox.board("orders", arrivals(300, 300))
+    assert [message.key for message in inbox.messages("orders", limit=1000)] == [f"k{number}" for number in range(600)]
+
+
+def test_a_known_key_is_a_duplicate_in_its_route_only(inbox):
+    inbox.board("orders", arrivals(2))
+    assert inbox.board("orders", [*arrivals(3), Arrival("k0", b"other")]) == Boarded(waiting=1, duplicates=3)
+    assert inbox.board("invoices", arrivals(1)) == Boarded(waiting=1)
+    assert [(message.body, message.duplicates) for message in inbox.messages("orders")] == [(b"body 0", 2), (b"body 1", 1), (b"body 2", 0)]
+    assert (inbox.counts("orders").duplicates, inbox.counts("invoices").duplicates) == (3, 0)
+
+
+def test_two_arrivals_of_one_key_in_one_call_are_one_message(inbox):
+    assert inbox.board("orders", [*arrivals(2), *arrivals(2), *arrivals(1)]) == Boarded(waiting=2, duplicates=3)
+    assert [message.duplicates for message in inbox.messages()] == [2, 1]
+
+
+@pytest.mark.parametrize("key", ["k" * 400, "k" * 401, "\x00", "\ud800", "Zoë" * 200, "\x00" * 390, "'\"; DROP", ""])
+def test_any_key_is_stored_as_receipts_store_it(inbox, key):
+    inbox.board("orders", [Arrival(key, b""), Arrival(key + "x", b"")])
+    assert inbox.board("orders", [Arrival(key, b"")]) == Boarded(duplicates=1)
+    one, other = inbox.messages()
+    assert one.key != other.key
+    assert stored_key(one.key) == one.key  # a receipt under the message's key stands under the very same text
+    assert inbox.messages(key=key) == [one]
+
+
+def test_ignored_arrivals_are_only_counted(inbox):
+    test_event = Arrival("k0", b"{}", ignored="s3:TestEvent")
+    assert inbox.board("orders", [test_event, test_event, *arrivals(1)]) == Boarded(waiting=1, ignored=2)
+    assert len(inbox.messages()) == 1
+    assert inbox.counts("orders").ignored == 2
+
+
+def test_what_cannot_be_decoded_is_quarantined_with_the_problem(inbox):
+    broken = Arrival("k0", b"{oops", problem="not JSON at character 1")
+    assert inbox.board("orders", [broken]) == Boarded(quarantined=1)
+    assert inbox.board("orders", [broken]) == Boarded(duplicates=1)
+    [message] = inbox.messages()
+    assert (message.state, message.error, message.body, message.generation) == ("quarantined", "not JSON at character 1", b"{oops", 0)
+    assert formed(inbox) == 0
+    assert inbox.board("orders", [Arrival("k0", b"{}", subject="s")]) == Boarded(redriven=1)
+    [message] = inbox.messages()
+    assert (message.state, message.error, message.body, message.generation, message.subject) == ("waiting", None, b"{}", 1, "s")
+
+
+def test_what_was_sent_before_the_horizon_is_held(inbox):
+    old, new = datetime.now(UTC) - timedelta(hours=2), datetime.now(UTC)
+    inbox.board("orders", [Arrival("known", b"", old)])
+    given = [Arrival("old", b"", old), Arrival("new", b"", new), Arrival("no time", b""), Arrival("known", b"", old)]
+    assert inbox.board("orders", given, horizon_seconds=3600) == Boarded(waiting=2, held=1, duplicates=1)
+    [held] = inbox.messages(state="held")
+    assert held.key == "old"
+    assert "may have been delivered" in held.error
+    assert inbox.board("orders", [Arrival("old", b"", old)], horizon_seconds=3600) == Boarded(duplicates=1)
+    assert inbox.redrive("orders", reason="it was not") == 1
+    assert counted(inbox) == {"waiting": 4}
+
+
+def test_boarding_is_all_or_nothing(inbox):
+    with pytest.raises(Poison, match="set cannot be kept") as caught:
+        inbox.board("orders", [Arrival("k0", b"s3cret"), Arrival("k1", b"s3cret", attributes={"a": {1}})])
+    assert "s3cret" not in f"{caught.value} {caught.value.__cause__}"
+    assert inbox.messages() == []
+
+
+def test_unusable_routes_are_refused(inbox):
+    for ask in (
+        lambda: inbox.board("No", []),
+        lambda: inbox.form("No", batch=1, max_wait_seconds=0, max_trips=1),
+        lambda: inbox.pause("No", "x"),
+        lambda: inbox.failed_in_row("No"),
+    ):
+        with pytest.raises(Misconfigured, match="lower-case"):
+            ask()
+
+
+def test_many_arrivals_board_in_a_few_statements(depot, inbox):
+    inbox.board("orders", arrivals(1000, subject="s", sequencer="1"))
+    statements = []
+    engine = depot._connections._open()
+    sa.event.listen(engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+    again = [Arrival(f"k{number}", b"", subject=f"s{number}", sequencer="2") for number in range(500, 1500)]
+    assert inbox.board("orders", again) == Boarded(waiting=500, duplicates=500)
+    assert len(statements) < 15
+
+
+# Superseding
+
+
+def event(key, sequencer, subject="bucket/file", **values):
+    return Arrival(key, b"{}", subject=subject, sequencer=sequencer, **values)
+
+
+def test_an_older_sequencer_is_superseded_whichever_comes_first(inbox):
+    assert inbox.board("orders", [event("b", "0055AED6DCD9")]) == Boarded(waiting=1)
+    assert inbox.board("orders", [event("a", "0055AED6DCD8")]) == Boarded(superseded=1)
+    assert inbox.board("orders", [event("c", "0055AED6DCDA")]) == Boarded(waiting=1, replaced=1)
+    assert {message.key: message.state for message in inbox.messages()} == {"b": "superseded", "a": "superseded", "c": "waiting"}
+    assert counted(inbox) == {"waiting": 1, "superseded": 2}
+    assert inbox.board("orders", [event("a", "0055AED6DCD8")]) == Boarded(duplicates=1)
+
+
+def test_the_shorter_sequencer_is_padded_with_zeros(inbox):
+    inbox.board("orders", [event("a", "00A", "1"), event("b", "00A1", "2"), event("c", "00A0", "3")])
+    later = [event("a2", "00A00", "1"), event("b2", "00A", "2"), event("c2", "00A000001", "3")]
+    assert inbox.board("orders", later) == Boarded(waiting=2, superseded=1, replaced=1)
+    assert [message.key for message in inbox.messages(state="waiting")] == ["a", "b", "a2", "c2"]  # a and a2 are equally new
+
+
+def test_within_one_call_only_the_newest_of_a_subject_waits(inbox):
+    mixed = [event(f"k{number}", f"{number:04X}") for number in (3, 9, 1, 7)]
+    others = [event("other", "0001", "another"), event("plain", None), Arrival("no subject", b"", sequencer="0000")]
+    assert inbox.board("orders", mixed + others) == Boarded(waiting=4, superseded=3)
+    assert [message.key for message in inbox.messages(state="waiting")] == ["k9", "other", "plain", "no subject"]
+
+
+def test_a_delivered_newer_one_supersedes_and_one_that_rides_is_left_alone(inbox):
+    inbox.board("orders", [event("a", "1", "s"), event("x", "1", "t")])
+    formed(inbox)
+    assert inbox.board("orders", [event("b", "2", "s")]) == Boarded(waiting=1)
+    assert states(inbox) == {1: "aboard", 2: "aboard", 3: "waiting"}
+    [trip] = departed(inbox)
+    inbox.delivered(trip, {}, {})
+    assert inbox.board("orders", [event("w", "0", "t")]) == Boarded(superseded=1)
+
+
+def test_a_stranded_one_that_comes_again_too_late_is_superseded(inbox):
+    trip, [number] = riding(inbox, 1, subject="s", sequencer="1")
+    inbox.strand(trip, [number], "no", to_dead_letters=True)
+    inbox.board("orders", [event("newer", "2", "s")])
+    assert inbox.board("orders", [event("k0", "1", "s")]) == Boarded(superseded=1)
+    assert counted(inbox) == {"waiting": 1, "superseded": 1}
+
+
+# Forming
+
+
+def test_waiting_messages_board_in_their_order(inbox):
+    inbox.board("orders", arrivals(7))
+    assert inbox.live("orders") == 7
+    assert formed(inbox, batch=3) == 3
+    assert formed(inbox, batch=3) == 0
+    trips = departed(inbox)
+    assert [underway(inbox, trip).messages for trip in trips] == [(1, 2, 3), (4, 5, 6), (7,)]
+    assert inbox.live("orders") == 7
+    trip = underway(inbox, trips[0]).trip
+    assert (trip.trigger, trip.state, trip.parameters, trip.launches, trip.run) == ("queue", "departed", {}, 1, None)
+
+
+def test_a_trip_carries_the_parameters_given(depot, inbox):
+    inbox.board("orders", arrivals(1))
+    formed(inbox, parameters={"currency": "EUR"})
+    [trip] = depot.trips("orders", "formed")
+    assert trip.parameters == {"currency": "EUR"}
+
+
+def test_a_trip_that_is_not_full_waits_for_more(depot, inbox):
+    inbox.board("orders", arrivals(5))
+    assert inbox.form("orders", batch=3, max_wait_seconds=60, max_trips=9) == 1
+    assert counted(inbox) == {"waiting": 2, "aboard": 3}
+    change(depot, "UPDATE depot_messages SET received_at = :then WHERE id = 4", then=datetime.now(UTC).replace(tzinfo=None) - DAY)
+    assert inbox.form("orders", batch=3, max_wait_seconds=60, max_trips=9) == 1
+    assert inbox.form("orders", batch=3, max_wait_seconds=60, max_trips=9) == 0
+
+
+def test_there_are_never_more_trips_than_allowed(depot, inbox):
+    inbox.board("orders", arrivals(20))
+    assert formed(inbox, batch=1, max_trips=3) == 3
+    assert formed(inbox, batch=1, max_trips=3) == 0
+    first, second, third = departed(inbox)
+    assert formed(inbox, batch=1, max_trips=3) == 0
+    depot.claim(first, "run-1", lease_seconds=60)
+    depot.finish_trip(first, "failed", "boom", attempt=1)
+    depot.record_publication(second, 1, "warehouse", {})
+    depot.finish_trip(second, "stuck")
+    assert formed(inbox, batch=1, max_trips=3) == 0
+    inbox.delivered(third, {}, {})
+    depot.finish_trip(third, "delivered")
+    assert formed(inbox, batch=1, max_trips=3) == 1
+    depot.start_trip("orders", "ui", {})  # a trip without messages takes nobody's place
+    assert formed(inbox, batch=1, max_trips=4) == 1
+
+
+def test_batches_of_none_are_misconfigured(inbox):
+    with pytest.raises(Misconfigured, match="batch"):
+        formed(inbox, batch=0)
+    with pytest.raises(Misconfigured, match="batch"):
+        inbox.form_for_run("orders", "run", 0)
+
+
+def test_a_run_of_a_person_gets_what_waits_and_the_same_again(depot, inbox):
+    assert inbox.form_for_run("orders", "run-1", 2) is None
+    inbox.board("orders", arrivals(3))
+    inbox.pause("orders", "broken")
+    trip = inbox.form_for_run("orders", "run-1", 2, parameters={"a": 1})
+    assert (trip.state, trip.run, trip.trigger, trip.launches, trip.parameters) == ("departed", "run-1", "queue", 1, {"a": 1})
+    assert inbox.form_for_run("orders", "run-1", 2) == trip
+    assert [message.id for message in inbox.messages_of(trip.id)] == [1, 2]
+    depot.claim(trip.id, "run-1", lease_seconds=60)
+    assert inbox.form_for_run("orders", "run-1", 2).state == "driving"
+    assert inbox.form_for_run("orders", "run-2", 2).id != trip.id
+    assert inbox.form_for_run("orders", "run-3", 2) is None
+
+
+def test_many_processes_of_one_run_get_one_trip(url):
+    depots = [Depot(url) for _ in range(4)]
+    depots[0].inbox.board("orders", arrivals(8))
+    gate = threading.Barrier(4)
+
+    def ask(depot):
+        gate.wait()
+        return depot.inbox.form_for_run("orders", "run-1", 2).id
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(ask, depots))) == 1
+    assert counted(depots[0].inbox) == {"waiting": 6, "aboard": 2}
+    for depot in depots:
+        depot.close()
+
+
+# Groups
+
+
+def grouped(*groups):
+    return [Arrival(f"k{number}", b"", group=group) for number, group in enumerate(groups)]
+
+
+def test_of_a_group_one_trip_is_in_flight(depot, inbox):
+    inbox.board("orders", grouped("a", "a", "b", "a", "b", None))
+    assert formed(inbox, batch=2) == 3
+    first, second, third = departed(inbox)
+    assert underway(inbox, first).messages == (1, 2)
+    assert underway(inbox, second).messages == (3, 5)  # 4 must wait for 1 and 2
+    assert underway(inbox, second).groups == ("b", "b")
+    assert underway(inbox, third).messages == (6,)  # what has no group never waits
+    assert formed(inbox, batch=2) == 0
+    inbox.delivered(first, {}, {})
+    depot.finish_trip(first, "delivered")
+    assert formed(inbox, batch=2) == 1
+    [fourth] = departed(inbox)
+    assert underway(inbox, fourth).messages == (4,)
+
+
+def test_a_trip_takes_several_groups_each_in_order(inbox):
+    inbox.board("orders", grouped("a", "b", "a", "b"))
+    assert formed(inbox) == 1
+    [trip] = departed(inbox)
+    assert [(message.id, message.group) for message in inbox.messages_of(trip)] == [(1, "a"), (2, "b"), (3, "a"), (4, "b")]
+
+
+def test_a_stranded_message_halts_its_group_until_it_is_redriven(inbox):
+    inbox.board("orders", grouped("a", "b"))
+    formed(inbox)
+    [trip] = departed(inbox)
+    inbox.strand(trip, [1], "poison", to_dead_letters=False)
+    inbox.board("orders", [Arrival("later", b"", group="a"), Arrival("free", b"", group="c")])
+    assert formed(inbox) == 1
+    assert inbox.messages(key="later")[0].state == "waiting"
+    assert inbox.messages(key="free")[0].state == "aboard"
+    inbox.redrive("orders", reason="fixed")
+    assert formed(inbox) == 1
+    last = departed(inbox)[-1]
+    assert [message.key for message in inbox.messages_of(last)] == ["k0", "later"]
+
+
+def test_a_group_goes_on_past_a_stranded_message_if_told_so(inbox):
+    inbox.board("orders", grouped("a"))
+    formed(inbox)
+    [trip] = departed(inbox)
+    inbox.strand(trip, [1], "poison", to_dead_letters=False, halt_on_stranded=False)
+    inbox.board("orders", [Arrival("later", b"", group="a")])
+    assert formed(inbox) == 0
+    assert inbox.form_for_run("orders", "run", 5) is None
+    assert formed(inbox, halt_on_stranded=False) == 1
+
+
+def test_a_failed_trip_keeps_its_group(depot, inbox):
+    inbox.board("orders", grouped("a", "a"))
+    formed(inbox, batch=1)
+    [trip] = departed(inbox)
+    failed(depot, trip)
+    inbox.retry(trip, 60, spent="failure")
+    assert formed(inbox, batch=1) == 0
+
+
+# Departing
+
+
+def test_trips_depart_once_and_never_too_many(depot, inbox):
+    inbox.board("orders", arrivals(5))
+    formed(inbox, batch=1)
+    first = inbox.depart("orders", max_in_flight=3, limit=2)
+    assert [(one.launch, one.messages) for one in first] == [(1, 1), (1, 1)]
+    depot.claim(first[0].trip, "run-1", lease_seconds=60)  # driving is in flight as well
+    [third] = inbox.depart("orders", max_in_flight=3, limit=2)
+    assert inbox.depart("orders", max_in_flight=3, limit=2) == []
+    trip = depot.trip(third.trip)
+    assert trip.state == "departed"
+    assert trip.departed_at >= trip.created_at
+    inbox.delivered(first[0].trip, {}, {})
+    depot.finish_trip(first[0].trip, "delivered")
+    assert len(inbox.depart("orders", max_in_flight=3, limit=2)) == 1
+    assert inbox.depart("orders", max_in_flight=0, limit=2) == []
+
+
+def test_a_retried_trip_departs_when_its_time_has_come(depot, inbox):
+    trip, _ = riding(inbox)
+    failed(depot, trip)
+    assert inbox.retry(trip, 0.3, spent=None) is True
+    assert departed(inbox) == []
+    time.sleep(0.35)
+    assert [(one.trip, one.launch, one.messages) for one in inbox.depart("orders", max_in_flight=1, limit=1)] == [(trip, 2, 3)]
+
+
+def test_a_trip_that_a_person_drives_first_does_not_depart(depot, inbox):
+    inbox.board("orders", arrivals(1))
+    formed(inbox)
+    [trip] = depot.trips("orders", "formed")
+    depot.claim(trip.id, "run-1", lease_seconds=60)
+    assert depot.trip(trip.id).state == "driving"
+    assert departed(inbox) == []
+    assert underway(inbox, trip.id).messages == (1,)
+
+
+def test_stuck_trips_depart_to_roll_forward(depot, inbox):
+    trip, ids = riding(inbox)
+    depot.claim(trip, "run-1", lease_seconds=60)
+    depot.record_publication(trip, 1, "warehouse", {})
+    assert depot.finish_trip(trip, "failed", "second database is down", attempt=1).state == "stuck"
+    assert departed(inbox) == []  # its run may still be there
+    depot.end_attempt(trip, 1, "published")
+    before = datetime.now(UTC)
+    [departure] = inbox.depart("orders", max_in_flight=1, limit=1)
+    assert (departure.trip, departure.launch, departure.messages) == (trip, 2, 3)
+    assert departed(inbox) == []
+    found = underway(inbox, trip)
+    assert (found.trip.state, found.messages) == ("stuck", tuple(ids))
+    assert timedelta(seconds=50) < found.trip.not_before - before < timedelta(seconds=90)
+    assert inbox.retry(trip, 0, spent="failure") is True
+    assert (depot.trip(trip).state, depot.trip(trip).failures) == ("stuck", 1)
+    assert departed(inbox) == [trip]
+
+
+def test_nothing_forms_or_departs_while_the_route_is_paused(inbox):
+    inbox.board("orders", arrivals(2))
+    assert inbox.paused("orders") is None
+    formed(inbox, batch=1, max_trips=1)
+    inbox.pause("orders", "three failures in a row")
+    inbox.pause("orders", "another reason")
+    since, why = inbox.paused("orders")
+    assert why == "three failures in a row"
+    assert abs(since - datetime.now(UTC)) < timedelta(seconds=30)
+    assert inbox.counts("orders").paused_reason == why
+    assert (formed(inbox, batch=1), departed(inbox)) == (0, [])
+    assert inbox.board("orders", arrivals(1, 7)) == Boarded(waiting=1)
+    inbox.resume("orders")
+    assert inbox.paused("orders") is None
+    assert formed(inbox, batch=1) == 2
+    assert len(departed(inbox)) == 3
+    with pytest.raises(Misconfigured, match="reason"):
+        inbox.pause("orders", " ")
+
+
+def test_failures_in_a_row_end_with_a_delivery_or_a_person(depot, inbox):
+    assert [inbox.failed_in_row("orders") for _ in range(3)] == [1, 2, 3]
+    assert inbox.counts("orders").failures_in_row == 3
+    assert inbox.failed_in_row("invoices") == 1
+    inbox.resume("orders")
+    assert inbox.failed_in_row("orders") == 1
+    trip, _ = riding(inbox)
+    inbox.delivered(trip, {}, {})
+    assert inbox.failed_in_row("orders") == 1
+    inbox.delivered(trip, {}, {})  # said again: nothing was delivered by that
+    assert inbox.failed_in_row("orders") == 2
+
+
+# Riding order
+
+
+def test_messages_ride_by_event_time_then_sequencer(inbox):
+    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    inbox.board(
+        "orders",
+        [
+            Arrival("late", b"", sent_at=noon, event_at=noon + timedelta(hours=1)),
+            Arrival("second", b"", event_at=noon, subject="s1", sequencer="0B"),
+            Arrival("first", b"", event_at=noon, subject="s2", sequencer="0A00"),
+            Arrival("early", b"", sent_at=noon - timedelta(hours=1)),
+            Arrival("now", b""),
+            Arrival("also first", b"", event_at=noon, subject="s3", sequencer="0A"),
+        ],
+    )
+    formed(inbox)
+    [trip] = departed(inbox)
+    order = ["early", "first", "also first", "second", "late", "now"]
+    assert [message.key for message in inbox.messages_of(trip)] == order
+    assert [inbox.messages(trip=trip)[number - 1].key for number in underway(inbox, trip).messages] == order
+
+
+# Claims of trips of messages
+
+
+def test_a_claim_of_a_trip_that_is_over_finds_nothing_to_do(depot, inbox):
+    trip, ids = riding(inbox)
+    inbox.split(trip, [ids[:1], ids[1:]])
+    with pytest.raises(TripOver, match="split") as caught:
+        depot.claim(trip, "run-1", lease_seconds=60)
+    assert caught.value.trip.state == "split"
+    one, two = departed(inbox)
+    inbox.strand(one, ids[:1], "cannot be read", to_dead_letters=True)
+    with pytest.raises(TripOver, match=r"stranded.*cannot be read"):
+        depot.claim(one, "run-1", lease_seconds=60)
+    inbox.cancel(two, "not today")
+    with pytest.raises(TripOver, match=r"cancelled.*not today"):
+        depot.claim(two, "run-1", lease_seconds=60)
+    three, ids = riding(inbox)
+    depot.claim(three, "run-1", lease_seconds=60)
+    inbox.applied(three, ids)
+    for run in ("run-1", "run-2"):
+        with pytest.raises(TripOver, match="empty"):
+            depot.claim(three, run, lease_seconds=60)
+
+
+def test_a_revoked_run_is_told_so_even_if_its_trip_is_over(depot, inbox):
+    trip, ids = riding(inbox)
+    failed(depot, trip)
+    inbox.split(trip, [ids])
+    with pytest.raises(AttemptEnded, match="revoked"):
+        depot.claim(trip, "run-1", lease_seconds=60)
+
+
+@pytest.mark.parametrize("word", ["failed", "stuck", "rehearsed", "delivered"])
+def test_no_word_of_a_run_changes_a_trip_that_is_over(depot, inbox, word):
+    trip, ids = riding(inbox)
+    failed(depot, trip)
+    inbox.split(trip, [ids])
+    before = depot.trip(trip)
+    assert depot.finish_trip(trip, word, "zombie", attempt=1) == before
+    assert before.ended_at is not None
+
+
+def test_a_zombies_late_word_does_not_fail_what_was_retried(depot, inbox):
+    trip, _ = riding(inbox)
+    failed(depot, trip)
+    inbox.retry(trip, 0, spent="failure")
+    assert depot.finish_trip(trip, "failed", "zombie", attempt=1).state == "formed"
+    departed(inbox)
+    assert depot.finish_trip(trip, "failed", "zombie", attempt=1).state == "departed"
+    depot.claim(trip, "run-2", lease_seconds=60)
+    assert depot.finish_trip(trip, "failed", "real", attempt=2).state == "failed"
+
+
+@pytest.mark.parametrize("state", ["driving", "formed", "departed", "split", "empty", "nonsense"])
+def test_a_run_cannot_say_what_only_dispatching_says(depot, state):
+    trip = depot.start_trip("orders", "ui", {})
+    with pytest.raises(Misconfigured, match="delivered, failed, rehearsed or stuck"):
+        depot.finish_trip(trip.id, state)
+
+
+def test_attempts_keep_why_they_failed(depot, inbox):
+    trip, ids = riding(inbox)
+    depot.claim(trip, "run-1", lease_seconds=60)
+    depot.finish_trip(trip, "failed", "bad row", attempt=1, kind="poison", culprit=ids[1])
+    depot.end_attempt(trip, 1, "revoked", "bad row")
+    attempt = underway(inbox, trip).attempt
+    assert (attempt.kind, attempt.culprit, attempt.outcome, attempt.error) == ("poison", ids[1], "revoked", "bad row")
+    depot.claim(trip, "run-2", lease_seconds=60)
+    depot.end_attempt(trip, 2, "failed", "gone", kind="died")
+    assert (underway(inbox, trip).attempt.kind, underway(inbox, trip).attempt.culprit) == ("died", None)
+    with pytest.raises(Misconfigured, match="transient"):
+        depot.end_attempt(trip, 2, "failed", kind="nonsense")
+
+
+# Settling
+
+
+def test_underway_tells_what_settling_needs(depot, inbox):
+    inbox.board("orders", arrivals(5))
+    formed(inbox, batch=1)
+    first, second, third, fourth, fifth = departed(inbox)
+    depot.claim(second, "run-2", lease_seconds=60)
+    failed(depot, third)
+    depot.claim(third, "run-3", lease_seconds=60)
+    depot.finish_trip(third, "failed", "boom", attempt=2)
+    inbox.delivered(fourth, {}, {})
+    depot.finish_trip(fourth, "delivered")
+    inbox.retry(fifth, 60, spent="death")
+    depot.start_trip("orders", "ui", {})
+    found = inbox.underway("orders")
+    assert [(one.trip.id, one.trip.state, one.messages) for one in found] == [
+        (first, "departed", (1,)),
+        (second, "driving", (2,)),
+        (third, "failed", (3,)),
+    ]
+    assert [one.attempt and (one.attempt.attempt, one.attempt.run) for one in found] == [None, (1, "run-2"), (2, "run-3")]
+    assert inbox.underway("invoices") == []
+
+
+def test_a_retry_counts_what_it_spends(depot, inbox):
+    trip, ids = riding(inbox)
+    failed(depot, trip)
+    for number, spent in enumerate(("failure", "death", None, "failure"), start=1):
+        assert inbox.retry(trip, 0, spent=spent, launch=number) is True
+        assert inbox.retry(trip, 0, spent=spent, launch=number) is False  # two settlers saw the same attempt
+        assert depot.trip(trip).state == "formed"
+        departed(inbox)
+    found = depot.trip(trip)
+    assert (found.failures, found.deaths, found.launches) == (2, 1, 5)
+    assert inbox.retry(trip, 0, spent="failure", launch=4) is False  # it departed again in between
+    assert set(states(inbox).values()) == {"aboard"}
+    with pytest.raises(Misconfigured, match="nothing, not 'x'"):
+        inbox.retry(trip, 0, spent="x")
+    with pytest.raises(NoSuchTrip):
+        inbox.retry("nowhere", 0, spent=None)
+    assert ids == list(underway(inbox, trip).messages)
+
+
+def test_while_an_attempt_is_live_nobody_settles(depot, inbox):
+    trip, ids = riding(inbox)
+    depot.claim(trip, "run-1", lease_seconds=60)
+    assert inbox.retry(trip, 0, spent=None) is False
+    assert inbox.split(trip, [ids]) == []
+    assert inbox.strand(trip, ids, "no", to_dead_letters=True) is False
+    assert underway(inbox, trip).messages == tuple(ids)
+    depot.end_attempt(trip, 1, "revoked")
+    assert inbox.retry(trip, 0, spent=None) is True
+
+
+def test_a_split_puts_each_part_on_a_trip_and_the_rest_waits(depot, inbox):
+    inbox.board("orders", arrivals(5))
+    formed(inbox, parameters={"currency": "EUR"})
+    [trip] = departed(inbox)
+    failed(depot, trip)
+    made = inbox.split(trip, [[1, 2], [4]])
+    assert [[message.id for message in inbox.messages_of(one)] for one in made] == [[1, 2], [4]]
+    part = depot.trip(made[0])
+    assert (part.state, part.parent, part.trigger, part.parameters) == ("formed", trip, "queue", {"currency": "EUR"})
+    assert (part.launches, part.failures) == (0, 0)
+    assert depot.trip(trip).state == "split"
+    assert states(inbox) == {1: "aboard", 2: "aboard", 3: "waiting", 4: "aboard", 5: "waiting"}
+    assert inbox.messages_of(trip) == []
+    assert inbox.split(trip, [[1]]) == []
+    assert departed(inbox) == made
+
+
+@pytest.mark.parametrize("parts", [[[1], []], [[1, 1]], [[1], [1, 2]], [[1, 99]]])
+def test_a_split_that_makes_no_sense_changes_nothing(inbox, parts):
+    trip, ids = riding(inbox)
+    with pytest.raises(Misconfigured, match="cannot be split so"):
+        inbox.split(trip, parts)
+    assert underway(inbox, trip).messages == tuple(ids)
+
+
+def test_a_split_keeps_the_order_of_a_group(depot, inbox):
+    inbox.board("orders", grouped("a", "a", "b", "a", "b"))
+    formed(inbox)
+    [trip] = departed(inbox)
+    for parts in ([[1], [2]], [[2]], [[1, 4]], [[1, 2, 4, 5]], [[3], [5]], [[1, 2], [4, 3, 5]]):
+        with pytest.raises(Misconfigured, match="its group"):
+            inbox.split(trip, parts)
+    [first, second] = inbox.split(trip, [[1, 2], [3, 5]])  # by group, then by prefix
+    assert states(inbox)[4] == "waiting"
+    assert formed(inbox) == 0
+    departed(inbox)
+    inbox.delivered(second, {}, {})
+    depot.finish_trip(second, "delivered")
+    assert formed(inbox) == 0
+    inbox.delivered(first, {}, {})
+    depot.finish_trip(first, "delivered")
+    assert formed(inbox) == 1
+
+
+def test_stranding_some_lets_the_others_ride_on(depot, inbox):
+    trip, ids = riding(inbox)
+    failed(depot, trip)
+    assert inbox.strand(trip, [ids[1]], "row 7 is broken", to_dead_letters=True) is True
+    assert inbox.strand(trip, [ids[1]], "row 7 is broken", to_dead_letters=True) is False
+    stranded = inbox.messages(state="stranded")[0]
+    assert (stranded.id, stranded.error, stranded.to_dead_letters, stranded.trip) == (ids[1], "row 7 is broken", True, trip)
+    assert depot.trip(trip).state == "split"
+    [rest] = departed(inbox)
+    assert underway(inbox, rest).messages == (ids[0], ids[2])
+    assert depot.trip(rest).parent == trip
+
+
+def test_stranding_all_ends_the_trip(depot, inbox):
+    trip, ids = riding(inbox)
+    failed(depot, trip)
+    inbox.strand(trip, ids, "broken", to_dead_letters=False)
+    found = depot.trip(trip)
+    assert (found.state, found.error) == ("stranded", "broken")
+    assert found.ended_at is not None
+    assert counted(inbox) == {"stranded": 3}
+    assert inbox.underway("orders") == []
+
+
+def test_what_follows_a_stranded_one_of_its_group_waits(inbox):
+    inbox.board("orders", grouped("a", "a", "b", "a", None))
+    formed(inbox)
+    [trip] = departed(inbox)
+    inbox.strand(trip, [2], "no", to_dead_letters=False)
+    assert states(inbox) == {1: "aboard", 2: "stranded", 3: "aboard", 4: "waiting", 5: "aboard"}
+    [rest] = departed(inbox)
+    inbox.strand(rest, [1], "no", to_dead_letters=False, halt_on_stranded=False)
+    assert states(inbox) == {1: "stranded", 2: "stranded", 3: "aboard", 4: "waiting", 5: "aboard"}
+
+
+def test_only_what_is_aboard_can_be_stranded(inbox):
+    trip, ids = riding(inbox)
+    for wrong in ([], [99], [ids[0], 99]):
+        with pytest.raises(Misconfigured, match="not all aboard"):
+            inbox.strand(trip, wrong, "no", to_dead_letters=False)
+    assert underway(inbox, trip).messages == tuple(ids)
+
+
+@pytest.mark.parametrize("noted", ["publication", "attempt"])
+def test_after_a_publication_a_trip_only_rolls_forward(depot, inbox, noted):
+    trip, ids = riding(inbox)
+    depot.claim(trip, "run-1", lease_seconds=60)
+    if noted == "publication":
+        depot.record_publication(trip, 1, "warehouse", {})
+    depot.end_attempt(trip, 1, "failed" if noted == "publication" else "published")
+    for ask in (
+        lambda: inbox.split(trip, [ids]),
+        lambda: inbox.strand(trip, ids, "no", to_dead_letters=True),
+        lambda: inbox.cancel(trip, "stop"),
+    ):
+        with pytest.raises(Refused, match="rolls forward"):
+            ask()
+    assert inbox.retry(trip, 60, spent="failure") is True
+    assert depot.trip(trip).state == "stuck"
+    assert underway(inbox, trip).messages == tuple(ids)
+
+
+def test_delivered_messages_keep_how_many_rows_were_rejected(depot, inbox):
+    trip, ids = riding(inbox, 4)
+    inbox.delivered(trip, {ids[0]: 2, ids[1]: 0, ids[3]: 5, 999: 1}, {ids[3]: "all 5 rows were rejected", 999: "x"})
+    found = [(message.state, message.rows_rejected, message.error, message.trip) for message in inbox.messages()]
+    assert found == [
+        ("delivered", 2, None, trip),
+        ("delivered", 0, None, trip),
+        ("delivered", 0, None, trip),
+        ("quarantined", 5, "all 5 rows were rejected", trip),
+    ]
+    inbox.delivered(trip, {ids[0]: 7}, {ids[0]: "late"})
+    assert counted(inbox) == {"delivered": 3, "quarantined": 1}
+    assert inbox.messages()[0].rows_rejected == 2
+    assert depot.trip(trip).state == "departed"
+
+
+def test_what_an_earlier_trip_applied_leaves_this_one(depot, inbox):
+    trip, ids = riding(inbox)
+    depot.claim(trip, "run-1", lease_seconds=60)
+    assert inbox.applied(trip, [ids[0], 999]) == 2
+    message = inbox.messages()[0]
+    assert (message.state, message.trip) == ("delivered", None)
+    assert inbox.applied(trip, []) == 2
+    assert depot.trip(trip).state == "driving"
+    assert inbox.applied(trip, ids) == 0
+    assert depot.trip(trip).state == "empty"
+    assert counted(inbox) == {"delivered": 3}
+
+
+def test_a_delivered_trip_is_not_empty(depot, inbox):
+    trip, ids = riding(inbox)
+    depot.claim(trip, "run-1", lease_seconds=60)
+    inbox.delivered(trip, {}, {})
+    assert inbox.applied(trip, ids) == 0
+    assert depot.trip(trip).state == "driving"
+
+
+# Cancelling
+
+
+def test_cancelling_strands_the_messages_of_a_trip_that_nobody_drives(depot, inbox):
+    inbox.board("orders", arrivals(2))
+    formed(inbox)
+    [trip] = depot.trips("orders", "formed")
+    cancelled = inbox.cancel(trip.id, "wrong file")
+    assert (cancelled.state, cancelled.error, cancelled.cancelled) == ("cancelled", "wrong file", "wrong file")
+    assert inbox.cancel(trip.id, "again") == cancelled
+    assert [(message.state, message.error, message.to_dead_letters) for message in inbox.messages()] == [
+        ("stranded", "wrong file", False)
+    ] * 2
+    assert departed(inbox) == []
+
+
+def test_cancelling_a_driven_trip_asks_its_run_to_stop(depot, inbox):
+    trip, _ = riding(inbox)
+    depot.claim(trip, "run-1", lease_seconds=60)
+    assert depot.renew(trip, 1, 60) is True
+    asked = inbox.cancel(trip, "stop it")
+    assert (asked.state, asked.cancelled) == ("driving", "stop it")
+    assert depot.renew(trip, 1, 60) is False
+    assert depot.newest_attempt(trip).ended_at is None
+    with pytest.raises(AttemptLive):
+        depot.claim(trip, "run-2", lease_seconds=60)
+    depot.finish_trip(trip, "failed", "stopped", attempt=1)
+    depot.end_attempt(trip, 1, "revoked")
+    with pytest.raises(TripOver, match=r"asked to stop.*stop it"):
+        depot.claim(trip, "run-2", lease_seconds=60)
+    assert inbox.retry(trip, 0, spent="failure") is False
+    assert inbox.cancel(trip, "settled").state == "cancelled"
+    assert {message.error for message in inbox.messages()} == {"stop it"}
+
+
+def test_a_request_to_stop_that_comes_too_late_is_void(depot, inbox):
+    trip, _ = riding(inbox)
+    depot.claim(trip, "run-1", lease_seconds=60)
+    inbox.cancel(trip, "stop it")
+    depot.record_publication(trip, 1, "warehouse", {})
+    assert depot.renew(trip, 1, 60) is True
+    depot.end_attempt(trip, 1, "failed")
+    assert depot.finish_trip(trip, "failed", "second database", attempt=1).state == "stuck"
+    assert depot.claim(trip, "run-2", lease_seconds=60).attempt == 2
+    inbox.delivered(trip, {}, {})
+    assert depot.finish_trip(trip, "delivered").state == "delivered"
+    with pytest.raises(Refused, match="delivered"):
+        inbox.cancel(trip, "stop it")
+
+
+def test_cancelling_needs_a_reason_and_something_to_cancel(depot, inbox):
+    trip, ids = riding(inbox)
+    with pytest.raises(Misconfigured, match="reason"):
+        inbox.cancel(trip, "")
+    inbox.split(trip, [ids])
+    with pytest.raises(Refused, match="split"):
+        inbox.cancel(trip, "stop")
+    with pytest.raises(NoSuchTrip):
+        inbox.cancel("nowhere", "stop")
+
+
+# Dead letters
+
+
+def test_dead_letters_are_told_until_they_are_sent(inbox):
+    trip, ids = riding(inbox)
+    inbox.strand(trip, ids[:2], "no", to_dead_letters=True)
+    [rest] = departed(inbox)
+    inbox.strand(rest, ids[2:], "no", to_dead_letters=False)
+    assert [message.id for message in inbox.dead_letters("orders", 1)] == ids[:1]
+    assert [message.body for message in inbox.dead_letters("orders", 10)] == [b"body 0", b"body 1"]
+    assert inbox.dead_letters("invoices", 10) == []
+    inbox.sent_to_dead_letters(ids[:1])
+    assert [message.id for message in inbox.dead_letters("orders", 10)] == ids[1:2]
+    assert inbox.redrive("orders", ids=ids[1:2], reason="fixed") == 1
+    assert inbox.dead_letters("orders", 10) == []
+
+
+# Round again
+
+
+def stranded_with_row(depot, inbox):
+    trip, ids = riding(inbox)
+    depot.claim(trip, "run-1", lease_seconds=60)
+    depot.record_verdict(verdict(trip), [held_row(number, str(number)) for number in ids])
+    depot.end_attempt(trip, 1, "revoked")
+    inbox.strand(trip, ids, "no", to_dead_letters=True)
+    return trip, ids
+
+
+def test_a_stranded_message_that_arrives_again_is_redriven(depot, inbox):
+    _, ids = stranded_with_row(depot, inbox)
+    again = Arrival("k1", b"repaired", group="g", attributes={"bus-generation": 0})
+    assert inbox.board("orders", [again, *arrivals(1, 1)]) == Boarded(redriven=1, duplicates=1)
+    message = inbox.messages(key="k1")[0]
+    assert (message.id, message.state, message.generation, message.part) == (ids[1], "waiting", 1, "")
+    assert (message.body, message.group, message.trip, message.error, message.to_dead_letters) == (b"repaired", "g", None, None, False)
+    assert [(row.message, row.state) for row in depot.quarantined(state=None)] == [
+        (ids[0], "held"),
+        (ids[1], "discarded"),
+        (ids[2], "held"),
+    ]
+    assert "message redriven" in depot.quarantined(state="discarded")[0].reason
+
+
+def test_a_person_redrives_by_state_or_by_id(depot, inbox):
+    _, ids = stranded_with_row(depot, inbox)
+    inbox.board("orders", [Arrival("bad", b"{", problem="not JSON"), Arrival("old", b"", datetime.now(UTC) - DAY)], horizon_seconds=60)
+    assert inbox.redrive("orders", ids=ids[:1], reason="fixed") == 1
+    assert depot.quarantined(state="discarded")[0].reason == "message redriven: fixed"
+    assert counted(inbox) == {"waiting": 1, "stranded": 2, "quarantined": 1, "held": 1}
+    assert inbox.redrive("orders", states=("quarantined",), reason="fixed") == 1
+    assert inbox.redrive("invoices", reason="fixed") == 0
+    assert inbox.redrive("orders", reason="fixed") == 3
+    assert counted(inbox) == {"waiting": 5}
+    assert {message.generation for message in inbox.messages()} == {1}
+    assert depot.quarantined() == []
+
+
+def test_a_redrive_is_all_or_nothing(depot, inbox):
+    _, ids = stranded_with_row(depot, inbox)
+    inbox.board("orders", arrivals(1, 50))
+    for wrong in ([*ids, 4], [ids[0], 999]):
+        with pytest.raises(Refused, match=r"1 of the .* are not stranded"):
+            inbox.redrive("orders", ids=wrong, reason="fixed")
+    with pytest.raises(Refused):
+        inbox.redrive("invoices", ids=ids, reason="fixed")
+    assert counted(inbox) == {"stranded": 3, "waiting": 1}
+    with pytest.raises(Misconfigured, match="not delivered"):
+        inbox.redrive("orders", states=("delivered",), reason="fixed")
+    with pytest.raises(Misconfigured, match="reason"):
+        inbox.redrive("orders", reason="")
+
+
+def test_a_redriven_message_that_was_replaced_is_superseded(inbox):
+    trip, [number] = riding(inbox, 1, subject="s", sequencer="1")
+    inbox.strand(trip, [number], "no", to_dead_letters=False)
+    inbox.board("orders", [event("newer", "2", "s")])
+    assert inbox.redrive("orders", reason="fixed") == 0
+    assert counted(inbox) == {"waiting": 1, "superseded": 1}
+
+
+def test_delivering_again_is_a_new_part(depot, inbox):
+    trip, ids = stranded_with_row(depot, inbox)
+    inbox.redrive("orders", reason="fixed")
+    formed(inbox)
+    [trip] = departed(inbox)
+    inbox.delivered(trip, {ids[0]: 1}, {})
+    assert inbox.replay("orders") == ids
+    assert inbox.replay("orders", since=datetime.now(UTC) + DAY) == []
+    assert inbox.replay("orders", until=datetime.now(UTC) - DAY) == []
+    assert inbox.replay("orders", since=datetime.now(UTC) - DAY, until=datetime.now(UTC) + DAY, ids=ids[:2]) == ids[:2]
+    assert inbox.again(ids[:2], "the table was lost") == 2
+    assert [(message.state, message.generation, message.part, message.rows_rejected) for message in inbox.messages()] == [
+        ("waiting", 2, "2", 0),
+        ("waiting", 2, "2", 0),
+        ("delivered", 1, "", 0),
+    ]
+    assert counted(inbox) == {"waiting": 2, "delivered": 1}
+    formed(inbox)
+    [trip] = departed(inbox)
+    inbox.strand(trip, ids[:2], "no", to_dead_letters=False)
+    inbox.redrive("orders", reason="fixed")
+    assert [(message.generation, message.part) for message in inbox.messages()][:2] == [(3, "2"), (3, "2")]
+    with pytest.raises(Refused, match="not delivered"):
+        inbox.again(ids, "all of them")
+    assert counted(inbox) == {"waiting": 2, "delivered": 1}
+    with pytest.raises(Misconfigured, match="reason"):
+        inbox.again(ids[2:], "")
+
+
+def test_a_replay_leaves_out_what_was_replaced(inbox):
+    for number in (1, 2):
+        trip, _ = riding(inbox, 1, subject="s", sequencer=str(number))
+        inbox.delivered(trip, {}, {})
+    assert inbox.replay("orders") == [2]
+
+
+# Rows of messages
+
+
+def test_rows_keep_their_message_and_are_released_only_if_it_was_delivered(depot, inbox):
+    trip, ids = riding(inbox)
+    depot.claim(trip, "run-1", lease_seconds=60)
+    depot.record_verdict(verdict(trip), [held_row(number, str(number)) for number in (*ids, None)])
+    inbox.delivered(trip, {ids[0]: 1}, {ids[1]: "all rows were rejected"})
+    depot.finish_trip(trip, "delivered")
+    rows = depot.quarantined()
+    assert [(row.message, row.message_state, row.is_releasable) for row in rows] == [
+        (ids[0], "delivered", True),
+        (ids[1], "quarantined", False),
+        (ids[2], "delivered", True),
+        (None, None, True),
+    ]
+    assert [(one.rows, one.releasable) for one in depot.count_quarantined("orders")] == [(4, 3)]
+    release = depot.start_trip("orders", "release", {})
+    with pytest.raises(Refused, match="bus redrive"):
+        depot.mark_released([row.id for row in rows], release.id)
+    assert len(depot.quarantined(state="held")) == 4
+    depot.mark_released([row.id for row in rows if row.is_releasable], release.id)
+    assert inbox.redrive("orders", reason="contract fixed") == 1
+    assert [row.state for row in depot.quarantined(state=None)] == ["released", "discarded", "released", "released"]
+
+
+def test_rows_of_messages_that_leave_their_trip_are_not_held_twice(depot, inbox):
+    trip, ids = riding(inbox)
+    depot.claim(trip, "run-1", lease_seconds=60)
+    depot.record_verdict(verdict(trip), [held_row(number, str(number)) for number in ids])
+    depot.end_attempt(trip, 1, "revoked")
+    inbox.strand(trip, ids[:1], "no", to_dead_letters=False)
+    assert [(row.message, row.state) for row in depot.quarantined(state=None)] == [
+        (ids[0], "held"),
+        (ids[1], "discarded"),
+        (ids[2], "discarded"),
+    ]
+
+
+# Looking
+
+
+def test_messages_are_listed_by_what_is_asked(depot, inbox):
+    trip, ids = riding(inbox)
+    inbox.board("orders", arrivals(2, 10))
+    inbox.board("invoices", arrivals(1))
+    assert [message.id for message in inbox.messages(limit=2)] == [1, 2]
+    assert [message.id for message in inbox.messages(limit=2, after=2)] == [3, 4]
+    assert [message.id for message in inbox.messages(trip=trip)] == ids
+    assert [message.id for message in inbox.messages("orders", "waiting")] == [4, 5]
+    assert [message.route for message in inbox.messages(key="k0")] == ["orders", "invoices"]
+    assert [message.id for message in inbox.messages(since=datetime.now(UTC) - DAY, after=4)] == [5, 6]
+    assert inbox.messages(since=datetime.now(UTC) + DAY) == []
+
+
+def test_counts_have_every_state_and_the_oldest_that_waits(inbox):
+    none = inbox.counts("orders")
+    assert (set(none.by_state.values()), none.oldest_waiting, none.duplicates, none.paused_at) == ({0}, None, 0, None)
+    trip, ids = riding(inbox, 4)
+    inbox.delivered(trip, {}, {ids[0]: "all rows"})
+    trip, ids = riding(inbox, 2)
+    inbox.strand(trip, ids[:1], "no", to_dead_letters=False)
+    inbox.board("orders", [Arrival("w", b""), event("s2", "2"), event("s1", "1"), Arrival("k0", b"", problem="x")])
+    counts = inbox.counts("orders")
+    assert counts.by_state == {
+        "waiting": 2,
+        "aboard": 1,
+        "delivered": 3,
+        "quarantined": 1,
+        "stranded": 1,
+        "superseded": 1,
+        "held": 0,
+    }
+    assert counts.oldest_waiting == inbox.messages(key="w")[0].received_at
+    assert counts.duplicates == 1
+
+
+# Forgetting
+
+
+def test_a_purge_takes_bodies_then_keys_and_old_arrivals_are_held(depot, inbox):
+    now = datetime.now(UTC)
+    old, oldest = now - 10 * DAY, now - 40 * DAY
+    trip, ids = riding(inbox, 4)
+    inbox.delivered(trip, {}, {ids[3]: "all rows"})
+    inbox.board("orders", arrivals(1, 10))
+    for number, then in ((ids[0], oldest), (ids[1], old), (ids[3], oldest), (5, oldest)):
+        change(depot, "UPDATE depot_messages SET changed_at = :then WHERE id = :id", then=then.replace(tzinfo=None), id=number)
+    assert inbox.purge("invoices", now, oldest) == Purged()
+    assert inbox.purge("orders", now - 5 * DAY, now - 30 * DAY) == Purged(bodies=1, messages=1)
+    assert [(message.id, message.body is None, message.state) for message in inbox.messages("orders")] == [
+        (ids[1], True, "delivered"),
+        (ids[2], False, "delivered"),
+        (ids[3], False, "quarantined"),
+        (5, False, "waiting"),
+    ]
+    assert counted(inbox) == {"waiting": 1, "delivered": 2, "quarantined": 1}
+    assert inbox.replay("orders") == [ids[2]]
+    with pytest.raises(Refused, match="have their bodies"):
+        inbox.again([ids[1]], "x")
+    late = [Arrival("k0", b"", sent_at=now - 31 * DAY), Arrival("k1", b"", sent_at=oldest), Arrival("fresh", b"", sent_at=now - DAY)]
+    assert inbox.board("orders", late) == Boarded(held=1, duplicates=1, waiting=1)
+    inbox.purge("orders", now - 5 * DAY, now - 35 * DAY)  # the horizon does not move back
+    assert inbox.board("orders", [Arrival("k99", b"", sent_at=now - 31 * DAY)]) == Boarded(held=1)
+    with pytest.raises(Misconfigured, match="kept longer"):
+        inbox.purge("orders", now - 30 * DAY, now - 5 * DAY)
+
+
+def test_ids_of_forgotten_messages_are_not_handed_out_again(inbox):
+    trip, ids = riding(inbox)
+    inbox.delivered(trip, {}, {})
+    now = datetime.now(UTC) + DAY
+    assert inbox.purge("orders", now, now) == Purged(messages=3)
+    inbox.board("orders", arrivals(1, 20))
+    assert inbox.messages()[0].id > max(ids)
+
+
+# Many at once
+
+
+def test_two_dispatchers_at_once_put_no_message_into_two_trips(url):
+    """Boards, forms and departs in threads of several depots while trips are delivered."""
+    depots = [Depot(url) for _ in range(3)]
+    depots[0].upgrade()
+    stop, departures, seen = threading.Event(), [], []
+
+    def dispatch(depot):
+        mine = random.Random(id(depot))
+        while not stop.is_set():
+            depot.inbox.form("orders", batch=mine.randint(1, 7), max_wait_seconds=0, max_trips=6)
+            seen.append(sum(len(depot.trips("orders", state, limit=99)) for state in ("formed", "departed")))
+            departures.extend(depot.inbox.depart("orders", max_in_flight=4, limit=mine.randint(1, 4)))
+            for one in depot.inbox.underway("orders"):
+                depot.inbox.delivered(one.trip.id, {}, {})
+                depot.finish_trip(one.trip.id, "delivered")
+
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(dispatch, depot) for depot in depots]
+        boarding = [pool.submit(depots[0].inbox.board, "orders", arrivals(40, start)) for start in range(0, 200, 20)]
+        for one in boarding:
+            one.result()
+        deadline = time.monotonic() + 60
+        while depots[0].inbox.live("orders") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        stop.set()
+        for one in running:
+            one.result()
+    assert counted(depots[0].inbox) == {"delivered": 220}
+    assert Counter((one.trip, one.launch) for one in departures).most_common(1)[0][1] == 1
+    assert sum(one.messages for one in departures) == 220
+    assert all(one.messages for one in departures)
+    assert max(seen) <= 12  # two listings, each true at its own moment
+    for depot in depots:
+        depot.close()
+
+
+def test_of_two_processes_forming_and_departing_each_trip_goes_to_one(url, inbox):
+    inbox.board("orders", [Arrival(f"k{number}", b"", group=f"g{number % 7}" if number % 2 else None) for number in range(200)])
+    code = """
+for _ in range(30):
+    inbox.form("orders", batch=5, max_wait_seconds=0, max_trips=10)
+    for one in inbox.depart("orders", max_in_flight=10, limit=3):
+        print(f"{one.trip}:{one.launch}:{one.messages}", flush=True)
+"""
+    answers = together([child(url, code) for _ in range(2)])
+    gone = [text.split(":") for answer in answers for text in answer]
+    assert len({trip for trip, _, _ in gone}) == len(gone) == 10
+    assert len(inbox.underway("orders")) == 10
+    aboard = [
+        (number, group, one.trip.id) for one in inbox.underway("orders") for number, group in zip(one.messages, one.groups, strict=True)
+    ]
+    assert len({number for number, _, _ in aboard}) == len(aboard) == sum(int(messages) for _, _, messages in gone)
+    for group in {group for _, group, _ in aboard if group}:
+        assert len({trip for _, found, trip in aboard if found == group}) == 1
+
+
+def test_two_processes_boarding_the_same_messages_keep_each_once(url, inbox):
+    code = """
+import random
+keys = list(range(300)); random.Random(int(sys.argv[2])).shuffle(keys)
+waiting = 0
+for start in range(0, 300, 30):
+    some = [Arrival(f"k{key}", b"", subject=f"s{key % 5}", sequencer=f"{key:04X}") for key in keys[start:start + 30]]
+    done = inbox.board("orders", some); waiting += done.waiting + done.superseded
+print(waiting)
+"""
+    answers = together([child(url, code, str(number)) for number in (1, 2)])
+    assert sum(int(answer[0]) for answer in answers) == 300
+    counts = inbox.counts("orders")
+    assert (counts.duplicates, counts.by_state["waiting"], counts.by_state["superseded"]) == (300, 5, 295)
+    assert {message.key for message in inbox.messages(state="waiting")} == {f"k{number}" for number in range(295, 300)}
+
+
+def test_settling_and_claiming_at_once_never_deadlock(url):
+    """Every lock is taken in one order: the route's, then the trip's."""
+    depots = [Depot(url) for _ in range(4)]
+    inbox = depots[0].inbox
+    inbox.board("orders", arrivals(40))
+    formed(inbox, batch=2, max_trips=20)
+    trips = departed(inbox, limit=20) + [departure.trip for departure in inbox.depart("orders", max_in_flight=20, limit=20)]
+
+    def claim(number):
+        for trip in trips:
+            try:
+                attempt = depots[number].claim(trip, f"run-{number}", lease_seconds=60).attempt
+                depots[number].finish_trip(trip, "failed", "x", attempt=attempt, kind="poison")
+                depots[number].end_attempt(trip, attempt, "failed")
+            except (AttemptLive, AttemptEnded, TripOver):
+                continue
+
+    def settle(number):
+        for _ in range(8):
+            for one in depots[number].inbox.underway("orders"):
+                if len(one.messages) > 1:
+                    depots[number].inbox.split(one.trip.id, [[number] for number in one.messages], launch=one.trip.launches)
+            depots[number].inbox.board("orders", arrivals(40))
+            depots[number].inbox.depart("orders", max_in_flight=99, limit=99)
+
+    with ThreadPoolExecutor(4) as pool:
+        for one in [pool.submit(claim, 0), pool.submit(claim, 1), pool.submit(settle, 2), pool.submit(settle, 3)]:
+            one.result(timeout=120)
+    assert counted(inbox) == {"aboard": 40}
+    assert Counter(message.trip for message in inbox.messages(limit=99)).total() == 40
+    for depot in depots:
+        depot.close()
+
+
+# The tables before
+
+
+def test_a_depot_of_the_first_revision_is_brought_here_with_its_data(url):
+    """Built by the first migration alone, filled, then opened by this version."""
+    from alembic.config import Config
+    from alembic.runtime.environment import EnvironmentContext
+    from alembic.script import ScriptDirectory
+
+    from resources.depot.connections import Connections
+    from resources.depot.migrate import MIGRATIONS
+
+    connections = Connections(url)
+    script = ScriptDirectory(str(MIGRATIONS))
+    with connections._open().execution_options(bus_writes=True).begin() as connection:
+        with EnvironmentContext(Config(), script, fn=lambda revision, _: script._upgrade_revs("0001", revision)) as environment:
+            environment.configure(connection=connection, version_table=schema.VERSION_TABLE)
+            environment.run_migrations()
+        when = "2026-01-02 03:04:05.000006" + ("+00" if connection.dialect.name == "postgresql" else "")
+        trip = "INSERT INTO depot_trips (id, route, trigger, parameters, created_at, state) VALUES ('t1', 'orders', 'cron', '{}', :t, :s)"
+        connection.execute(sa.text(trip), {"t": when, "s": "delivered"})
+        attempt = "INSERT INTO depot_attempts (trip, attempt, run, claimed_at, lease_until) VALUES ('t1', 1, 'run-1', :t, :t)"
+        connection.execute(sa.text(attempt), {"t": when})
+        row = (
+            "INSERT INTO depot_quarantine (route, trip, attempt, stop, row_id, reasons, payload, state, created_at) "
+            """VALUES ('orders', 't1', 1, 'rows', '7', '[{"rule": "r", "message": "m"}]', '{"a": "b"}', 'held', :t)"""
+        )
+        connection.execute(sa.text(row), {"t": when})
+    connections.close()
+    depot = Depot(url)
+    trip = depot.trip("t1")
+    assert (trip.state, trip.launches, trip.failures, trip.deaths, trip.cancelled, trip.not_before) == ("delivered", 0, 0, 0, None, None)
+    attempt = depot.newest_attempt("t1")
+    assert (attempt.run, attempt.kind, attempt.culprit) == ("run-1", None, None)
+    [row] = depot.quarantined("orders")
+    assert (row.row_id, row.payload, row.message, row.is_releasable) == ("7", {"a": "b"}, None, True)
+    depot.mark_released([row.id], depot.start_trip("orders", "release", {}).id)
+    assert depot.inbox.board("orders", arrivals(1)) == Boarded(waiting=1)
+    depot.close()
+
+
+def test_a_forked_process_boards_with_connections_of_its_own(depot, inbox):
+    inbox.board("orders", arrivals(1))
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if inbox.board("orders", arrivals(2)) == Boarded(waiting=1, duplicates=1) else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert inbox.live("orders") == 2
