@@ -1,0 +1,469 @@
+"""The life of messages and trips against a model in plain Python: whatever happens in whatever order, on SQLite and on Postgres."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from resources.depot import schema
+from resources.depot.entries import AlreadyDelivered, AttemptEnded, AttemptLive, TripOver
+from resources.depot.mail import Arrival
+from resources.depot.store import Depot
+from resources.errors import Refused
+
+ROUTE = "orders"
+LIVE = ("formed", "departed", "driving", "failed", "stuck")
+UNDERWAY = ("departed", "driving", "failed", "stuck")
+KEYS = st.integers(0, 11)
+
+
+def group_of(key):
+    """Two groups, and some messages without."""
+    return {0: "a", 1: "b"}.get(key % 4)
+
+
+@dataclass
+class Mail:
+    id: int
+    key: int
+    state: str = "waiting"
+    generation: int = 0
+    part: str = ""
+    trip: str | None = None
+    duplicates: int = 0
+    arrived: int = 0
+
+    @property
+    def group(self):
+        return group_of(self.key)
+
+
+@dataclass
+class Journey:
+    state: str = "formed"
+    launches: int = 0
+    failures: int = 0
+    deaths: int = 0
+    asked_to_stop: bool = False
+    published: bool = False
+    attempts: list[str] = field(default_factory=list)
+    """How each ended; 'live' is the newest that has not."""
+
+    @property
+    def is_driven(self):
+        return self.attempts[-1:] == ["live"]
+
+    @property
+    def may_be_settled(self):
+        return self.state in UNDERWAY and not self.is_driven and not (self.asked_to_stop and not self.published)
+
+
+class Life(RuleBasedStateMachine):
+    """Each rule does one thing to the depot and to the model, and compares what the depot said."""
+
+    url: str
+
+    def __init__(self):
+        super().__init__()
+        self.depot = Depot(self.url)
+        self.inbox = self.depot.inbox
+        self.depot.upgrade()
+        wipe(self.depot)
+        self.mail: dict[int, Mail] = {}
+        self.trips: dict[str, Journey] = {}
+        self.duplicates = self.ignored = self.runs = 0
+        self.paused = False
+        self.orders: dict[str, list[int]] = {"a": [], "b": []}
+        """Per group the ids in the order in which they first were delivered."""
+
+    def teardown(self):
+        self.depot.close()
+
+    # The model's own words
+
+    def aboard(self, trip):
+        return [one for one in self.mail.values() if one.state == "aboard" and one.trip == trip]
+
+    def of_state(self, *states):
+        return [one for one in self.mail.values() if one.state in states]
+
+    def trips_in(self, *states):
+        return [trip for trip, journey in self.trips.items() if journey.state in states]
+
+    def pick(self, data, trips):
+        return data.draw(st.sampled_from(sorted(trips, key=list(self.trips).index)))
+
+    def again(self, one):
+        one.state, one.trip, one.generation = "waiting", None, one.generation + 1
+
+    def boardable(self, batch):
+        in_the_way = {one.group for one in self.of_state("aboard", "stranded")} - {None}
+        return [one for one in self.mail.values() if one.state == "waiting" and one.group not in in_the_way][:batch]
+
+    # What happens
+
+    @rule(keys=st.lists(KEYS, max_size=6), problem=st.booleans())
+    def board(self, keys, problem):
+        expected, redriven_now = Counter(), set()
+        arrivals = []
+        for key in keys:
+            broken = problem and key == 11
+            arrivals.append(Arrival(f"k{key}", b"x", group=group_of(key), problem="broken" if broken else None))
+            known = self.mail_of(key)
+            if known is None:
+                self.mail[key] = Mail(0, key, "quarantined" if broken else "waiting")
+                expected["quarantined" if broken else "waiting"] += 1
+                redriven_now.add(key)
+            elif known.state in ("stranded", "quarantined") and not broken and key not in redriven_now:
+                self.again(known)
+                redriven_now.add(key)
+                expected["redriven"] += 1
+            else:
+                known.duplicates += 1
+                self.duplicates += 1
+                expected["duplicates"] += 1
+        boarded = self.inbox.board(ROUTE, arrivals)
+        assert (boarded.waiting, boarded.quarantined, boarded.redriven, boarded.duplicates) == tuple(
+            expected[name] for name in ("waiting", "quarantined", "redriven", "duplicates")
+        )
+        for message in self.inbox.messages(limit=1000):
+            self.mail[int(message.key[1:])].id = message.id
+
+    def mail_of(self, key):
+        return self.mail.get(key)
+
+    @rule()
+    def ignore(self):
+        self.inbox.board(ROUTE, [Arrival("test", b"", ignored="s3:TestEvent")])
+        self.ignored += 1
+
+    @rule(batch=st.integers(1, 3), max_trips=st.integers(1, 4))
+    def form(self, batch, max_trips):
+        before = {trip.id for trip in self.depot.trips(limit=1000)}
+        formed = self.inbox.form(ROUTE, batch=batch, max_wait_seconds=0, max_trips=max_trips)
+        new = sorted((trip for trip in self.depot.trips(limit=1000) if trip.id not in before), key=lambda trip: trip.created_at)
+        expected = 0
+        self.sort_mail()
+        while not self.paused and len(self.trips_in(*LIVE)) < max_trips and (some := self.boardable(batch)):
+            assert expected < len(new), "a trip is missing"
+            self.trips[new[expected].id] = Journey()
+            for one in some:
+                one.state, one.trip = "aboard", new[expected].id
+            expected += 1
+        assert formed == expected == len(new)
+
+    def sort_mail(self):
+        self.mail = dict(sorted(self.mail.items(), key=lambda pair: pair[1].id))
+
+    @rule(batch=st.integers(1, 3))
+    def form_for_run(self, batch):
+        self.runs += 1
+        trip = self.inbox.form_for_run(ROUTE, f"person-{self.runs}", batch)
+        self.sort_mail()
+        some = self.boardable(batch)
+        assert (trip is None) == (not some)
+        if trip is not None:
+            self.trips[trip.id] = Journey("departed", launches=1)
+            for one in some:
+                one.state, one.trip = "aboard", trip.id
+
+    @rule(max_in_flight=st.integers(1, 3), limit=st.integers(1, 3))
+    def depart(self, max_in_flight, limit):
+        gone = self.inbox.depart(ROUTE, max_in_flight=max_in_flight, limit=limit)
+        room = 0 if self.paused else min(limit, max_in_flight - len(self.trips_in("departed", "driving")))
+        stuck = [trip for trip in self.trips_in("stuck") if not self.trips[trip].is_driven]
+        expected = (stuck + self.trips_in("formed"))[: max(room, 0)]
+        assert [one.trip for one in gone] == expected
+        for one in gone:
+            journey = self.trips[one.trip]
+            journey.launches += 1
+            assert one.launch == journey.launches
+            assert one.messages == len(self.aboard(one.trip))
+            if journey.state == "formed":
+                journey.state = "departed"
+        # A stuck trip may depart again in a minute; here at once.
+        change(self.depot, sa.update(schema.trips).values(not_before=None))
+
+    @precondition(lambda self: self.trips)
+    @rule(data=st.data())
+    def claim(self, data):
+        trip = self.pick(data, self.trips)
+        journey = self.trips[trip]
+        self.runs += 1
+        if journey.state in ("split", "stranded", "cancelled", "empty"):
+            refusal = TripOver
+        elif journey.state == "delivered":
+            refusal = AlreadyDelivered
+        elif journey.is_driven:
+            refusal = AttemptLive
+        elif journey.asked_to_stop and not journey.published:
+            refusal = TripOver
+        else:
+            assert self.depot.claim(trip, f"run-{self.runs}", lease_seconds=60).attempt == len(journey.attempts) + 1
+            journey.attempts.append("live")
+            journey.state = "stuck" if journey.state == "stuck" else "driving"
+            return
+        with pytest.raises(refusal):
+            self.depot.claim(trip, f"run-{self.runs}", lease_seconds=60)
+
+    def driven(self):
+        return [trip for trip, journey in self.trips.items() if journey.is_driven]
+
+    @precondition(lambda self: self.driven())
+    @rule(data=st.data(), ends=st.booleans())
+    def fail(self, data, ends):
+        """The run says that it failed; perhaps it ends its attempt too, perhaps settling must."""
+        trip = self.pick(data, self.driven())
+        journey = self.trips[trip]
+        number = len(journey.attempts)
+        found = self.depot.finish_trip(trip, "failed", "boom", attempt=number, kind="poison")
+        if journey.state not in ("delivered", "split", "stranded", "cancelled", "empty"):
+            journey.state = "stuck" if journey.published else "failed"
+            journey.asked_to_stop &= not journey.published
+        assert found.state == journey.state
+        if ends:
+            self.depot.end_attempt(trip, number, "failed", kind="poison")
+            journey.attempts[-1] = "failed"
+
+    @precondition(lambda self: self.driven())
+    @rule(data=st.data())
+    def renew(self, data):
+        trip = self.pick(data, self.driven())
+        journey = self.trips[trip]
+        assert self.depot.renew(trip, len(journey.attempts), 60) is (not journey.asked_to_stop)
+
+    @precondition(lambda self: self.driven())
+    @rule(data=st.data())
+    def revoke(self, data):
+        trip = self.pick(data, self.driven())
+        assert self.depot.end_attempt(trip, len(self.trips[trip].attempts), "revoked") is True
+        self.trips[trip].attempts[-1] = "revoked"
+
+    @precondition(lambda self: self.driven())
+    @rule(data=st.data(), everywhere=st.booleans(), reject=st.booleans())
+    def publish(self, data, everywhere, reject):
+        """The pivot; ``everywhere``: in the other databases too."""
+        trip = self.pick(data, self.driven())
+        journey = self.trips[trip]
+        if journey.state in ("empty", "delivered") or (journey.state == "failed" and not journey.published):
+            return
+        self.depot.record_publication(trip, len(journey.attempts), "warehouse", {})
+        journey.published, journey.asked_to_stop = True, False
+        if not everywhere:
+            return
+        riding = [message.id for message in self.inbox.messages_of(trip)]
+        by_id = {one.id: one for one in self.mail.values()}
+        quarantined = {riding[0]: "all rows"} if reject and riding else {}
+        self.inbox.delivered(trip, {}, quarantined)
+        self.depot.end_attempt(trip, len(journey.attempts), "published")
+        assert self.depot.finish_trip(trip, "delivered").state == "delivered"
+        journey.attempts[-1], journey.state = "published", "delivered"
+        for number in riding:
+            one = by_id[number]
+            one.state = "quarantined" if number in quarantined else "delivered"
+            if one.group and one.generation == 0:
+                self.orders[one.group].append(number)
+
+    @precondition(lambda self: self.trips_in(*UNDERWAY))
+    @rule(data=st.data(), spent=st.sampled_from(["failure", "death", None]))
+    def retry(self, data, spent):
+        trip = self.pick(data, self.trips_in(*UNDERWAY))
+        journey = self.trips[trip]
+        assert self.inbox.retry(trip, 0, spent=spent, launch=journey.launches) is journey.may_be_settled
+        if journey.may_be_settled:
+            journey.state = "stuck" if journey.published or journey.state == "stuck" else "formed"
+            journey.failures += spent == "failure"
+            journey.deaths += spent == "death"
+
+    @precondition(lambda self: any(self.aboard(trip) for trip in self.trips_in(*UNDERWAY)))
+    @rule(data=st.data())
+    def split(self, data):
+        """By group; of every group and of the rest a prefix rides on, what follows waits."""
+        trip = self.pick(data, [trip for trip in self.trips_in(*UNDERWAY) if self.aboard(trip)])
+        journey, parts = self.trips[trip], []
+        for group in ("a", "b", None):
+            ids = sorted(one.id for one in self.aboard(trip) if one.group == group)
+            if keep := ids[: data.draw(st.integers(0, len(ids)))]:
+                parts.append(keep)
+        if journey.published and journey.may_be_settled:
+            with pytest.raises(Refused, match="rolls forward"):
+                self.inbox.split(trip, parts)
+            return
+        made = self.inbox.split(trip, parts)
+        if not journey.may_be_settled:
+            assert made == []
+            return
+        assert len(made) == len(parts)
+        journey.state = "split"
+        self.move(trip, dict(zip(made, parts, strict=True)))
+
+    def move(self, trip, parts):
+        place = {number: made for made, part in parts.items() for number in part}
+        self.trips |= {made: Journey() for made in parts}
+        for one in self.aboard(trip):
+            one.trip = place.get(one.id)
+            one.state = "aboard" if one.trip else "waiting"
+
+    @precondition(lambda self: any(self.aboard(trip) for trip in self.trips_in(*UNDERWAY)))
+    @rule(data=st.data())
+    def strand(self, data):
+        trip = self.pick(data, [trip for trip in self.trips_in(*UNDERWAY) if self.aboard(trip)])
+        journey, riding = self.trips[trip], sorted(self.aboard(trip), key=lambda one: one.id)
+        given_up = data.draw(st.lists(st.sampled_from([one.id for one in riding]), min_size=1, unique=True))
+        if journey.published and journey.may_be_settled:
+            with pytest.raises(Refused, match="rolls forward"):
+                self.inbox.strand(trip, given_up, "poison", to_dead_letters=False)
+            return
+        before = {found.id for found in self.depot.trips(limit=1000)}
+        assert self.inbox.strand(trip, given_up, "poison", to_dead_letters=False) is journey.may_be_settled
+        if not journey.may_be_settled:
+            return
+        new = [found.id for found in self.depot.trips(limit=1000) if found.id not in before]
+        others, halted = [], set()
+        for one in riding:
+            if one.id in given_up:
+                one.state = "stranded"
+                halted |= {one.group} - {None}
+            elif one.group not in halted:
+                others.append(one.id)
+        assert len(new) == bool(others)
+        journey.state = "split" if others else "stranded"
+        self.move(trip, {made: others for made in new})
+
+    @precondition(lambda self: any(self.aboard(trip) for trip in self.driven()))
+    @rule(data=st.data())
+    def applied(self, data):
+        trip = self.pick(data, [trip for trip in self.driven() if self.aboard(trip)])
+        riding = self.aboard(trip)
+        some = data.draw(st.lists(st.sampled_from([one.id for one in riding]), unique=True))
+        assert self.inbox.applied(trip, some) == len(riding) - len(some)
+        journey = self.trips[trip]
+        for one in riding:
+            if one.id in some:
+                one.state, one.trip = "delivered", None
+                if one.group and one.generation == 0:
+                    self.orders[one.group] = []  # an earlier trip's delivery: its moment is not known here
+        if len(some) == len(riding) and not journey.published and journey.state != "stuck":
+            journey.state = "empty"
+
+    @precondition(lambda self: self.trips_in(*LIVE))
+    @rule(data=st.data())
+    def cancel(self, data):
+        trip = self.pick(data, self.trips_in(*LIVE))
+        journey = self.trips[trip]
+        if journey.published or journey.state == "stuck":
+            with pytest.raises(Refused, match="rolls forward"):
+                self.inbox.cancel(trip, "stop")
+            return
+        found = self.inbox.cancel(trip, "stop")
+        journey.asked_to_stop = True
+        if not journey.is_driven:
+            for one in self.aboard(trip):
+                one.state = "stranded"
+            journey.state = "cancelled"
+        assert found.state == journey.state
+
+    @rule()
+    def redrive(self):
+        some = self.of_state("stranded", "quarantined")
+        assert self.inbox.redrive(ROUTE, reason="fixed") == len(some)
+        for one in some:
+            self.again(one)
+
+    @precondition(lambda self: self.of_state("delivered"))
+    @rule(data=st.data())
+    def deliver_again(self, data):
+        one = data.draw(st.sampled_from(sorted(self.of_state("delivered"), key=lambda one: one.id)))
+        assert self.inbox.again([one.id], "lost") == 1
+        self.again(one)
+        one.part = str(one.generation)
+
+    @rule(pause=st.booleans())
+    def pause_or_resume(self, pause):
+        if pause:
+            self.inbox.pause(ROUTE, "breaker")
+        else:
+            self.inbox.resume(ROUTE)
+        self.paused = pause
+
+    # What always holds
+
+    @invariant()
+    def every_message_stands_as_the_model_says(self):
+        found = {message.id: message for message in self.inbox.messages(limit=1000)}
+        assert len(found) == len(self.mail)
+        for one in self.mail.values():
+            message = found[one.id]
+            assert (message.state, message.generation, message.part, message.duplicates) == (
+                one.state,
+                one.generation,
+                one.part,
+                one.duplicates,
+            )
+            assert message.trip == one.trip or one.state in ("delivered", "stranded", "quarantined")
+
+    @invariant()
+    def every_trip_stands_as_the_model_says(self):
+        found = {trip.id: trip for trip in self.depot.trips(limit=1000)}
+        assert found.keys() == self.trips.keys()
+        for trip, journey in self.trips.items():
+            said = found[trip]
+            assert (said.state, said.launches, said.failures, said.deaths, said.cancelled is not None) == (
+                journey.state,
+                journey.launches,
+                journey.failures,
+                journey.deaths,
+                journey.asked_to_stop,
+            )
+
+    @invariant()
+    def who_rides_rides_in_a_live_trip(self):
+        trips = {trip.id: trip.state for trip in self.depot.trips(limit=1000)}
+        for message in self.inbox.messages(limit=1000):
+            if message.state == "aboard":
+                assert trips[message.trip] in LIVE
+            if message.state == "waiting":
+                assert message.trip is None
+
+    @invariant()
+    def counts_add_up(self):
+        counts = self.inbox.counts(ROUTE)
+        assert {state: number for state, number in counts.by_state.items() if number} == Counter(one.state for one in self.mail.values())
+        assert (counts.duplicates, counts.ignored) == (self.duplicates, self.ignored)
+        assert (counts.paused_at is not None) is self.paused
+        assert self.inbox.live(ROUTE) == len(self.of_state("waiting", "aboard"))
+
+    @invariant()
+    def of_a_group_one_trip_is_in_flight(self):
+        for group in ("a", "b"):
+            assert len({one.trip for one in self.of_state("aboard") if one.group == group}) <= 1
+
+    @invariant()
+    def groups_are_delivered_in_order(self):
+        for delivered in self.orders.values():
+            assert delivered == sorted(delivered)
+
+
+def wipe(depot):
+    with depot._connections.writing() as connection:
+        for table in reversed(schema.metadata.sorted_tables):
+            connection.execute(sa.delete(table))
+
+
+def change(depot, statement):
+    with depot._connections.writing() as connection:
+        connection.execute(statement)
+
+
+@pytest.mark.parametrize(("database", "examples"), [("sqlite", 60), ("postgres", 25)])
+def test_any_life_is_as_the_model_says(request, database, examples):
+    class Here(Life):
+        url = request.getfixturevalue(f"{database}_database_url")
+
+    quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much, HealthCheck.large_base_example]
+    long = settings(max_examples=examples, stateful_step_count=30, deadline=None, suppress_health_check=quiet, print_blob=True)
+    run_state_machine_as_test(Here, settings=long)
