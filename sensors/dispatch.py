@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -33,8 +33,11 @@ CLAIM_SECONDS = 120.0
 """A run that was asked for and has not claimed its trip after so long is asked for again; the wait doubles each time."""
 POLL_SECONDS = 10.0
 """How long a tick waits for a first message. Some deployments end a tick after 15 s."""
-BUSY_SECONDS = 8.0
-"""How long a tick goes on receiving while there is more."""
+BUSY_SECONDS = 3.0
+"""How much longer a tick goes on receiving while there is more."""
+LONGEST_WAIT_SECONDS = 3600.0
+LOOK_SECONDS = 1.0
+"""How often a tick looks after trips that are under way."""
 RECEIVE_AT_ONCE = 1_000
 ROOM = 2
 """Messages are received as long as the depot holds fewer than so many times what fits in flight."""
@@ -271,6 +274,7 @@ def board(policy: Policy, inbox: Inbox, queue: MessageQueue, above: Above, wait_
     """Receive once and keep what came: the depot commits first, and only then the queue forgets."""
     room = ROOM * policy.batch * policy.max_in_flight - inbox.live(policy.route)
     if room <= 0:
+        time.sleep(wait_seconds)
         return Boarded()
     received = queue.receive(min(room, RECEIVE_AT_ONCE), wait_seconds)
     if not received:
@@ -282,26 +286,15 @@ def board(policy: Policy, inbox: Inbox, queue: MessageQueue, above: Above, wait_
     return boarded
 
 
-def _boarding(policy: Policy, inbox: Inbox, queue: MessageQueue, above: Above, wait_seconds: float) -> Iterator[Boarded]:
-    """Board until nothing more comes, or the tick has been busy for long enough."""
-    deadline = time.monotonic() + wait_seconds + BUSY_SECONDS
-    while True:
-        boarded = board(policy, inbox, queue, above, wait_seconds)
-        yield boarded
-        if boarded == Boarded() or time.monotonic() > deadline:
-            return
-        wait_seconds = 0.0
-
-
 # Dispatching
 
 
-def dispatch(policy: Policy, inbox: Inbox) -> list[Departure]:
-    """Form trips of what waits, and give those to ask a run for."""
+def dispatch(policy: Policy, inbox: Inbox, *, only_full: bool = False) -> list[Departure]:
+    """Form trips of what waits, and give those to ask a run for. ``only_full``: more messages are just coming, wait for them."""
     inbox.form(
         policy.route,
         batch=policy.batch,
-        max_wait_seconds=policy.max_wait_seconds,
+        max_wait_seconds=LONGEST_WAIT_SECONDS if only_full else policy.max_wait_seconds,
         max_trips=ROOM * policy.max_in_flight,
         halt_on_stranded=policy.halt_on_stranded,
         parameters=policy.parameters,
@@ -346,28 +339,57 @@ def tick(
     dead_letters: MessageQueue | None = None,
     poll_seconds: float = POLL_SECONDS,
 ) -> Tick:
-    """One tick. Waits for a first message only if no trip is ready to depart. While the route is paused nothing is received: messages
-    are safe on their queue. Raises what the depot or the queue raises, after what could be done was done."""
+    """One tick: ends when a trip is ready to depart and nothing more comes at once, or when ``poll_seconds`` have brought nothing.
+
+    While trips are under way it looks after them every :data:`LOOK_SECONDS`; else it just waits for a message. While the route is
+    paused nothing is received: messages are safe on their queue. Raises what the depot or the queue raises; a trip that cannot be
+    settled does not keep others from departing.
+    """
     told, departures = Told(), list[Departure]()
-    failed: BusError | None = None
     try:
-        settle(policy, inbox, above, told)
+        failed = _until_ready(policy, inbox, queue, above, poll_seconds, told, departures)
+        if dead_letters is not None:
+            send_dead_letters(policy, inbox, dead_letters)
     except BusError as error:
         failed = error
-    departures += dispatch(policy, inbox)
-    paused = inbox.paused(policy.route)
-    if paused:
-        told.notes.append(f"paused since {paused[0]:%Y-%m-%d %H:%M} UTC: {paused[1]}")
-    else:
-        for boarded in _boarding(policy, inbox, queue, above, 0.0 if departures else poll_seconds):
-            told.boarded = _sum(told.boarded, boarded)
-            departures += dispatch(policy, inbox)
-    if dead_letters is not None:
-        send_dead_letters(policy, inbox, dead_letters)
     if failed is not None and not departures:
         raise failed
     told.departed = len(departures)
-    return Tick(tuple(departures), str(told) + (f"; not settled: {failed}" if failed else ""))
+    return Tick(tuple(departures), str(told) + (f"; then: {failed}" if failed else ""))
+
+
+def _until_ready(
+    policy: Policy, inbox: Inbox, queue: MessageQueue, above: Above, poll_seconds: float, told: Told, departures: list[Departure]
+) -> BusError | None:
+    """Settle, board and dispatch. Trips are not parted from messages that are just coming: not full ones depart when no more comes."""
+    began = time.monotonic()
+    failed = _settled(policy, inbox, above, told)
+    departures += dispatch(policy, inbox)
+    more = False
+    while not (paused := inbox.paused(policy.route)):
+        left = began + poll_seconds - time.monotonic()
+        boarded = board(policy, inbox, queue, above, 0.0 if more or departures else _patience(policy, inbox, left))
+        told.boarded, more, over = _sum(told.boarded, boarded), boarded != Boarded(), left <= -BUSY_SECONDS
+        if not more:
+            failed = _settled(policy, inbox, above, told)
+        departures += dispatch(policy, inbox, only_full=more and not over)
+        if over or (not more and (departures or left <= 0)):
+            return failed
+    told.notes.append(f"paused since {paused[0]:%Y-%m-%d %H:%M} UTC: {paused[1]}")
+    return failed
+
+
+def _settled(policy: Policy, inbox: Inbox, above: Above, told: Told) -> BusError | None:
+    try:
+        settle(policy, inbox, above, told)
+    except BusError as error:
+        return error
+    return None
+
+
+def _patience(policy: Policy, inbox: Inbox, left: float) -> float:
+    """How long to wait for a message: not beyond the next look at trips that are under way."""
+    return max(0.0, min(left, LOOK_SECONDS) if inbox.live(policy.route) else left)
 
 
 def _sum(one: Boarded, other: Boarded) -> Boarded:
