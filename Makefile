@@ -6,13 +6,16 @@ export BUS_HOME     ?= $(CURDIR)/.bus
 export DAGSTER_HOME ?= $(BUS_HOME)/dagster
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
-.PHONY: demo ui test lint crash bench constraints clean
+.PHONY: demo ui up test lint crash bench constraints clean
 
-demo: $(VENV)/.demo ## drive the demo route on the embedded default and print its account
+demo: $(VENV)/.demo ## start everything, let a year of flights land in a bucket, print the account, end everything
 	$(BIN)/python -m bus_assets.demo drive
 
-ui: $(VENV)/.demo ## the Dagster UI on http://127.0.0.1:3000, with the demo's systems beside it
-	$(BIN)/python -m bus_assets.demo ui
+up: $(VENV)/.demo ## the Dagster UI on http://127.0.0.1:3000, daemon, warm workers, an embedded cloud and the demo's systems, until Ctrl-C
+	$(BIN)/python -m bus_assets.demo up
+
+ui: $(VENV)/.demo ## the same without workers: each run is a process of its own
+	$(BIN)/python -m bus_assets.demo up --workers 0
 
 test: $(VENV)/.test lint ## all tests that end in minutes
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -q

@@ -267,12 +267,12 @@ def fates(drive: Drive, verdicts: Mapping[str, Verdict]) -> Fates:
     strangers = going - {message.id for message in messages}
     if strangers:
         raise Refused(f"rows of message {min(strangers)} are staged, which is not aboard trip {drive.trip.id} any more; drive it again")
-    waits = {
-        message.id: f"all of its {rejected[message.id]} rows were rejected"
-        for message in messages
-        if rejected.get(message.id) and message.id not in going
-    }
-    return Fates(messages, rejected, waits)
+    waits = {message.id: _why(*rejected[message.id]) for message in messages if message.id in rejected and message.id not in going}
+    return Fates(messages, {message: rows for message, (rows, _) in rejected.items()}, waits)
+
+
+def _why(rows: int, first: str) -> str:
+    return first if rows == 1 else f"all of its {rows} rows were rejected, the first: {first}"
 
 
 def tell_fates(drive: Drive) -> None:

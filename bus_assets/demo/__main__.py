@@ -19,6 +19,8 @@ from bus_assets.up.town import CLOUD_PORT, HOST, UI_PORT, Plan, Town
 from bus_assets.up.town import running as town_running
 from resources.errors import BusError, Misconfigured
 
+WORKERS = 2
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
@@ -31,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     archive.add_argument("--month", help="'01' to '12'; default: all")
     up = commands.add_parser("up", help="start everything with the demo's systems beside it, until Ctrl-C")
     up.add_argument("--port", type=int, default=UI_PORT)
-    up.add_argument("--workers", type=int, default=2)
+    up.add_argument("--workers", type=int, default=WORKERS, help="0: a new process for each run")
     given = parser.parse_args(arguments)
     work: dict[str, Callable[[], int]] = {
         "setup": lambda: 0,
@@ -64,9 +66,9 @@ def _archive(month: str | None) -> int:
 
 def _drive() -> int:
     """The story, with everything that one machine needs started for it and ended afterwards."""
-    with running(settings().airports_url), _town(_free(UI_PORT), _free(CLOUD_PORT), 2, _quiet) as town:
-        on_stdout(f"demo: everything is up: queue, bucket, web server, daemon, {2} warm workers; their log is {town.log}")
-        runs = tell_story(settings().home / "demo" / "landing", lambda: _redrive(), on_stdout)
+    with _town(_free(UI_PORT), _free(CLOUD_PORT), WORKERS, _quiet) as town:
+        on_stdout(f"demo: everything is up: queue, bucket, web server, daemon, {WORKERS} warm workers; their log is {town.log}")
+        runs = tell_story(settings().home / "demo" / "landing", _redrive, on_stdout)
         code = _bus("account", ROUTE)
         print("\nruns:", *runs, sep="\n  ")
     print(f"\nThe lineage, the checks and every figure in the UI: `make up`, then http://{HOST}:{UI_PORT}")
@@ -80,7 +82,7 @@ def _redrive() -> None:
 
 def _up(port: int, workers: int) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with running(settings().airports_url), _town(port, CLOUD_PORT, workers, on_stdout) as town:
+    with _town(port, CLOUD_PORT, workers, on_stdout) as town:
         place = bucket()
         place.open()
         place.tell_of_objects()
@@ -91,10 +93,12 @@ def _up(port: int, workers: int) -> int:
 
 @contextmanager
 def _town(port: int, cloud_port: int, workers: int, tell: Callable[[str], None]) -> Iterator[Town]:
-    """What runs, and this process part of it."""
-    with town_running(Plan(workers=workers, port=port, cloud_port=cloud_port), tell) as town:
-        os.environ.update(town.environment)
-        yield town
+    """What runs, the airports service beside it, and this process part of it."""
+    with running(settings().airports_url) as airports_url:
+        os.environ["BUS_AIRPORTS_URL"] = airports_url
+        with town_running(Plan(workers=workers, port=port, cloud_port=cloud_port), tell) as town:
+            os.environ.update(town.environment)
+            yield town
 
 
 def _free(port: int) -> int:

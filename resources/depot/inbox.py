@@ -103,8 +103,8 @@ class Inbox:
         with self._connections.reading() as connection:
             return messages.aboard(connection, trip)
 
-    def rejected_rows(self, trip: str) -> dict[int, int]:
-        """How many rows of each message the trip's gates rejected; a message without any is not in it."""
+    def rejected_rows(self, trip: str) -> dict[int, tuple[int, str]]:
+        """How many rows of each message the trip's gates rejected, and why the first; a message without any is not in it."""
         with self._connections.reading() as connection:
             return quarantine.by_message(connection, trip)
 

@@ -76,10 +76,16 @@ def counted(connection: sa.Connection, filters: Mapping[str, str | None]) -> lis
     return [QuarantineCount(**row) for row in connection.execute(query).mappings()]
 
 
-def by_message(connection: sa.Connection, trip: str) -> dict[int, int]:
-    """How many rows of each message the trip's stops hold or have let go."""
-    query = sa.select(quarantine.c.message, sa.func.count()).where(quarantine.c.trip == trip, quarantine.c.message.is_not(None))
-    return dict(connection.execute(query.group_by(quarantine.c.message)).tuples().all())
+def by_message(connection: sa.Connection, trip: str) -> dict[int, tuple[int, str]]:
+    """For each message with rows that the trip's stops hold or have let go: how many, and why the first of them was rejected."""
+    query = sa.select(quarantine.c.message, sa.func.count(), sa.func.min(quarantine.c.id))
+    found = connection.execute(query.where(quarantine.c.trip == trip, quarantine.c.message.is_not(None)).group_by(quarantine.c.message))
+    counted = {message: (rows, first) for message, rows, first in found}
+    why: dict[int, str] = {}
+    for some in _chunks((first for _, first in counted.values()), UPDATE_IDS):
+        reasons = connection.execute(sa.select(quarantine.c.id, quarantine.c.reasons).where(quarantine.c.id.in_(some)))
+        why |= {number: f"{reason[0]['rule']}: {reason[0]['message']}" for number, reason in reasons}
+    return {message: (rows, why[first]) for message, (rows, first) in counted.items()}
 
 
 def _with_trips() -> sa.FromClause:

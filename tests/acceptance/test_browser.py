@@ -133,9 +133,9 @@ if os.environ.get("UPDATE_SCREENSHOT"):  # draws docs/lineage.png again; otherwi
         with airports_service.running("http://127.0.0.1:0") as airports_url:
             environment = {**outside_environment(REPOSITORY), "BUS_HOME": str(tmp_path / "bus"), "BUS_AIRPORTS_URL": airports_url}
             with webserver(tmp_path, "bus_assets.definitions", environment) as demo:
-                assert demo.over(demo.launch("flights")).status == "SUCCESS"
+                assert demo.over(demo.launch("flights_archive")).status == "SUCCESS"
                 page = browser.new_page(viewport={"width": 1700, "height": 1300})
-                visit(page, group(demo, "flights"), "warehouse_flights")
+                visit(page, group(demo, "flights_archive"), "warehouse_flights")
                 page.wait_for_timeout(2 * LAYOUT_MS)
                 (REPOSITORY / "docs").mkdir(exist_ok=True)
                 page.screenshot(path=REPOSITORY / "docs" / "lineage.png")

@@ -1,4 +1,4 @@
-"""The demo route, end to end: real legacy systems, a real web service, Dagster, the warehouse; every figure against pandas'."""
+"""The demo route that reads files from a directory, end to end, on real systems; every figure against pandas'."""
 
 import json
 import os
@@ -40,9 +40,9 @@ import json, sys
 from dagster import DagsterInstance
 from bus_assets.definitions import defs
 
-config = {"resources": {"flights_parameters": {"config": {"month": sys.argv[1]}}}}
+config = {"resources": {"flights_archive_parameters": {"config": {"month": sys.argv[1]}}}}
 with DagsterInstance.ephemeral() as instance:
-    result = defs.resolve_job_def("flights").execute_in_process(instance=instance, run_config=config, raise_on_error=False)
+    result = defs.resolve_job_def("flights_archive").execute_in_process(instance=instance, run_config=config, raise_on_error=False)
     failures = [str(event.step_failure_data.error) for event in result.all_events if event.is_step_failure]
     made = [event for event in result.all_events if event.is_step_materialization]
     judged = [event.asset_check_evaluation_data for event in result.all_events if event.event_type_value == "ASSET_CHECK_EVALUATION"]

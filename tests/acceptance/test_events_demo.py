@@ -1,0 +1,68 @@
+"""``make demo``: the year of flights that lands in a bucket, told by messages, driven by warm workers; every row against pandas'."""
+
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.acceptance.test_flights_demo import HERE, KEYS, REPOSITORY, expected_table, tables
+
+pytestmark = [pytest.mark.xdist_group("towns"), pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("oracle")
+    command = [sys.executable, "-W", "error", str(HERE / "flights_oracle.py"), str(directory)]
+    return json.loads(subprocess.check_output(command, text=True, timeout=100)), directory
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def told(home):
+    """What the demo prints."""
+    given = {name: value for name, value in os.environ.items() if not name.startswith(("BUS_", "DAGSTER_", "AWS_"))}
+    environment = given | {"BUS_HOME": str(home), "BUS_AIRPORTS_URL": "http://127.0.0.1:0"}
+    command = [sys.executable, "-m", "bus_assets.demo", "drive"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=380, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def test_every_flight_is_in_the_warehouse_once(told, home, expected):
+    figures, directory = expected
+    found = tables(f"sqlite:///{home}/warehouse.db")
+    for name in KEYS:
+        assert len(found[name]) == figures["tables"][name]
+        pd.testing.assert_frame_equal(found[name], expected_table(directory, name))
+
+
+def test_it_tells_of_the_poison_the_duplicate_and_the_redrive(told):
+    assert re.search(r"flights-2013-12\.csv\.gz +quarantined .*gzip", told)
+    assert "counted as a duplicate" in told
+    assert re.search(r"flights-2013-11\.csv +delivered", told)
+    assert len(re.findall(r"delivered +[\d,]+ rows rejected", told)) == 12
+
+
+def test_the_runs_that_it_names_were_started_by_warm_workers(told, home):
+    runs = re.findall(r"^  ([0-9a-f-]{36})$", told, re.MULTILINE)
+    assert len(runs) >= 4
+    with sqlite3.connect(home / "dagster" / "history" / "runs.db") as history:
+        bodies = dict(history.execute("SELECT run_id, run_body FROM runs"))
+    for run in runs:
+        assert "dagster-celery/task_id" in bodies[run] or "celery" in bodies[run], bodies[run][:2000]
+
+
+def test_nothing_is_left_running(told, home):
+    left = subprocess.run(["pgrep", "-f", str(home)], capture_output=True, text=True, check=False).stdout.split()
+    assert [pid for pid in left if Path(f"/proc/{pid}").exists()] == []
