@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bus_assets.drive import BREAKER, Drive, NothingToDo
+from bus_assets.forward import in_every_database, restored
 from bus_assets.passengers import MESSAGE, ROW, duck, literals
 from bus_assets.queues import MESSAGES, Bodies, S3Event
 from bus_assets.route import Route
@@ -30,34 +31,44 @@ if TYPE_CHECKING:
     from resources.records import Records, Unreadable
 
 BODIES_AT_A_TIME = 2_000
-ITEM = "@item"
+TRIP_RECEIPT = "trip:"
+"""How the receipt of a whole trip begins; no key of a message begins so, see :mod:`sensors.envelopes`."""
 
 
 def come_aboard(drive: Drive) -> list[Message]:
     """The trip's messages in riding order, without those that an earlier trip has applied. :class:`NothingToDo` if none is left.
 
-    Asked of the destination, not of the depot, which may have been restored from an earlier copy.
+    Asked of the destination, not of the depot, which may have been restored from an earlier copy. A message is delivered when its
+    trip is in every database: one that another trip applied in the first only rides in that trip, which rolls forward.
     """
     inbox = drive.bus.depot.inbox
     aboard = inbox.messages_of(drive.trip.id)
     applied = _applied(drive, aboard)
-    if applied:
-        inbox.applied(drive.trip.id, [message.id for message in applied])
-    left = [message for message in aboard if message not in applied]
+    for trip in dict.fromkeys(applied.values()):
+        ids = [number for number, by in applied.items() if by == trip]
+        if in_every_database(drive, trip):
+            inbox.applied(drive.trip.id, ids)
+        else:
+            restored(drive, trip)
+            inbox.ride_in(drive.trip.id, trip, ids)
+    left = [message for message in aboard if message.id not in applied]
     if not left:
         said = f"trip {drive.trip.id} has no messages left: {len(applied)} were applied by an earlier trip"
         raise NothingToDo(said, route=drive.route.name)
     return left
 
 
-def _applied(drive: Drive, messages: Sequence[Message]) -> list[Message]:
+def _applied(drive: Drive, messages: Sequence[Message]) -> dict[int, str]:
+    """Which messages have their rows in the first database already, and by which trip."""
     if not drive.route.databases:
-        return []
+        return {}
     database = drive.bus.systems[drive.route.databases[0]]
     database.prepare(())
+    found: dict[tuple[str, str], str] = {}
     with database.transaction(reading=True) as transaction:
-        there = {(part, key) for part, keys in receipt_keys(messages).items() for key in transaction.receipts(drive.route.name, keys, part)}
-    return [message for message in messages if (message.part, message.key) in there]
+        for part, keys in receipt_keys(messages).items():
+            found |= {(part, key): trip for key, trip in transaction.receipt_trips(drive.route.name, keys, part).items()}
+    return {message.id: found[message.part, message.key] for message in messages if (message.part, message.key) in found}
 
 
 def receipt_keys(messages: Iterable[Message]) -> dict[str, list[str]]:
@@ -240,51 +251,55 @@ class MessageOf:
         return self._messages[bisect_right(self._firsts, row) - 1]
 
 
-@dataclass(frozen=True)
-class Fates:
-    """What became of a trip's messages: ``rejected`` rows of each that has some; those that are ``quarantined`` whole, and why."""
+def receipts_to_be(drive: Drive, verdicts: Mapping[str, Verdict]) -> dict[str, list[str]]:
+    """The keys of receipts, by part, that publishing records: of every message but those whose rows were all rejected.
 
-    messages: tuple[Message, ...]
-    rejected: Mapping[int, int]
-    quarantined: Mapping[int, str]
-
-    @property
-    def applied(self) -> list[Message]:
-        """Those of which something is, or could have been, dropped off: their receipts are recorded."""
-        return [message for message in self.messages if message.id not in self.quarantined]
-
-
-def fates(drive: Drive, verdicts: Mapping[str, Verdict]) -> Fates:
-    """From the staged rows and the quarantine: a message is quarantined if rows of it wait there and none goes to a destination.
-
-    Nothing of a trip whose messages are aboard no more: it was told already, or they ride elsewhere.
+    :class:`Refused` if the messages aboard are not those that were staged.
     """
-    messages = tuple(drive.bus.depot.inbox.messages_of(drive.trip.id))
-    if not messages:
-        return Fates((), {}, {})
-    rejected = drive.bus.depot.inbox.rejected_rows(drive.trip.id)
+    inbox = drive.bus.depot.inbox
+    messages, rejected = inbox.messages_of(drive.trip.id), inbox.rejected_rows(drive.trip.id)
     going = {number for name in _carriers(drive.route) for number in drive.passengers(name, verdicts).messages()}
-    strangers = going - {message.id for message in messages}
-    if strangers:
+    if strangers := going - {message.id for message in messages}:
         raise Refused(f"rows of message {min(strangers)} are staged, which is not aboard trip {drive.trip.id} any more; drive it again")
-    waits = {message.id: _why(*rejected[message.id]) for message in messages if message.id in rejected and message.id not in going}
-    return Fates(messages, {message: rows for message, (rows, _) in rejected.items()}, waits)
+    if not messages:
+        raise Refused(f"no message is aboard trip {drive.trip.id} any more; nothing was written")
+    return receipt_keys(message for message in messages if message.id in going or message.id not in rejected)
 
 
-def _why(rows: int, first: str) -> str:
-    return first if rows == 1 else f"all of its {rows} rows were rejected, the first: {first}"
+def receipts_of(drive: Drive) -> dict[str, list[str]]:
+    """The receipts, by part, that this trip has left for messages in the first database."""
+    found: dict[str, list[str]] = {}
+    first = drive.bus.systems[drive.route.databases[0]]
+    with first.transaction(reading=True) as transaction:
+        for part, key in transaction.receipts_of(drive.route.name, drive.trip.id):
+            if not key.startswith(TRIP_RECEIPT):
+                found.setdefault(part, []).append(key)
+    return found
 
 
 def tell_fates(drive: Drive) -> None:
-    """The depot learns what became of the trip's messages, once every database has them. Saying it again changes nothing."""
-    if not drive.has_messages:
+    """The depot learns what became of the messages aboard, once every database has them: those without a receipt were rejected whole.
+
+    Saying it again changes nothing: then no message is aboard any more.
+    """
+    inbox, route = drive.bus.depot.inbox, drive.route
+    messages = inbox.messages_of(drive.trip.id) if drive.has_messages else []
+    if not messages:
         return
-    found, inbox = fates(drive, drive.verdicts()), drive.bus.depot.inbox
-    if not found.messages:
-        return
-    inbox.delivered(drive.trip.id, found.rejected, found.quarantined)
-    if not found.applied and inbox.failed_in_row(drive.route.name) >= BREAKER:
-        inbox.pause(drive.route.name, f"{BREAKER} trips in a row had nothing but rejected rows; the newest is {drive.trip.id}")
+    rejected = inbox.rejected_rows(drive.trip.id)
+    applied = {(part, key) for part, keys in receipts_of(drive).items() for key in keys} if route.databases else set[tuple[str, str]]()
+    waits = {
+        message.id: _why(*rejected.get(message.id, (0, "its reasons were lost with an earlier depot")))
+        for message in messages
+        if route.databases and (message.part, message.key) not in applied
+    }
+    inbox.delivered(drive.trip.id, {message: rows for message, (rows, _) in rejected.items()}, waits)
+    if len(waits) == len(messages) and inbox.failed_in_row(route.name) >= BREAKER:
+        inbox.pause(route.name, f"{BREAKER} trips in a row had nothing but rejected rows; the newest is {drive.trip.id}")
+
+
+def _why(rows: int, first: str) -> str:
+    return first if rows < 2 else f"all of its {rows} rows were rejected, the first: {first}"
 
 
 def _carriers(route: Route) -> set[str]:

@@ -19,8 +19,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from bus_assets.aboard import fates, receipt_keys, tell_fates
+from bus_assets.aboard import receipts_of, receipts_to_be, tell_fates
 from bus_assets.drive import AppliedBefore, Drive, Lease, ledger_id
+from bus_assets.forward import plan_of
 from bus_assets.passengers import Passengers, duck, quoted
 from bus_assets.progress import Progress, tell
 from bus_assets.release import reaches, release_stop, released_rows
@@ -84,8 +85,10 @@ def _transaction(drive: Drive, database: str, drops: tuple[DropOff, ...], verdic
         verify_gates(drive, again)
         if transaction.record_receipts(drive.route.name, [f"trip:{ledger}"], trip=trip, attempt=drive.attempt):
             raise AlreadySettled(trip, drive.attempt, PUBLISHED)
-        _messages_once(drive, transaction, again)
+        _messages_once(drive, transaction, database, again)
         _release_once(drive, transaction, database)
+        if database == drive.route.databases[0] and len(drive.route.databases) > 1:
+            transaction.record_plan(drive.route.name, trip, plan_of(drive, again))
         dropped = []
         for drop in drops:
             done = _drop(drive, transaction, drop, again)
@@ -94,14 +97,15 @@ def _transaction(drive: Drive, database: str, drops: tuple[DropOff, ...], verdic
     return tuple(dropped)
 
 
-def _messages_once(drive: Drive, transaction: Any, verdicts: Mapping[str, Verdict]) -> None:
-    """A receipt for each message of which something is dropped off. One that is there already was applied by an earlier trip."""
+def _messages_once(drive: Drive, transaction: Any, database: str, verdicts: Mapping[str, Verdict]) -> None:
+    """A receipt for each message of which something is dropped off. One that is there already was applied by an earlier trip.
+
+    Further databases get the receipts that the first has: what was decided there stands.
+    """
     if not drive.has_messages:
         return
-    found = fates(drive, verdicts)
-    if not found.messages:
-        raise Refused(f"no message is aboard trip {drive.trip.id} any more; nothing was written")
-    for part, keys in receipt_keys(found.applied).items():
+    wanted = receipts_to_be(drive, verdicts) if database == drive.route.databases[0] else receipts_of(drive)
+    for part, keys in wanted.items():
         again = transaction.record_receipts(drive.route.name, keys, part=part, trip=drive.trip.id, attempt=drive.attempt)
         if again:
             raise AppliedBefore(f"{len(again)} of {len(keys)} messages were applied by another trip meanwhile; nothing was written")

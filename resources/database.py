@@ -70,6 +70,26 @@ class Transaction:
         with self._doing("looking up receipts"):
             return self._ledger.receipts(route, keys, part)
 
+    def receipt_trips(self, route: str, keys: Sequence[str], part: str = "") -> dict[str, str]:
+        """Of those of ``keys`` that have their rows here already: by which trip."""
+        with self._doing("looking up receipts"):
+            return self._ledger.receipt_trips(route, keys, part)
+
+    def receipts_of(self, route: str, trip: str) -> list[tuple[str, str]]:
+        """(part, key) of every receipt that ``trip`` left here; long keys as they are stored."""
+        with self._doing("looking up receipts"):
+            return self._ledger.receipts_of(route, trip)
+
+    def record_plan(self, route: str, trip: str, plan: str) -> None:
+        """Keep what rolls ``trip`` forward into further databases; the first plan of a trip stands."""
+        with self._doing("recording a plan"):
+            self._ledger.record_plan(route, trip, plan)
+
+    def plan(self, trip: str) -> str | None:
+        """What :meth:`record_plan` kept, None if it kept nothing."""
+        with self._doing("looking up a plan"):
+            return self._ledger.plan(trip)
+
     def record_receipts(self, route: str, keys: Sequence[str], *, part: str = "", trip: str, attempt: int) -> tuple[str, ...]:
         """Insert receipts; the keys that were there before, in order: if there are any, the caller must give up the transaction."""
         with self._doing("recording receipts"):
@@ -194,7 +214,7 @@ class Database(ConfigurableResource):
                 yield found.batch(rows, [0]).column(0)
 
     def prepare(self, tables: Sequence[TablePlan]) -> None:
-        """Make sure that everything a publication needs is there, before it begins: this project's three tables, and ``tables``.
+        """Make sure that everything a publication needs is there, before it begins: this project's own tables, and ``tables``.
 
         Each table is created if its plan says so, or compared. One Misconfigured lists all differences of all tables, or shows the
         CREATE TABLE to run. A dialect that is not known to keep its promises must pass :meth:`probe`, once per process.

@@ -3,6 +3,7 @@
 bus_outcomes   one row per (trip, attempt): 'published' or 'revoked', whichever transaction committed first
 bus_receipts   one row per (route, key, part): this message's rows are applied
 bus_applied    what each table of a trip got, from the database's own row counts
+bus_plans      of a trip into several databases, in the first: all that is needed to roll it forward, should the depot forget it
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import exc
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine import Connection, Dialect
 
 from resources.column_types import exact_text
@@ -67,7 +68,7 @@ class AlreadySettled(Refused):
 
 
 def ledger_tables(dialect: Dialect, schema: str | None) -> sa.MetaData:
-    """The three tables as ``dialect`` needs them."""
+    """The four tables as ``dialect`` needs them."""
     made = sa.MetaData(schema=schema)
 
     def name(column: str, characters: int = NAME_CHARACTERS, *, primary_key: bool = False) -> sa.Column[str]:
@@ -97,7 +98,7 @@ def ledger_tables(dialect: Dialect, schema: str | None) -> sa.MetaData:
         name("route", primary_key=True),
         name("key", KEY_CHARACTERS, primary_key=True),
         name("part", primary_key=True),
-        name("trip"),
+        sa.Column("trip", exact_text(dialect, NAME_CHARACTERS), nullable=False, index=True),
         number("attempt"),
         now(),
         **engine,
@@ -115,6 +116,15 @@ def ledger_tables(dialect: Dialect, schema: str | None) -> sa.MetaData:
         number("folded"),
         **engine,
     )
+    sa.Table(
+        "bus_plans",
+        made,
+        name("trip", primary_key=True),
+        name("route"),
+        sa.Column("plan", sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb"), nullable=False),
+        now(),
+        **engine,
+    )
     return made
 
 
@@ -126,6 +136,7 @@ class Ledger:
         tables = ledger_tables(connection.dialect, schema).tables
         prefix = f"{schema}." if schema else ""
         self._outcomes, self._receipts, self._applied = (tables[prefix + name] for name in ("bus_outcomes", "bus_receipts", "bus_applied"))
+        self._plans = tables[f"{prefix}bus_plans"]
 
     def outcome(self, trip: str, attempt: int) -> str | None:
         t = self._outcomes
@@ -144,6 +155,21 @@ class Ledger:
     def receipts(self, route: str, keys: Sequence[str], part: str = "") -> frozenset[str]:
         found = self._stored_receipts(route, [stored_key(key) for key in keys], part)
         return frozenset(key for key in keys if stored_key(key) in found)
+
+    def receipt_trips(self, route: str, keys: Sequence[str], part: str = "") -> dict[str, str]:
+        found = self._stored_receipts(route, [stored_key(key) for key in keys], part)
+        return {key: found[stored_key(key)] for key in keys if stored_key(key) in found}
+
+    def receipts_of(self, route: str, trip: str) -> list[tuple[str, str]]:
+        t = self._receipts
+        query = sa.select(t.c.part, t.c.key).where(t.c.route == route, t.c.trip == trip)
+        return [(part, key) for part, key in self._connection.execute(query.order_by(t.c.part, t.c.key))]
+
+    def record_plan(self, route: str, trip: str, plan: str) -> None:
+        self._inserted(self._plans, [{"trip": trip, "route": route, "plan": plan}])
+
+    def plan(self, trip: str) -> str | None:
+        return self._connection.scalar(sa.select(self._plans.c.plan).where(self._plans.c.trip == trip))
 
     def record_receipts(self, route: str, keys: Sequence[str], *, part: str, trip: str, attempt: int) -> tuple[str, ...]:
         by_stored = {stored_key(key): key for key in keys}
@@ -198,11 +224,12 @@ class Ledger:
             return False
         return True
 
-    def _stored_receipts(self, route: str, stored: Sequence[str], part: str) -> set[str]:
-        t, found = self._receipts, set[str]()
+    def _stored_receipts(self, route: str, stored: Sequence[str], part: str) -> dict[str, str]:
+        """By key, as it is stored: the trip that applied it."""
+        t, found = self._receipts, dict[str, str]()
         for chunk in _chunks(stored):
-            query = sa.select(t.c.key).where(t.c.route == route, t.c.part == part, t.c.key.in_(chunk))
-            found.update(self._connection.scalars(query))
+            query = sa.select(t.c.key, t.c.trip).where(t.c.route == route, t.c.part == part, t.c.key.in_(chunk))
+            found.update((key, trip) for key, trip in self._connection.execute(query))
         return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from resources.depot import boarding, forming, messages, quarantine, routes, settling
+from resources.depot import boarding, forming, messages, quarantine, restoring, routes, settling
 from resources.depot.connections import Connections
 from resources.depot.entries import Trip, checked_name
 from resources.depot.mail import Arrival, Boarded, Counts, Departure, Message, MessageState, Purged, Spent, Underway
@@ -160,6 +160,14 @@ class Inbox:
         """These were found applied by an earlier trip: delivered, and off this trip. How many are left aboard; if none, it is 'empty'."""
         with self._connections.writing() as connection:
             return settling.applied(connection, trip, ids)
+
+    def ride_in(self, trip: str, other: str, ids: Sequence[int]) -> int:
+        """These were found applied by ``other``, which is not in every database yet: they ride in that trip, which rolls forward.
+
+        How many are left aboard ``trip``; if none, it is 'empty'.
+        """
+        with self._connections.writing() as connection:
+            return restoring.ride_in(connection, trip, other, ids)
 
     def cancel(self, trip: str, reason: str) -> Trip:
         """Ask a trip to stop; gives it as it stands then.

@@ -82,7 +82,7 @@ def by_message(connection: sa.Connection, trip: str) -> dict[int, tuple[int, str
     found = connection.execute(query.where(quarantine.c.trip == trip, quarantine.c.message.is_not(None)).group_by(quarantine.c.message))
     counted = {message: (rows, first) for message, rows, first in found}
     why: dict[int, str] = {}
-    for some in _chunks((first for _, first in counted.values()), UPDATE_IDS):
+    for some in chunks((first for _, first in counted.values()), UPDATE_IDS):
         reasons = connection.execute(sa.select(quarantine.c.id, quarantine.c.reasons).where(quarantine.c.id.in_(some)))
         why |= {number: f"{reason[0]['rule']}: {reason[0]['message']}" for number, reason in reasons}
     return {message: (rows, why[first]) for message, (rows, first) in counted.items()}

@@ -7,7 +7,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Any, get_args
 
-from resources.depot import quarantine, trips
+from resources.depot import quarantine, restoring, trips
 from resources.depot.connections import Connections, now
 from resources.depot.entries import (
     Attempt,
@@ -224,6 +224,17 @@ class Depot:
         """Where the trip is committed, the earliest first."""
         with self._connections.reading() as connection:
             return list(trips.list_publications(connection, trip))
+
+    def restore_trip(
+        self, trip: str, route: str, trigger: str, parameters: Mapping[str, Any], *, attempt: int, run: str, verdicts: Sequence[Verdict]
+    ) -> Trip:
+        """A trip that this depot forgot and a destination remembers: 'stuck', committed by ``attempt``, to be rolled forward.
+
+        One that the depot knows is given back as it is.
+        """
+        values = {"id": checked_trip_id(trip), "route": checked_name(route, "route"), "trigger": checked_name(trigger, "trigger")}
+        with self._connections.writing() as connection:
+            return restoring.restore(connection, {**values, "parameters": dict(parameters)}, attempt, run, verdicts)
 
     # Quarantine
 

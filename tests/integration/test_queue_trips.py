@@ -12,6 +12,7 @@ from bus_assets import Contract, DropOff, Field, Json, PickUp, S3Event, Table, T
 from bus_assets.boarding import board, settle
 from bus_assets.drive import Boarding
 from bus_assets.publish import publish
+from resources.database import Database
 from resources.errors import Refused, Transient
 from resources.files import LocalFiles
 from tests.queue_world import ORDER, TOTAL, QueueWorld, events, order, orders
@@ -351,3 +352,58 @@ def test_the_same_misconfiguration_for_every_message_pauses_the_route_and_sets_n
     world.bus.depot.inbox.resume("events")
     world.deliver()
     assert world.logged() == ["O-1", "O-2", "O-3"]
+
+
+# Two databases
+
+
+def two_databases():
+    stops = (*events().stops[1:2], DropOff("log", Table("warehouse", "log", create=True), of="priced"))
+    return events(stops=(*stops, DropOff("copy", Table("mart", "copy", create=True), of="priced")))
+
+
+def in_mart(root):
+    with sqlite3.connect(root / "mart.db") as mart:
+        try:
+            return sorted(row[0] for row in mart.execute("SELECT order_id FROM copy"))
+        except sqlite3.OperationalError:
+            return []
+
+
+def harbours(root):
+    return QueueWorld(root, two_databases(), mart=Database(url=f"sqlite:///{root}/mart.db"))
+
+
+def die_before_the_mart(drive, at):
+    if at == "mart":
+        raise Transient("the mart is away")
+
+
+def test_a_trip_that_reached_one_database_of_two_rolls_forward(tmp_path):
+    world = harbours(tmp_path)
+    world.send(*orders([1, 2]))
+    (departure,) = world.tick().departures
+    world.run(departure, die_before_the_mart)
+    assert (world.logged(), in_mart(tmp_path)) == (["O-1", "O-2"], [])
+    assert [message.state for message in world.messages()] == ["aboard", "aboard"]
+    world.deliver()
+    assert (world.logged(), in_mart(tmp_path)) == (["O-1", "O-2"], ["O-1", "O-2"])
+    assert world.states() == {"delivered": 2}
+
+
+def test_a_lost_depot_rolls_a_trip_forward_that_it_has_never_heard_of(tmp_path):
+    """Whoever finds a receipt first rolls that trip forward in every database before calling its messages delivered."""
+    world = harbours(tmp_path)
+    world.send(*orders([1, 2]))
+    (departure,) = world.tick().departures
+    world.run(departure, die_before_the_mart)
+    for file in tmp_path.glob("depot.db*"):
+        file.unlink()
+    again = harbours(tmp_path)
+    again.queue = again.bus.systems["order_events"] = world.queue
+    for message_id in ("m-1", "m-2"):
+        again.queue.duplicate(message_id)
+    again.send(order(3))
+    again.deliver()
+    assert (again.logged(), in_mart(tmp_path)) == (["O-1", "O-2", "O-3"], ["O-1", "O-2", "O-3"])
+    assert again.states() == {"delivered": 3}

@@ -1,0 +1,50 @@
+"""Rolling forward a trip that a restored depot has never heard of: its plan stands in the first database, beside its receipts.
+
+Only routes with several databases need it: elsewhere a receipt says that all is done.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from bus_assets.drive import Drive, ledger_id
+from resources.depot.entries import NoSuchTrip, Verdict
+from resources.errors import Refused
+
+
+def plan_of(drive: Drive, verdicts: Mapping[str, Verdict]) -> str:
+    """Everything by which another depot can publish this trip into the further databases, from the same staged bytes."""
+    kept = [{name: value for name, value in asdict(verdict).items() if name != "created_at"} for verdict in verdicts.values()]
+    trip = {"trigger": drive.trip.trigger, "parameters": dict(drive.trip.parameters)}
+    return json.dumps({**trip, "attempt": drive.attempt, "run": drive.run, "verdicts": kept}, default=str)
+
+
+def in_every_database(drive: Drive, trip: str) -> bool:
+    """Whether ``trip`` of this route is committed in all of the route's databases; the first is known to have it."""
+    for name in drive.route.databases[1:]:
+        drive.bus.systems[name].prepare(())
+        with drive.bus.systems[name].transaction(reading=True) as transaction:
+            if transaction.published(ledger_id(drive.route, trip, name)) is None:
+                return False
+    return True
+
+
+def restored(drive: Drive, trip: str) -> None:
+    """Make the depot know ``trip`` again, 'stuck', so that it departs and rolls forward. :class:`Refused` if no plan is there."""
+    try:
+        drive.bus.depot.trip(trip)
+        return
+    except NoSuchTrip:
+        pass
+    first = drive.bus.systems[drive.route.databases[0]]
+    with first.transaction(reading=True) as transaction:
+        found = transaction.plan(trip)
+    if found is None:
+        raise Refused(f"trip {trip} has applied messages in '{drive.route.databases[0]}' only, and left no plan to roll it forward by")
+    plan: dict[str, Any] = json.loads(found)
+    verdicts = [Verdict(**{**said, "figures": tuple(said["figures"])}) for said in plan["verdicts"]]
+    known = {"attempt": plan["attempt"], "run": plan["run"], "verdicts": verdicts}
+    drive.bus.depot.restore_trip(trip, drive.route.name, plan["trigger"], plan["parameters"], **known)
