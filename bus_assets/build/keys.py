@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from dagster import AssetKey
 
+from bus_assets.queues import Bodies
 from bus_assets.route import Route
 from bus_assets.stops import DropOff, PickUp
 
@@ -23,7 +24,9 @@ def stop_key(route: Route, stop: str) -> AssetKey:
 
 
 def source_key(stop: PickUp) -> AssetKey:
-    """The external asset that a pick-up reads: [system, address]."""
+    """The external asset that a pick-up reads: [system, address]; of messages, their queue."""
+    if isinstance(stop.source, Bodies):
+        return AssetKey(["queue", stop.source.system])
     return AssetKey([stop.source.system, slug(stop.source.address())])
 
 

@@ -87,7 +87,7 @@ def test_the_messages_asset_shows_counts_and_the_accounts_sums(town):
 def test_the_queue_is_upstream_of_the_messages(town):
     graph = town.defs.resolve_asset_graph()
     parents = graph.get(dg.AssetKey(["events", "messages"])).parent_keys
-    assert {key.to_user_string() for key in parents} == {"order_events/queue"}
+    assert {key.to_user_string() for key in parents} == {"queue/order_events"}
 
 
 def test_a_run_whose_trip_is_somebody_elses_ends_without_having_failed(town):
