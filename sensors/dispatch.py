@@ -337,7 +337,7 @@ def tick(
     above: Above,
     *,
     dead_letters: MessageQueue | None = None,
-    poll_seconds: float = POLL_SECONDS,
+    poll_seconds: float,
 ) -> Tick:
     """One tick: ends when a trip is ready to depart and nothing more comes at once, or when ``poll_seconds`` have brought nothing.
 

@@ -14,7 +14,7 @@ from bus_assets.drive import TRIP_TAG, Bus
 from bus_assets.queues import Queue
 from bus_assets.route import Route
 from resources.depot.entries import Attempt, Trip
-from sensors.dispatch import Above, Policy, Tick, tick
+from sensors.dispatch import POLL_SECONDS, Above, Policy, Tick, tick
 from sensors.envelopes import unwrap
 from sensors.queue import queue_sensor
 
@@ -30,7 +30,8 @@ def route_sensor(route: Route, job: Any) -> Any:
         bus = Bus(getattr(context.resources, DEPOT).depot(), getattr(context.resources, STAGING).open(), systems)
         dead_letters = systems[queue.dead_letters] if queue.dead_letters else None
         above = protocol(bus, route, queue, context.instance)
-        yield partial(tick, policy_of(route, queue), bus.depot.inbox, systems[queue.system], above, dead_letters=dead_letters)
+        policy, inbox = policy_of(route, queue), bus.depot.inbox
+        yield partial(tick, policy, inbox, systems[queue.system], above, dead_letters=dead_letters, poll_seconds=POLL_SECONDS)
 
     needs = {DEPOT, STAGING, *queue.systems, *route.databases}
     said = f"Boards messages of {queue.system}, starts trips of up to {queue.batch}, sees to those that failed."

@@ -50,7 +50,7 @@ class Town:
 
 @pytest.fixture
 def town(tmp_path, monkeypatch):
-    monkeypatch.setattr("sensors.dispatch.POLL_SECONDS", 0.0)
+    monkeypatch.setattr("bus_assets.build.dispatching.POLL_SECONDS", 0.0)
     return Town(tmp_path)
 
 
