@@ -154,7 +154,7 @@ def _processes(here: Settings, plan: Plan, environment: Mapping[str, str], *, wo
         ),
         Process(
             "daemon",
-            _module("dagster._daemon", "run", "-w", str(workspace)),
+            _module("bus_assets.up.eager_daemon", "run", "-w", str(workspace)),
             environment,
             says="Instance is configured with the following daemons",
             waits_for=("code",),

@@ -128,3 +128,10 @@ def test_a_process_that_says_that_it_is_set_up_wrongly_ends_all(tmp_path: Path):
     with pytest.raises(Stopped, match=r"(?s)wrong says that it is set up wrongly \(exit code 78\).*no such database"):
         supervisor.wait(10)
     assert supervisor.pids == {}
+
+
+def test_dagster_still_has_the_interval_that_the_eager_daemon_shortens():
+    """If this fails, Dagster has moved it: look whether a setting does it now, else sensors wait up to 5 s between ticks."""
+    from dagster._daemon import sensor
+
+    assert sensor.MIN_INTERVAL_LOOP_TIME == 5
