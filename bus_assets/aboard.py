@@ -20,6 +20,7 @@ from bus_assets.passengers import MESSAGE, ROW, duck, literals
 from bus_assets.queues import MESSAGES, Bodies, S3Event
 from bus_assets.route import Route
 from bus_assets.stops import PickUp, Transform
+from bus_assets.values import TripValues
 from resources.errors import BusError, Misconfigured, Poison, Refused, Transient
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def named_by(drive: Drive, stop: PickUp) -> Iterator[Records]:
     empty = pa.RecordBatch.from_pylist([], pa.schema([(name, pa.string()) for name in stop.found_at()]))
     none = pa.array([], pa.int64())
     tried, failures = 0, list[BusError]()
-    for message, row in _message_rows(drive):
+    for message, row in message_rows(drive):
         tried += 1
         origin = f"{stop.source.system}, for message {message}"
         try:
@@ -175,7 +176,7 @@ def named_by(drive: Drive, stop: PickUp) -> Iterator[Records]:
         raise failures[0]
 
 
-def _message_rows(drive: Drive) -> Iterator[tuple[int, dict[str, Any]]]:
+def message_rows(drive: Drive) -> Iterator[tuple[int, dict[str, Any]]]:
     passengers = drive.passengers(MESSAGES)
     names = passengers.contract.names
     for batch in passengers.batches((*names, MESSAGE)):
@@ -184,6 +185,12 @@ def _message_rows(drive: Drive) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _read_for(drive: Drive, stop: PickUp, row: Mapping[str, Any]) -> Iterator[Records]:
+    system, values = named(drive, stop, row)
+    yield from stop.source.read(system, stop.found_at(), values)
+
+
+def named(drive: Drive, stop: PickUp, row: Mapping[str, Any]) -> tuple[Any, TripValues]:
+    """The system and the values with which ``stop`` reads what the message of ``row`` names; an S3 object in exactly its version."""
     from resources.files import ToldFiles
 
     system, queue = drive.bus.systems[stop.source.system], drive.route.queue
@@ -191,7 +198,7 @@ def _read_for(drive: Drive, stop: PickUp, row: Mapping[str, Any]) -> Iterator[Re
     if queue and isinstance(queue.decode, S3Event) and isinstance(system, ToldFiles):
         said["key"] = system.name_of(row["bucket"], row["key"])
         system = _Told(system, said["key"], system.version_of(row["version"], row["etag"]), row["size"] or 0)
-    yield from stop.source.read(system, stop.found_at(), replace(drive.values, message=said))
+    return system, replace(drive.values, message=said)
 
 
 @dataclass(frozen=True)

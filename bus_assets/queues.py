@@ -50,7 +50,7 @@ class Json:
     A message of which more than ``contract.max_rejected`` of the rows are rejected waits in quarantine whole; the others go on.
     """
 
-    kind: ClassVar[str] = "json"
+    kind: ClassVar[Literal["json"]] = "json"
 
     contract: Contract
     fields: Mapping[str, str] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Json:
 class Text:
     """Bodies are text: one row each, with the field ``body`` and whatever of the envelope ``fields`` asks for."""
 
-    kind: ClassVar[str] = "text"
+    kind: ClassVar[Literal["text"]] = "text"
 
     contract: Contract = field(default_factory=lambda: Contract((Field("body"),)))
     fields: Mapping[str, str] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class S3Event:
     Its rows are :data:`S3_EVENT`; ``TextFile("landing", "{message.key}")`` then reads exactly that version of the object.
     """
 
-    kind: ClassVar[str] = "s3"
+    kind: ClassVar[Literal["s3"]] = "s3"
 
     @property
     def contract(self) -> Contract:

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bus_assets.account import DropSum, Recount, StopSum
+from bus_assets.counted_messages import bodies_again, named_again
 from bus_assets.drive import Drive
 from bus_assets.passengers import Passengers, duck, literals, quoted
+from bus_assets.queues import Bodies
 from bus_assets.release import release_stop, released_rows, rows_of
 from bus_assets.stage import EXAMPLES_OF_A_FAILED_STOP
 from bus_assets.stops import DropOff, PickUp, Table
@@ -58,6 +60,15 @@ def _of_stop(drive: Drive, stop: StopSum) -> Iterator[Recount]:
 
 
 def _source(drive: Drive, declared: PickUp, stop: StopSum) -> Recount:
+    if drive.has_messages and isinstance(declared.source, Bodies):
+        found = bodies_again(drive, declared.source)
+        return _compared("picked up", stop.stop, "bodies in the depot, read again", stop.picked_up, found, "bodies were purged")
+    if drive.has_messages and declared.per_message:
+        said = "what each message names, read again"
+        try:
+            return _compared("picked up", stop.stop, said, stop.picked_up, named_again(drive, declared), "has it changed since?")
+        except BusError as error:
+            return _not_counted("picked up", stop.stop, said, stop.picked_up, error.message)
     by = f"{stop.source}, read again"
     try:
         found = declared.source.recount(drive.bus.systems[declared.source.system], drive.values)

@@ -10,13 +10,21 @@ from typing import Annotated
 
 import typer
 
-from bus_assets.cli import drive_command, quarantine_commands, route_commands, trip_commands, up_command
+from bus_assets.cli import (
+    doctor_command,
+    drive_command,
+    message_commands,
+    quarantine_commands,
+    route_commands,
+    trip_commands,
+    up_command,
+)
 from bus_assets.cli.output import notice
 from resources.errors import BusError
 
 app = typer.Typer(
     name="bus",
-    help="Drive routes, look at trips, keep the account, and see to what waits in quarantine.",
+    help="Drive routes, look at trips and messages, keep the account, and see to what waits in quarantine.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -36,6 +44,14 @@ app.command("drive")(drive_command.drive)
 app.command("trips")(trip_commands.trips)
 app.command("trip")(trip_commands.trip)
 app.command("account")(trip_commands.account)
+app.command("messages")(message_commands.messages)
+app.command("redrive")(message_commands.redrive)
+app.command("replay")(message_commands.replay)
+app.command("cancel")(message_commands.cancel)
+app.command("pause")(message_commands.pause)
+app.command("resume")(message_commands.resume)
+app.command("dispatch")(message_commands.dispatch)
+app.command("doctor")(doctor_command.doctor)
 app.command("up")(up_command.up)
 app.command("worker")(up_command.worker)
 app.add_typer(quarantine_commands.app, name="quarantine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,10 +10,11 @@ import typer
 from bus_assets.cli.output import AsJson, Module, notice, print_json, print_table, say
 
 if TYPE_CHECKING:
+    from bus_assets.cli.loading import Loaded
     from resources.depot.entries import Trip
 
 TripId = Annotated[str, typer.Argument(metavar="TRIP", help="A trip's id; `bus trips` lists them.")]
-STATES = ("driving", "delivered", "failed", "rehearsed", "stuck")
+STATES = ("formed", "departed", "driving", "delivered", "failed", "rehearsed", "stuck", "split", "stranded", "cancelled", "empty")
 
 
 def trips(
@@ -71,20 +73,22 @@ def trip(trip_id: TripId, as_json: AsJson = False) -> None:
 
 
 def account(
-    trip_id: TripId,
+    trip_id: Annotated[str, typer.Argument(metavar="TRIP|ROUTE", help="A trip's id, or a route whose messages to account for.")],
     recount: Annotated[
         bool, typer.Option("--recount/--no-recount", help="Count sources, staging, quarantine and destinations again, independently.")
     ] = True,
     module: Module = None,
     as_json: AsJson = False,
 ) -> None:
-    """Account for every row of a trip. Recounted from the sources and the destinations; exits 1 if something differs."""
+    """Account for every row of a trip, or every message of a route. Recounted independently; exits 1 if something differs."""
     from bus_assets.account import account as made
     from bus_assets.cli.account_view import show_account
     from bus_assets.cli.loading import load, open_bus, open_depot
 
-    open_depot().trip(trip_id)
     loaded = load(module)
+    if trip_id in loaded.routes:
+        return _account_of_messages(loaded, trip_id, as_json)
+    open_depot().trip(trip_id)
     route = loaded.route(open_depot().trip(trip_id).route)
     with open_bus(loaded, route) as bus:
         found = made(bus, route, trip_id, recount)
@@ -92,6 +96,28 @@ def account(
         print_json(found.to_json())
     else:
         show_account(found)
+    if not found.balanced:
+        raise typer.Exit(1)
+    return None
+
+
+def _account_of_messages(loaded: Loaded, name: str, as_json: bool) -> None:
+    from bus_assets.cli.loading import open_bus
+    from bus_assets.counted_messages import messages_account
+
+    route = loaded.route(name)
+    with open_bus(loaded, route) as bus:
+        found = messages_account(bus, route)
+    if as_json:
+        print_json({**asdict(found), "balanced": found.balanced})
+    else:
+        say(f"route '{name}': {found.received:,} messages received; besides, {found.duplicates:,} duplicates, {found.ignored:,} ignored")
+        print_table(("state", "messages"), [(state, number) for state, number in found.by_state.items() if number], numbers=("messages",))
+        rows = [
+            (r.what, r.counted_by, r.expected, r.found, "agrees" if r.agrees else "DIFFERS", "" if r.agrees else r.note)
+            for r in found.recounts
+        ]
+        print_table(("recounted", "by", "expected", "found", "", ""), rows, numbers=("expected", "found"))
     if not found.balanced:
         raise typer.Exit(1)
 
