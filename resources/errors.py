@@ -18,8 +18,11 @@ from __future__ import annotations
 class BusError(Exception):
     """Root of all errors. ``place`` is where in the source it happened: ``orders.csv, line 17``.
 
-    ``route`` and ``stop`` are filled in by the platform on the way up; a resource knows only the place.
+    ``route`` and ``stop`` are filled in by the platform on the way up; a resource knows only the place. ``culprit`` is the depot's
+    number of the message whose fault it is, where one is known.
     """
+
+    culprit: int | None = None
 
     def __init__(self, message: str, *, place: str | None = None, route: str | None = None, stop: str | None = None):
         super().__init__(message)
