@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from resources.depot import schema
+from resources.depot import trips as trips_sql
 from resources.depot.entries import AttemptEnded, AttemptLive, NoSuchTrip, QuarantinedRow, Reason, TripOver, Verdict
 from resources.depot.mail import Arrival, Boarded, Purged
 from resources.depot.store import Depot
@@ -1214,6 +1215,19 @@ def test_settling_and_claiming_at_once_never_deadlock(url):
     assert Counter(message.trip for message in inbox.messages(limit=99)).total() == 40
     for depot in depots:
         depot.close()
+
+
+def test_a_trip_that_is_being_claimed_at_this_moment_does_not_depart(postgres_database_url):
+    """Claim has locked the formed trip, and not committed: a run is there already."""
+    depot = Depot(postgres_database_url)
+    depot.inbox.board("orders", arrivals(2))
+    formed(depot.inbox, batch=1)
+    claimed, other = sorted(depot.trips("orders", "formed"), key=lambda trip: trip.created_at)
+    with depot._connections.writing() as connection:
+        trips_sql.claim(connection, claimed.id, "run-1", timedelta(seconds=60), {})
+        assert departed(depot.inbox) == [other.id]
+    assert depot.trip(claimed.id).state == "driving"
+    depot.close()
 
 
 # The tables before

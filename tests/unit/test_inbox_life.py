@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from resources.depot import schema
-from resources.depot.entries import AlreadyDelivered, AttemptEnded, AttemptLive, TripOver
+from resources.depot.entries import AlreadyDelivered, AttemptLive, TripOver
 from resources.depot.mail import Arrival
 from resources.depot.store import Depot
 from resources.errors import Refused
@@ -332,7 +332,7 @@ class Life(RuleBasedStateMachine):
                 others.append(one.id)
         assert len(new) == bool(others)
         journey.state = "split" if others else "stranded"
-        self.move(trip, {made: others for made in new})
+        self.move(trip, dict.fromkeys(new, others))
 
     @precondition(lambda self: any(self.aboard(trip) for trip in self.driven()))
     @rule(data=st.data())
