@@ -27,7 +27,8 @@ ORDER = Contract(
         Field("ordered_at", "timestamptz", required=True),
     )
 )
-TABLE = "order_id text NOT NULL, customer_id bigint NOT NULL, amount numeric(12,2) NOT NULL, currency text NOT NULL, ordered_at timestamptz NOT NULL"
+TABLE = """order_id text NOT NULL, customer_id bigint NOT NULL, amount numeric(12,2) NOT NULL, currency text NOT NULL,
+ordered_at timestamptz NOT NULL"""
 
 
 def body(number: int) -> str:
@@ -86,7 +87,7 @@ def by_hand(endpoint_url: str, queue: str, messages: int, url: str, table: str) 
     import sqlalchemy as sa
 
     engine = sa.create_engine(url, pool_size=THREADS)
-    insert = sa.text(f"INSERT INTO {table} VALUES (:order_id, :customer_id, :amount, :currency, :ordered_at)")  # noqa: S608
+    insert = sa.text(f"INSERT INTO {table} VALUES (:order_id, :customer_id, :amount, :currency, :ordered_at)")
     for _ in range(THREADS):
         engine.connect().close()
 
