@@ -5,29 +5,34 @@ Rows are judged in the order of ``_bus_row``, so that no row is rejected because
 * a *reference* is broken by a value, not null, that is not among the given ones;
 * a *unique key* is broken by a row when an earlier row that is kept has the same values in it, none of them null.
 
-A row that breaks several of them has all these reasons. Looking costs one pass; only rows that share a key with another are
-looked at one by one.
+A row that breaks several of them has all these reasons. Looking costs one pass, and none for keys that were seen to come in
+ascending order (:class:`Ascending`); only rows that share a key with another are looked at one by one.
 """
 
 # ruff: noqa: S608 - identifiers are quoted, values are bound; DuckDB binds neither columns nor files of a view
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute
 
 from bus_assets.contract import Contract, Rule
 from bus_assets.reading import shown
 from resources.errors import Misconfigured
 from resources.records import place_of
 
+pc: Any = pyarrow.compute  # its functions are made at import; no type checker knows them
+
 Known = pa.Array | pa.ChunkedArray | tuple[Sequence[str], str]
 """The values that a reference may take: in memory, or a column of staged Parquet files as ``(paths, column)``."""
 
 ROWS_AT_A_TIME = 10_000
+_ORDERED = ("string", "integer", "number", "decimal", "date", "time", "timestamp", "timestamptz")
+"""Types that Arrow compares; two values of which one is greater are never the same to DuckDB."""
 _KINDS = {
     "BOOLEAN": "boolean",
     "VARCHAR": "text",
@@ -46,6 +51,46 @@ class Violation(NamedTuple):
     message: str
 
 
+class Ascending:
+    """The keys of which every row had a greater one than the row before it, so that none can appear twice.
+
+    Most exports are in the order of their key. Rows are added in the order in which they are staged; a null ends it for its key.
+    """
+
+    def __init__(self, contract: Contract):
+        self._before: dict[tuple[str, ...], list[pa.Array] | None] = {
+            key: None for key in contract.keys if all(contract[name].parsed_type.kind in _ORDERED for name in key)
+        }
+
+    @property
+    def keys(self) -> frozenset[tuple[str, ...]]:
+        return frozenset(self._before)
+
+    def add(self, kept: pa.RecordBatch) -> None:
+        for key, before in list(self._before.items()) if kept.num_rows else ():
+            columns = [kept.column(name) for name in key]
+            if _increases(columns) and (before is None or _is_greater([c.slice(0, 1) for c in columns], before)):
+                self._before[key] = [column.slice(kept.num_rows - 1) for column in columns]
+            else:
+                del self._before[key]
+
+
+def _increases(columns: Sequence[pa.Array]) -> bool:
+    last = len(columns[0]) - 1
+    return not any(column.null_count for column in columns) and _is_greater(
+        [column.slice(1) for column in columns], [column.slice(0, last) for column in columns]
+    )
+
+
+def _is_greater(these: Sequence[pa.Array], those: Sequence[pa.Array]) -> bool:
+    """Whether each of ``these`` keys is greater than its counterpart: the first part that differs decides."""
+    found = None
+    for this, that in reversed(list(zip(these, those, strict=True))):
+        greater = pc.greater(this, that)
+        found = greater if found is None else pc.or_(greater, pc.and_(pc.equal(this, that), found))
+    return pc.all(found).as_py() is not False
+
+
 def cross_row(
     con: duckdb.DuckDBPyConnection,
     kept_files: Sequence[str],
@@ -53,12 +98,14 @@ def cross_row(
     references: Mapping[str, Known],
     *,
     unit: str = "row",
+    unique: Collection[tuple[str, ...]] = (),
 ) -> Iterator[Violation]:
     """Every violation of a reference, then of a unique key, each in row order; a row may come several times.
 
     ``kept_files`` have ``_bus_row`` (int64, unique) and may have ``_bus_origin`` and ``_bus_position``: then a message names the
-    row with the same key as ``orders.csv, line 12``, ``unit`` being 'line'. ``references`` by field name. Memory: what the caller
-    sets as DuckDB's limit, and a few words for each key value that appears more than once.
+    row with the same key as ``orders.csv, line 12``, ``unit`` being 'line'. ``references`` by field name. ``unique``: keys that
+    are known to appear once. Memory: what the caller sets as DuckDB's limit, and a few words for each key value that appears
+    more than once.
     Raises :class:`Misconfigured` for a reference without values, of another kind of type, or if DuckDB runs out of memory.
     """
     if not kept_files:
@@ -67,7 +114,7 @@ def cross_row(
     try:
         cursor.execute(f"CREATE TEMP VIEW kept AS SELECT * FROM read_parquet({_literals(kept_files)})")
         yield from _dangling(cursor, contract, references)
-        yield from _repeated(cursor, contract, unit)
+        yield from _repeated(cursor, contract, [key for key in contract.keys if key not in unique], unit)
     except duckdb.Error as error:
         raise Misconfigured(f"keys and references could not be checked: {str(error).splitlines()[0]}; see DuckDB's settings") from error
     finally:
@@ -119,8 +166,10 @@ def _kind_of(duckdb_type: str) -> str:
     return _KINDS.get(duckdb_type, "number")
 
 
-def _repeated(cursor: duckdb.DuckDBPyConnection, contract: Contract, unit: str) -> Iterator[Violation]:
-    keys = [key for key in contract.keys if _appears_twice(cursor, key)] if contract.keys else []
+def _repeated(
+    cursor: duckdb.DuckDBPyConnection, contract: Contract, candidates: Sequence[tuple[str, ...]], unit: str
+) -> Iterator[Violation]:
+    keys = [key for key in candidates if _appears_twice(cursor, key)]
     if not keys:
         return
     placed = {"_bus_origin", "_bus_position"} <= {name for name, *_ in cursor.execute("DESCRIBE kept").fetchall()}
