@@ -157,6 +157,12 @@ _LENGTH: dict[str, Callable[[pa.Array], pa.Array]] = {
 }
 
 
+def _too_long(values: pa.Array, field: Field) -> pa.Array:
+    if field.parsed_type.kind == "string" and (pc.max(pc.binary_length(values)).as_py() or 0) <= field.max_length:
+        return _all(values, False)  # no text has more characters than bytes
+    return pc.greater(_length(values, field), field.max_length)
+
+
 def _length(values: pa.Array, field: Field) -> pa.Array:
     return _LENGTH[field.parsed_type.kind](values)
 
@@ -168,7 +174,7 @@ BROKEN: dict[str, Callable[[pa.Array, Field], pa.Array]] = {
     "maximum": _above,
     "pattern": _unmatched,
     "min_length": lambda values, field: pc.less(_length(values, field), field.min_length),
-    "max_length": lambda values, field: pc.greater(_length(values, field), field.max_length),
+    "max_length": _too_long,
 }
 """For each rule about one value: which values break it (true), null where there is nothing to judge."""
 

@@ -108,7 +108,7 @@ class Stager:
                 ids = _numbers(seen + 1, run.batch.num_rows)
                 self._unreadable(run, seen)
                 kept, index = self._split(run.batch, ids, run)
-                writer.write(_with(kept, ids.take(index), run.origin, run.positions.take(index)))
+                writer.write(_with(kept, _taken(ids, index), run.origin, _taken(run.positions, index)))
                 seen += run.batch.num_rows + len(run.unreadable)
                 self.progress(seen)
         return self._judged(writer.manifest, seen)
@@ -122,7 +122,7 @@ class Stager:
             for batch in batches:
                 ids = batch.column(ROW).cast(pa.int64()) if keeps_grain else _numbers(seen + 1, batch.num_rows)
                 kept, index = self._split(batch, ids, None)
-                writer.write(_with(kept, ids.take(index)))
+                writer.write(_with(kept, _taken(ids, index)))
                 seen += batch.num_rows
                 if tally:
                     tally.add(ids)
@@ -327,6 +327,11 @@ def _number_text(value: float | Decimal, kind: str) -> str | None:
     if kind == "integer" and value == int(value):
         return str(int(value))
     return str(value) if isinstance(value, float) and kind != "decimal" else format(Decimal(str(value)), "f")
+
+
+def _taken(values: pa.Array, index: pa.Int64Array) -> pa.Array:
+    """``values`` at ``index``, which ascends: all of it most often."""
+    return values if len(index) == len(values) else values.take(index)
 
 
 def _with(kept: pa.RecordBatch, ids: pa.Array, origin: str | None = None, positions: pa.Array | None = None) -> pa.RecordBatch:
