@@ -13,6 +13,7 @@ import pyarrow as pa
 from bus_assets.passengers import INDEX, ROW, Passengers, duck, frame
 from bus_assets.sql import carrying
 from bus_assets.stops import Transform
+from resources.ahead import ahead
 from resources.errors import BusError, Misconfigured, Poison
 from resources.sql_values import as_json
 
@@ -39,7 +40,7 @@ def _run_sql(stop: Transform, inputs: Sequence[Passengers]) -> Iterator[pa.Recor
         for number, passengers in enumerate(inputs):
             passengers.view(connection, with_row=keeps and number == 0)
         try:
-            yield from connection.sql(sql).to_arrow_reader(BATCH_ROWS)
+            yield from ahead(connection.sql(sql).to_arrow_reader(BATCH_ROWS), interrupt=connection.interrupt)
         except duckdb.Error as error:
             raise Poison(f"its SQL failed: {_shown(stop, inputs, error)}") from error
 

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from resources.ahead import ahead
 from resources.errors import Misconfigured, Refused
 from resources.staging.manifest import Manifest, StagedFile
 from resources.staging.seam import Staging
@@ -216,8 +217,13 @@ def read_batches(
 
     Each file's bytes are read once, compared with the manifest's digest, and those very bytes decoded. ``columns`` selects and
     orders; one that is not there is Misconfigured. Refused if a file is missing, altered or has another number of rows.
-    Memory: one encoded file and one decoded batch.
+    Memory: one encoded file and three decoded batches; more than one batch is decoded in a thread while the caller works.
     """
+    batches = _decoded(staging, manifest, columns, batch_rows)
+    yield from batches if manifest.rows <= batch_rows else ahead(batches)
+
+
+def _decoded(staging: Staging, manifest: Manifest, columns: Sequence[str] | None, batch_rows: int) -> Iterator[pa.RecordBatch]:
     for file in manifest.files:
         source = _opened(staging, file)
         wanted = _wanted(source.schema_arrow, columns, file)
