@@ -6,7 +6,7 @@ Rows are judged in the order of ``_bus_row``, so that no row is rejected because
 * a *unique key* is broken by a row when an earlier row that is kept has the same values in it, none of them null.
 
 A row that breaks several of them has all these reasons. Looking costs one pass, and none for keys that were seen to come in
-ascending order (:class:`Ascending`); only rows that share a key with another are looked at one by one.
+ascending order (:class:`InOrder`); only rows that share a key with another are looked at one by one.
 """
 
 # ruff: noqa: S608 - identifiers are quoted, values are bound; DuckDB binds neither columns nor files of a view
@@ -18,14 +18,12 @@ from typing import Any, NamedTuple
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute
 
 from bus_assets.contract import Contract, Rule
 from bus_assets.reading import shown
 from resources.errors import Misconfigured
+from resources.ordered import Ascending
 from resources.records import place_of
-
-pc: Any = pyarrow.compute  # its functions are made at import; no type checker knows them
 
 Known = pa.Array | pa.ChunkedArray | tuple[Sequence[str], str]
 """The values that a reference may take: in memory, or a column of staged Parquet files as ``(paths, column)``."""
@@ -51,44 +49,20 @@ class Violation(NamedTuple):
     message: str
 
 
-class Ascending:
-    """The keys of which every row had a greater one than the row before it, so that none can appear twice.
-
-    Most exports are in the order of their key. Rows are added in the order in which they are staged; a null ends it for its key.
-    """
+class InOrder:
+    """The keys that every staged row had in ascending order, so that none of them appears twice. Rows are added as they are staged."""
 
     def __init__(self, contract: Contract):
-        self._before: dict[tuple[str, ...], list[pa.Array] | None] = {
-            key: None for key in contract.keys if all(contract[name].parsed_type.kind in _ORDERED for name in key)
-        }
+        comparable = [key for key in contract.keys if all(contract[name].parsed_type.kind in _ORDERED for name in key)]
+        self._keys = {key: Ascending() for key in comparable}
 
     @property
     def keys(self) -> frozenset[tuple[str, ...]]:
-        return frozenset(self._before)
+        return frozenset(key for key, ascending in self._keys.items() if ascending.holds)
 
     def add(self, kept: pa.RecordBatch) -> None:
-        for key, before in list(self._before.items()) if kept.num_rows else ():
-            columns = [kept.column(name) for name in key]
-            if _increases(columns) and (before is None or _is_greater([c.slice(0, 1) for c in columns], before)):
-                self._before[key] = [column.slice(kept.num_rows - 1) for column in columns]
-            else:
-                del self._before[key]
-
-
-def _increases(columns: Sequence[pa.Array]) -> bool:
-    last = len(columns[0]) - 1
-    return not any(column.null_count for column in columns) and _is_greater(
-        [column.slice(1) for column in columns], [column.slice(0, last) for column in columns]
-    )
-
-
-def _is_greater(these: Sequence[pa.Array], those: Sequence[pa.Array]) -> bool:
-    """Whether each of ``these`` keys is greater than its counterpart: the first part that differs decides."""
-    found = None
-    for this, that in reversed(list(zip(these, those, strict=True))):
-        greater = pc.greater(this, that)
-        found = greater if found is None else pc.or_(greater, pc.and_(pc.equal(this, that), found))
-    return pc.all(found).as_py() is not False
+        for key, ascending in self._keys.items():
+            ascending.add([kept.column(name) for name in key])
 
 
 def cross_row(

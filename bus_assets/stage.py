@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from bus_assets.contract import Contract
-from bus_assets.cross_rows import Ascending
+from bus_assets.cross_rows import InOrder
 from bus_assets.gate import cross_row, split
 from bus_assets.passengers import ORIGIN, POSITION, ROW, Passengers, duck, quoted
 from bus_assets.reading import as_python
@@ -93,10 +93,10 @@ class Stager:
     progress: Callable[[int], None]
     spool: RejectSpool = field(default_factory=RejectSpool)
     _unit: str | None = None
-    _ascending: Ascending = field(init=False)
+    _in_order: InOrder = field(init=False)
 
     def __post_init__(self) -> None:
-        self._ascending = Ascending(self.contract)
+        self._in_order = InOrder(self.contract)
 
     def records(self, runs: Iterable[Records]) -> Findings:
         """Stage what a source gave; rows are numbered in source order, unreadable records included."""
@@ -138,7 +138,7 @@ class Stager:
 
     def _split(self, batch: pa.RecordBatch, ids: pa.Int64Array, run: Records | None) -> tuple[pa.RecordBatch, pa.Int64Array]:
         done = split(batch, self.contract)
-        self._ascending.add(done.kept)
+        self._in_order.add(done.kept)
         if done.rejected:
             at = pa.array([rejected.index for rejected in done.rejected], pa.int64())
             numbers = ids.take(at).to_pylist()
@@ -197,7 +197,7 @@ class Stager:
 
     def _across_rows(self, connection: Any, manifest: Manifest) -> Manifest:
         """Take rows out that break a key or a reference; most often there are none, and the files stay as they are."""
-        unique = self._ascending.keys
+        unique = self._in_order.keys
         if not self.references and unique.issuperset(self.contract.keys):
             return manifest
         paths = self._paths(manifest)
