@@ -68,11 +68,12 @@ def split(records_batch: pa.RecordBatch, contract: Contract) -> Split:
     A value that does not read as its field's type is judged by no other rule of that field. Raises :class:`Misconfigured` if a
     column is missing or twice there, or a pattern is not RE2.
     """
-    cast = {field.name: _cast(records_batch, field) for field in contract.fields}
+    fields = {field.name: field for field in contract.fields}
+    cast = {name: _cast(records_batch, field) for name, field in fields.items()}
     reasons: dict[int, list[Reason]] = defaultdict(list)
     for rule in contract.rules():
         if rule.kind == "type" or rule.kind in BROKEN:
-            for row, message in _breaches(rule, contract[rule.fields[0]], cast[rule.fields[0]]):
+            for row, message in _breaches(rule, fields[rule.fields[0]], cast[rule.fields[0]]):
                 reasons[row].append(Reason(str(rule), message))
     kept = pa.RecordBatch.from_arrays([column.values for column in cast.values()], schema=arrow_schema(contract))
     keep = np.ones(records_batch.num_rows, bool)
@@ -98,10 +99,12 @@ def _cast(batch: pa.RecordBatch, field: Field) -> Cast:
 def _breaches(rule: Rule, field: Field, cast: Cast) -> list[tuple[int, str]]:
     if rule.kind == "type":
         return list(cast.faults.items())
-    broken = pc.fill_null(BROKEN[rule.kind](cast.values, field), False)
+    if rule.kind == "required" and not cast.values.null_count:
+        return []
+    broken = BROKEN[rule.kind](cast.values, field)
     if not pc.any(broken).as_py():
         return []
-    rows = np.flatnonzero(broken)
+    rows = np.flatnonzero(pc.fill_null(broken, False))
     values = cast.values.take(pa.array(rows)).to_pylist()
     return [(int(row), _message(rule, field, value)) for row, value in zip(rows, values, strict=True) if int(row) not in cast.faults]
 
