@@ -161,6 +161,7 @@ _LENGTH: dict[str, Callable[[pa.Array], pa.Array]] = {
 
 
 def _too_long(values: pa.Array, field: Field) -> pa.Array:
+    assert field.max_length is not None
     if field.parsed_type.kind == "string" and (pc.max(pc.binary_length(values)).as_py() or 0) <= field.max_length:
         return _all(values, False)  # no text has more characters than bytes
     return pc.greater(_length(values, field), field.max_length)
