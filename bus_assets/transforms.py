@@ -13,7 +13,6 @@ import pyarrow as pa
 from bus_assets.passengers import INDEX, ROW, Passengers, duck, frame
 from bus_assets.sql import carrying
 from bus_assets.stops import Transform
-from resources.ahead import ahead
 from resources.errors import BusError, Misconfigured, Poison
 from resources.sql_values import as_json
 
@@ -40,7 +39,7 @@ def _run_sql(stop: Transform, inputs: Sequence[Passengers]) -> Iterator[pa.Recor
         for number, passengers in enumerate(inputs):
             passengers.view(connection, with_row=keeps and number == 0)
         try:
-            yield from ahead(connection.sql(sql).to_arrow_reader(BATCH_ROWS), interrupt=connection.interrupt)
+            yield from connection.sql(sql).to_arrow_reader(BATCH_ROWS)
         except duckdb.Error as error:
             raise Poison(f"its SQL failed: {_shown(stop, inputs, error)}") from error
 

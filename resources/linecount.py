@@ -126,7 +126,6 @@ class Ledger:
         self.expected = shape.columns
         self._ordinal = 1
         self._odd: deque[_Odd] = deque()
-        self._refused = 0
         self._ended = False
 
     @property
@@ -136,8 +135,7 @@ class Ledger:
     def refuse(self, row: Any) -> str:
         """Arrow's ``invalid_row_handler``; it may run ahead of the batches, hence the ordinals."""
         self._odd.append(_Odd(row.number, row.actual_columns, row.text))
-        self._refused += 1
-        if row.number == self._refused and len(self._odd) > MAX_RAGGED_AT_START and row.text != self._blank:
+        if self.good == 0 and len(self._odd) > MAX_RAGGED_AT_START and row.text != self._blank:
             self.first_bad = next((odd for odd in self._odd if odd.text != self._blank), None)
             self.gave_up = True
             return "error"

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
-from resources.ahead import ahead
 from resources.errors import Misconfigured, Poison
 from resources.files import Files, Listed, matching
 from resources.linecount import Ledger, Shape, open_quote, quote_left_open
@@ -178,7 +177,7 @@ def _batches(ledger: Ledger, shape: Shape, dialect: _Dialect) -> Iterator[pa.Rec
     )
     try:
         with arrow_csv.open_csv(ledger.text, read_options=read, parse_options=parse, convert_options=convert) as reader:
-            yield from ahead(reader)
+            yield from reader
     except pa.ArrowInvalid as error:
         ledger.text.close()
         if not ledger.gave_up:

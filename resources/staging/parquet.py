@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from resources.ahead import ahead
 from resources.errors import Misconfigured, Refused
 from resources.staging.manifest import Manifest, StagedFile
 from resources.staging.seam import Staging
@@ -42,10 +41,9 @@ class StagedWriter:
     """Writes batches of one ``schema`` as Parquet files of at most ``rows_per_file`` rows below ``prefix``.
 
     Each writer's file names are its own, so a second try below the same prefix meets nothing of the first. No rows at all give
-    one file that knows the schema. A full row group is encoded in a thread of the writer's own while the next one is collected, a
-    full file is stored in another. Memory: two row groups and two encoded files. Used as a context manager, or ``close()`` d; until
-    then there is no manifest, and without one its files count for nothing. Raises what ``Staging.write`` raises, from a later
-    ``write`` or ``close``.
+    one file that knows the schema. A full row group is encoded and stored in a thread of the writer's own while the next one is
+    collected. Memory: two row groups and an encoded file. Used as a context manager, or ``close()`` d; until then there is no
+    manifest, and without one its files count for nothing. Raises what ``Staging.write`` raises, from a later ``write`` or ``close``.
     """
 
     def __init__(self, staging: Staging, prefix: str, schema: pa.Schema, *, rows_per_file: int = ROWS_PER_FILE):
@@ -62,8 +60,6 @@ class StagedWriter:
         self._manifest: Manifest | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="bus-staging")  # begins with the first full row group
         self._encoding: Future[bool] | None = None
-        self._store = ThreadPoolExecutor(1, thread_name_prefix="bus-staging-store")
-        self._storing: Future[None] | None = None
 
     def __enter__(self) -> StagedWriter:
         return self
@@ -74,7 +70,6 @@ class StagedWriter:
                 self.close()
         finally:
             self._thread.shutdown()
-            self._store.shutdown()
 
     @property
     def manifest(self) -> Manifest:
@@ -106,9 +101,7 @@ class StagedWriter:
             if self._waiting or not (self._files or self._open):
                 self._encode(*self._collected())
             self._end_file()
-            self._stored()
             self._thread.shutdown()
-            self._store.shutdown()
             self._manifest = Manifest.of(tuple(self._files))
             pa.default_memory_pool().release_unused()  # who comes next (DuckDB) has memory of its own: 60 MB less at the peak
         return self._manifest
@@ -143,20 +136,11 @@ class StagedWriter:
     def _end_file(self) -> None:
         if self._open is None:
             return
-        content, rows, self._open = self._open.end(), self._open.rows, None
-        self._stored()
-        self._storing = self._store.submit(self._put, content, rows)
-
-    def _stored(self) -> None:
-        """Until the file on its way is stored; raises what it met."""
-        if self._storing is not None:
-            self._storing.result()
-        self._storing = None
-
-    def _put(self, content: memoryview, rows: int) -> None:
+        content, rows = self._open.end(), self._open.rows
         path = f"{self._prefix}/{len(self._files):05d}-{self._token}.parquet"
         stored = self._staging.write(path, content)
         self._files.append(StagedFile(path, rows, stored.bytes, stored.sha256))
+        self._open = None
 
 
 class _Encoding:
@@ -217,13 +201,8 @@ def read_batches(
 
     Each file's bytes are read once, compared with the manifest's digest, and those very bytes decoded. ``columns`` selects and
     orders; one that is not there is Misconfigured. Refused if a file is missing, altered or has another number of rows.
-    Memory: one encoded file and three decoded batches; more than one batch is decoded in a thread while the caller works.
+    Memory: one encoded file and one decoded batch.
     """
-    batches = _decoded(staging, manifest, columns, batch_rows)
-    yield from batches if manifest.rows <= batch_rows else ahead(batches)
-
-
-def _decoded(staging: Staging, manifest: Manifest, columns: Sequence[str] | None, batch_rows: int) -> Iterator[pa.RecordBatch]:
     for file in manifest.files:
         source = _opened(staging, file)
         wanted = _wanted(source.schema_arrow, columns, file)
