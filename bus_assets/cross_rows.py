@@ -5,14 +5,14 @@ Rows are judged in the order of ``_bus_row``, so that no row is rejected because
 * a *reference* is broken by a value, not null, that is not among the given ones;
 * a *unique key* is broken by a row when an earlier row that is kept has the same values in it, none of them null.
 
-A row that breaks several of them has all these reasons. Looking costs one pass; only rows that share a key with another are
-looked at one by one.
+A row that breaks several of them has all these reasons. Looking costs one pass, and none for keys that were seen to come in
+ascending order (:class:`InOrder`); only rows that share a key with another are looked at one by one.
 """
 
 # ruff: noqa: S608 - identifiers are quoted, values are bound; DuckDB binds neither columns nor files of a view
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -22,12 +22,15 @@ import pyarrow as pa
 from bus_assets.contract import Contract, Rule
 from bus_assets.reading import shown
 from resources.errors import Misconfigured
+from resources.ordered import Ascending
 from resources.records import place_of
 
 Known = pa.Array | pa.ChunkedArray | tuple[Sequence[str], str]
 """The values that a reference may take: in memory, or a column of staged Parquet files as ``(paths, column)``."""
 
 ROWS_AT_A_TIME = 10_000
+_ORDERED = ("string", "integer", "number", "decimal", "date", "time", "timestamp", "timestamptz")
+"""Types that Arrow compares; two values of which one is greater are never the same to DuckDB."""
 _KINDS = {
     "BOOLEAN": "boolean",
     "VARCHAR": "text",
@@ -46,6 +49,22 @@ class Violation(NamedTuple):
     message: str
 
 
+class InOrder:
+    """The keys that every staged row had in ascending order, so that none of them appears twice. Rows are added as they are staged."""
+
+    def __init__(self, contract: Contract):
+        comparable = [key for key in contract.keys if all(contract[name].parsed_type.kind in _ORDERED for name in key)]
+        self._keys = {key: Ascending() for key in comparable}
+
+    @property
+    def keys(self) -> frozenset[tuple[str, ...]]:
+        return frozenset(key for key, ascending in self._keys.items() if ascending.holds)
+
+    def add(self, kept: pa.RecordBatch) -> None:
+        for key, ascending in self._keys.items():
+            ascending.add([kept.column(name) for name in key])
+
+
 def cross_row(
     con: duckdb.DuckDBPyConnection,
     kept_files: Sequence[str],
@@ -54,13 +73,14 @@ def cross_row(
     *,
     unit: str = "row",
     within: str | None = None,
+    unique: Collection[tuple[str, ...]] = (),
 ) -> Iterator[Violation]:
     """Every violation of a reference, then of a unique key, each in row order; a row may come several times.
 
     ``kept_files`` have ``_bus_row`` (int64, unique) and may have ``_bus_origin`` and ``_bus_position``: then a message names the
     row with the same key as ``orders.csv, line 12``, ``unit`` being 'line'. ``references`` by field name. ``within``: a column of the
-    files; keys are compared only among rows that are equal in it. Memory: what the caller
-    sets as DuckDB's limit, and a few words for each key value that appears more than once.
+    files; keys are compared only among rows that are equal in it. ``unique``: keys that are known to appear once. Memory: what the
+    caller sets as DuckDB's limit, and a few words for each key value that appears more than once.
     Raises :class:`Misconfigured` for a reference without values, of another kind of type, or if DuckDB runs out of memory.
     """
     if not kept_files:
@@ -69,7 +89,8 @@ def cross_row(
     try:
         cursor.execute(f"CREATE TEMP VIEW kept AS SELECT * FROM read_parquet({_literals(kept_files)})")
         yield from _dangling(cursor, contract, references)
-        yield from _repeated(cursor, contract, unit, (within,) if within else ())
+        candidates = [key for key in contract.keys if key not in unique]
+        yield from _repeated(cursor, contract, candidates, unit, (within,) if within else ())
     except duckdb.Error as error:
         raise Misconfigured(f"keys and references could not be checked: {str(error).splitlines()[0]}; see DuckDB's settings") from error
     finally:
@@ -121,8 +142,10 @@ def _kind_of(duckdb_type: str) -> str:
     return _KINDS.get(duckdb_type, "number")
 
 
-def _repeated(cursor: duckdb.DuckDBPyConnection, contract: Contract, unit: str, within: tuple[str, ...]) -> Iterator[Violation]:
-    keys = [key for key in contract.keys if _appears_twice(cursor, (*key, *within))] if contract.keys else []
+def _repeated(
+    cursor: duckdb.DuckDBPyConnection, contract: Contract, candidates: Sequence[tuple[str, ...]], unit: str, within: tuple[str, ...]
+) -> Iterator[Violation]:
+    keys = [key for key in candidates if _appears_twice(cursor, (*key, *within))]
     if not keys:
         return
     placed = {"_bus_origin", "_bus_position"} <= {name for name, *_ in cursor.execute("DESCRIBE kept").fetchall()}

@@ -68,11 +68,12 @@ def split(records_batch: pa.RecordBatch, contract: Contract) -> Split:
     A value that does not read as its field's type is judged by no other rule of that field. Raises :class:`Misconfigured` if a
     column is missing or twice there, or a pattern is not RE2.
     """
-    cast = {field.name: _cast(records_batch, field) for field in contract.fields}
+    fields = {field.name: field for field in contract.fields}
+    cast = {name: _cast(records_batch, field) for name, field in fields.items()}
     reasons: dict[int, list[Reason]] = defaultdict(list)
     for rule in contract.rules():
         if rule.kind == "type" or rule.kind in BROKEN:
-            for row, message in _breaches(rule, contract[rule.fields[0]], cast[rule.fields[0]]):
+            for row, message in _breaches(rule, fields[rule.fields[0]], cast[rule.fields[0]]):
                 reasons[row].append(Reason(str(rule), message))
     kept = pa.RecordBatch.from_arrays([column.values for column in cast.values()], schema=arrow_schema(contract))
     keep = np.ones(records_batch.num_rows, bool)
@@ -98,10 +99,12 @@ def _cast(batch: pa.RecordBatch, field: Field) -> Cast:
 def _breaches(rule: Rule, field: Field, cast: Cast) -> list[tuple[int, str]]:
     if rule.kind == "type":
         return list(cast.faults.items())
-    broken = pc.fill_null(BROKEN[rule.kind](cast.values, field), False)
+    if rule.kind == "required" and not cast.values.null_count:
+        return []
+    broken = BROKEN[rule.kind](cast.values, field)
     if not pc.any(broken).as_py():
         return []
-    rows = np.flatnonzero(broken)
+    rows = np.flatnonzero(pc.fill_null(broken, False))
     values = cast.values.take(pa.array(rows)).to_pylist()
     return [(int(row), _message(rule, field, value)) for row, value in zip(rows, values, strict=True) if int(row) not in cast.faults]
 
@@ -157,6 +160,13 @@ _LENGTH: dict[str, Callable[[pa.Array], pa.Array]] = {
 }
 
 
+def _too_long(values: pa.Array, field: Field) -> pa.Array:
+    assert field.max_length is not None
+    if field.parsed_type.kind == "string" and (pc.max(pc.binary_length(values)).as_py() or 0) <= field.max_length:
+        return _all(values, False)  # no text has more characters than bytes
+    return pc.greater(_length(values, field), field.max_length)
+
+
 def _length(values: pa.Array, field: Field) -> pa.Array:
     return _LENGTH[field.parsed_type.kind](values)
 
@@ -168,7 +178,7 @@ BROKEN: dict[str, Callable[[pa.Array, Field], pa.Array]] = {
     "maximum": _above,
     "pattern": _unmatched,
     "min_length": lambda values, field: pc.less(_length(values, field), field.min_length),
-    "max_length": lambda values, field: pc.greater(_length(values, field), field.max_length),
+    "max_length": _too_long,
 }
 """For each rule about one value: which values break it (true), null where there is nothing to judge."""
 

@@ -86,6 +86,8 @@ def read_text(texts: pa.StringArray, target: Target) -> Cast:
 
 def faults_of(source: pa.Array, values: pa.Array, target: Target, explain: Callable[[Any], str]) -> dict[int, str]:
     """Why each value of ``source`` that is null in ``values`` was refused."""
+    if source.null_count == values.null_count:  # a null stays one
+        return {}
     refused = np.flatnonzero(pc.and_(source.is_valid(), values.is_null()))
     if not refused.size:
         return {}

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from bus_assets.contract import Contract
+from bus_assets.cross_rows import InOrder
 from bus_assets.gate import cross_row, split
 from bus_assets.passengers import MESSAGE, ORIGIN, POSITION, ROW, Passengers, duck, quoted
 from bus_assets.reading import as_python
@@ -104,6 +105,10 @@ class Stager:
     _unit: str | None = None
     _came: Counter[int] = field(default_factory=Counter)
     _spoiled: set[int] = field(default_factory=set)
+    _in_order: InOrder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._in_order = InOrder(self.contract)
 
     def records(self, runs: Iterable[Records]) -> Findings:
         """Stage what a source gave; rows are numbered in source order, unreadable records included."""
@@ -115,9 +120,9 @@ class Stager:
                 ids = _numbers(seen + 1, run.batch.num_rows)
                 self._unreadable(run, seen)
                 kept, index = self._split(run.batch, ids, run.messages, run)
-                place = (run.origin, run.positions.take(index))
-                messages = run.messages.take(index) if self.of_messages and run.messages is not None else None
-                writer.write(_with(kept, ids.take(index), place, messages))
+                place = (run.origin, _taken(run.positions, index))
+                messages = _taken(run.messages, index) if self.of_messages and run.messages is not None else None
+                writer.write(_with(kept, _taken(ids, index), place, messages))
                 seen += run.batch.num_rows + len(run.unreadable)
                 self._count(run.messages, run.unreadable)
                 self._spoiled |= run.spoiled
@@ -144,7 +149,7 @@ class Stager:
                 ids = batch.column(ROW).cast(pa.int64()) if keeps_grain else _numbers(seen + 1, batch.num_rows)
                 messages = self._messages(batch, ids, message_of)
                 kept, index = self._split(batch, ids, messages, None)
-                writer.write(_with(kept, ids.take(index), None, None if messages is None else messages.take(index)))
+                writer.write(_with(kept, _taken(ids, index), None, None if messages is None else _taken(messages, index)))
                 seen += batch.num_rows
                 self._count(messages)
                 if tally:
@@ -178,6 +183,7 @@ class Stager:
         self, batch: pa.RecordBatch, ids: pa.Int64Array, messages: pa.Int64Array | None, run: Records | None
     ) -> tuple[pa.RecordBatch, pa.Int64Array]:
         done = split(batch, self.contract)
+        self._in_order.add(done.kept)
         if done.rejected:
             at = pa.array([rejected.index for rejected in done.rejected], pa.int64())
             numbers = ids.take(at).to_pylist()
@@ -243,12 +249,13 @@ class Stager:
 
     def _across_rows(self, connection: Any, manifest: Manifest) -> Manifest:
         """Take rows out that break a key or a reference; most often there are none, and the files stay as they are."""
-        if not self.contract.keys and not self.references:
+        unique = self._in_order.keys
+        if not self.references and unique.issuperset(self.contract.keys):
             return manifest
         paths = self._paths(manifest)
         found: dict[int, list[Reason]] = {}
-        within = MESSAGE if self.of_messages else None
-        for row, rule, message in cross_row(connection, paths, self.contract, self.references, unit=self._unit or "row", within=within):
+        known: dict[str, Any] = {"unit": self._unit or "row", "within": MESSAGE if self.of_messages else None, "unique": unique}
+        for row, rule, message in cross_row(connection, paths, self.contract, self.references, **known):
             found.setdefault(row, []).append(Reason(rule, message))
         if not found:
             return manifest
@@ -390,6 +397,11 @@ def _number_text(value: float | Decimal, kind: str) -> str | None:
     if kind == "integer" and value == int(value):
         return str(int(value))
     return str(value) if isinstance(value, float) and kind != "decimal" else format(Decimal(str(value)), "f")
+
+
+def _taken(values: pa.Array, index: pa.Int64Array) -> pa.Array:
+    """``values`` at ``index``, which ascends: all of it most often."""
+    return values if len(index) == len(values) else values.take(index)
 
 
 def _with(

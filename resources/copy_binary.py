@@ -17,6 +17,9 @@ from sqlalchemy.dialects import postgresql
 
 pc: Any = pyarrow.compute  # its functions are made at import; no type checker knows them
 
+Cells = list[tuple[str, "np.ndarray | int"]]
+"""Numbers that stand side by side in a row: numpy's name of how each is written, and its values, or the one that all rows have."""
+
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"
 MAX_PIECE_BYTES = 256 << 20
@@ -63,67 +66,79 @@ def as_binary(batch: pa.RecordBatch) -> list[pa.Buffer]:
     if batch.nbytes > MAX_PIECE_BYTES and batch.num_rows > 1:
         half = batch.num_rows // 2
         return as_binary(batch.slice(0, half)) + as_binary(batch.slice(half))
-    fields = np.full((batch.num_rows, 1), batch.num_columns, ">i2")
-    parts = [_rows_of(fields)]
+    parts: list[pa.BinaryArray] = []
+    cells: Cells = [(">i2", batch.num_columns)]
     for column in batch.columns:
-        parts += _text(column) if pa.types.is_string(column.type) else [_fixed(column)]
+        if pa.types.is_string(column.type):
+            cells.append((">i4", _sizes(column)))
+            parts += [_rows(cells, len(column)), _bytes(column)]
+        elif column.null_count:
+            sent = pc.if_else(column.is_valid(), _rows(_fixed(column), len(column)), _NULL)
+            parts += [*([_rows(cells, len(column))] if cells else []), sent]
+        else:
+            cells += _fixed(column)
+            continue
+        cells = []
+    if cells:
+        parts.append(_rows(cells, batch.num_rows))
     joined = pc.binary_join_element_wise(*parts, b"")
     _, offsets, data = joined.buffers()
     return [data.slice(0, int(np.frombuffer(offsets, np.int32)[batch.num_rows]))]
 
 
-def _text(column: pa.StringArray) -> list[pa.BinaryArray]:
-    sizes = pc.fill_null(pc.binary_length(column), -1).to_numpy().astype(">i4")
-    return [_rows_of(sizes.reshape(-1, 1)), pc.fill_null(column.view(pa.binary()), b"")]
+def _sizes(texts: pa.StringArray) -> np.ndarray:
+    sizes = pc.binary_length(texts)
+    return (pc.fill_null(sizes, -1) if texts.null_count else sizes).to_numpy()
 
 
-def _fixed(column: pa.Array) -> pa.BinaryArray:
-    values = _rows_of(_with_size(_values(column)))
-    return pc.if_else(column.is_valid(), values, _NULL) if column.null_count else values
+def _bytes(texts: pa.StringArray) -> pa.BinaryArray:
+    data = texts.view(pa.binary())
+    return pc.fill_null(data, b"") if texts.null_count else data
 
 
-def _values(column: pa.Array) -> np.ndarray:
-    """The values as the bytes that are sent, a row of a matrix each; anything where there is none."""
+def _fixed(column: pa.Array) -> Cells:
+    """The size of the values and the values, anything where there is none."""
+    values = _values(column)
+    return [(">i4", sum(np.dtype(kind).itemsize for kind, _ in values)), *values]
+
+
+def _values(column: pa.Array) -> Cells:
     kind = column.type
     if pa.types.is_decimal(kind):
         return _numeric(column, kind.scale)
     if pa.types.is_boolean(kind):
-        return _numbers(column.cast(pa.int8()), "i1")
+        return [("i1", _numbers(column.cast(pa.int8())))]
     if pa.types.is_date32(kind):
-        return _numbers(column.view(pa.int32()), ">i4", -_POSTGRES_EPOCH_DAYS)
+        return [(">i4", _numbers(column.view(pa.int32())) - _POSTGRES_EPOCH_DAYS)]
     if pa.types.is_timestamp(kind):
-        return _numbers(column.view(pa.int64()), ">i8", -_POSTGRES_EPOCH_MICROSECONDS)
-    return _numbers(column, ">f8" if pa.types.is_floating(kind) else ">i8")
+        return [(">i8", _numbers(column.view(pa.int64())) - _POSTGRES_EPOCH_MICROSECONDS)]
+    return [(">f8" if pa.types.is_floating(kind) else ">i8", _numbers(column))]
 
 
-def _numbers(column: pa.Array, wire: str, shift: int = 0) -> np.ndarray:
-    values = pc.fill_null(column, 0).to_numpy()
-    return (values + shift if shift else values).astype(wire).view(np.uint8).reshape(len(column), -1)
+def _numbers(column: pa.Array) -> np.ndarray:
+    return (pc.fill_null(column, 0) if column.null_count else column).to_numpy()
 
 
-def _numeric(column: pa.Array, scale: int) -> np.ndarray:
+def _numeric(column: pa.Array, scale: int) -> Cells:
     """Four numbers of 16 bits (groups, weight of the first, sign, scale), then the groups; the server drops zeros at both ends."""
     raw = np.frombuffer(column.buffers()[1], np.int64).reshape(-1, 2)[column.offset : column.offset + len(column), 0]
     after = -(-scale // _GROUP)
     whole, fraction = np.divmod(np.abs(raw), 10**scale)
     fraction = fraction * 10 ** (after * _GROUP - scale)
     before = -(-(column.type.precision - scale) // _GROUP)
-    sent = np.empty((len(raw), 4 + before + after), ">i2")
-    sent[:, 0], sent[:, 1], sent[:, 2], sent[:, 3] = before + after, before - 1, np.where(raw < 0, _NEGATIVE, 0), scale
-    for at in range(3 + before, 3, -1):
-        whole, sent[:, at] = np.divmod(whole, 10**_GROUP)
-    for at in range(3 + before + after, 3 + before, -1):
-        fraction, sent[:, at] = np.divmod(fraction, 10**_GROUP)
-    return sent.view(np.uint8).reshape(len(raw), -1)
+    groups: list[np.ndarray] = []
+    for rest, many in ((fraction, after), (whole, before)):
+        for _ in range(many):
+            rest, group = np.divmod(rest, 10**_GROUP)
+            groups.insert(0, group)
+    head: Cells = [(">i2", before + after), (">i2", before - 1), (">i2", np.where(raw < 0, _NEGATIVE, 0)), (">i2", scale)]
+    return [*head, *((">i2", group) for group in groups)]
 
 
-def _with_size(values: np.ndarray) -> np.ndarray:
-    size = np.full((len(values), 1), values.shape[1], ">i4").view(np.uint8).reshape(len(values), -1)
-    return np.concatenate([size, values], axis=1)
-
-
-def _rows_of(matrix: np.ndarray) -> pa.BinaryArray:
-    """Each row of ``matrix`` as one binary value."""
-    flat = np.ascontiguousarray(matrix).view(np.uint8).reshape(len(matrix), -1)
-    offsets = np.arange(0, flat.size + 1, flat.shape[1], dtype=np.int32)
-    return pa.Array.from_buffers(pa.binary(), len(flat), [None, pa.py_buffer(offsets), pa.py_buffer(flat)])
+def _rows(cells: Cells, rows: int) -> pa.BinaryArray:
+    """What stands side by side in ``cells``, as one binary value for each row."""
+    packed = np.empty(rows, [(str(at), kind) for at, (kind, _) in enumerate(cells)])
+    for at, (_, value) in enumerate(cells):
+        packed[str(at)] = value
+    offsets = np.arange(0, packed.nbytes + 1, packed.itemsize, dtype=np.int32)
+    return pa.Array.from_buffers(pa.binary(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(packed.view(np.uint8))])

@@ -20,7 +20,7 @@ import pyarrow.compute
 
 from resources.errors import Poison
 from resources.records import Records, Unreadable, place_of
-from resources.textstream import Utf8Stream, count_breaks
+from resources.textstream import Utf8Stream, count_breaks, count_pairs
 
 pc: Any = pyarrow.compute  # its functions are made at import; no type checker knows them
 
@@ -89,7 +89,7 @@ class MarkedText:
             data, self.has_marks = data.replace(b"\0", self._nul), True
         begins_blank = self._at_line_start and data.startswith((b"\r", b"\n"))
         self._at_line_start = data.endswith((b"\r", b"\n"))
-        if b"\n\n" in data or (b"\r" in data and (b"\n\r" in data or b"\r\r" in data)):
+        if count_pairs(data, b"\n\n") or (b"\r" in data and (count_pairs(data, b"\n\r") or count_pairs(data, b"\r\r"))):
             data, self.has_marks = _BEFORE_BLANK.sub(rb"\g<0>" + self._blank, data), True
         if begins_blank:
             data, self.has_marks = self._blank + data, True
@@ -238,6 +238,8 @@ def _spans(batch: pa.RecordBatch) -> np.ndarray:
     """How many physical lines each record takes; looks inside the values only where there is a break at all."""
     spans = np.ones(batch.num_rows, dtype=np.int64)
     for column in batch.columns:
+        if not _may_break(column):
+            continue
         text = _text_of(column)
         has_cr = b"\r" in text
         if has_cr or b"\n" in text:
@@ -245,6 +247,12 @@ def _spans(batch: pa.RecordBatch) -> np.ndarray:
         if has_cr:
             spans += _count(column, "\r") - _count(column, "\r\n")
     return spans
+
+
+def _may_break(column: pa.Array) -> bool:
+    """Whether there is any control character at all: one look at the bytes as they lie there."""
+    data = column.buffers()[2]
+    return bool(data) and bool(data.size) and int(np.frombuffer(data, np.uint8).min()) <= ord("\r")
 
 
 def _count(column: pa.Array, what: str) -> np.ndarray:
