@@ -160,6 +160,14 @@ class Ledger:
         found = self._stored_receipts(route, [stored_key(key) for key in keys], part)
         return {key: found[stored_key(key)] for key in keys if stored_key(key) in found}
 
+    def receipt_parts(self, route: str, keys: Sequence[str]) -> dict[str, dict[str, str]]:
+        t, found = self._receipts, dict[str, dict[str, str]]()
+        for chunk in _chunks(list(dict.fromkeys(stored_key(key) for key in keys))):
+            query = sa.select(t.c.key, t.c.part, t.c.trip).where(t.c.route == route, t.c.key.in_(chunk))
+            for key, part, trip in self._connection.execute(query):
+                found.setdefault(key, {})[part] = trip
+        return {key: found[stored_key(key)] for key in keys if stored_key(key) in found}
+
     def receipts_of(self, route: str, trip: str) -> list[tuple[str, str]]:
         t = self._receipts
         query = sa.select(t.c.part, t.c.key).where(t.c.route == route, t.c.trip == trip)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from resources.depot import quarantine, routes
 from resources.depot.connections import now
-from resources.depot.mail import Arrival, Boarded
+from resources.depot.mail import Arrival, Boarded, MessageState, Remembered
 from resources.depot.messages import has_newer, stored, waiting_again
 from resources.depot.quarantine import UPDATE_IDS, chunks
 from resources.depot.schema import messages, storable
@@ -56,6 +56,31 @@ def board(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], ho
         held=states["held"],
         replaced=replaced,
     )
+
+
+def rebuild(
+    connection: sa.Connection, route: str, arrivals: Sequence[Arrival], remembered: Mapping[str, Remembered]
+) -> dict[MessageState, int]:
+    horizon, moment = routes.lock(connection, route)["horizon"], now(connection)
+    known = _known(connection, route, (stored(arrival.key) for arrival in arrivals))
+    found = _Sorted()
+    for arrival in arrivals:
+        key = stored(arrival.key)
+        if key not in known and arrival.ignored is None:
+            found.fresh.setdefault(key, _values(arrival, key) | _restored_state(arrival, horizon, remembered.get(arrival.key)))
+    _insert(connection, route, found.fresh, moment)
+    superseded, replaced = _supersede(connection, route, found, moment)
+    states = Counter[MessageState](values["state"] for key, values in found.fresh.items() if key not in superseded)
+    routes.count(connection, route, delivered=states["delivered"], superseded=len(superseded) + replaced)
+    return {**states, **({"superseded": len(superseded)} if superseded else {})}
+
+
+def _restored_state(arrival: Arrival, horizon: datetime | None, receipt: Remembered | None) -> dict[str, Any]:
+    fresh = _fresh_state(arrival, horizon)
+    if receipt is None:
+        return {"trip": None, "part": "", "generation": 0, **fresh}
+    known = {"part": receipt.part, "generation": int(receipt.part or 0), "trip": receipt.trip}
+    return {**fresh, **known, "state": "delivered" if receipt.trip else "waiting", "error": None}
 
 
 def _sorted(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], horizon: datetime | None) -> _Sorted:

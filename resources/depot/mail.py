@@ -127,6 +127,17 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Remembered:
+    """What a destination remembers of a message that this depot forgot: the ``part`` of its newest receipt, and the ``trip`` that left it.
+
+    ``trip`` is None if that trip is not in every database of the route yet: then the message has to ride on.
+    """
+
+    part: str
+    trip: str | None
+
+
+@dataclass(frozen=True)
 class Purged:
     """What a purge took away: bodies of messages that are kept, and whole messages, keys included."""
 

@@ -75,6 +75,14 @@ def _read(connection: sa.Connection, query: sa.Select[Any]) -> list[Message]:
     return [Message(**row) for row in connection.execute(query).mappings()]
 
 
+def states(connection: sa.Connection, route: str, keys: Sequence[str]) -> dict[str, MessageState]:
+    found: dict[str, MessageState] = {}
+    for some in chunks(dict.fromkeys(stored(key) for key in keys), UPDATE_IDS):
+        query = sa.select(messages.c.key, messages.c.state).where(messages.c.route == route, messages.c.key.in_(some))
+        found.update(connection.execute(query).tuples().all())
+    return {key: found[stored(key)] for key in keys if stored(key) in found}
+
+
 def counts(connection: sa.Connection, route: str) -> Counts:
     every: tuple[MessageState, ...] = get_args(MessageState)
     rare = [state for state in every if state not in COUNTED]
@@ -217,6 +225,14 @@ def purge(connections: Connections, route: str, before: datetime, keep_keys_afte
             gone += _forget(connection, route, some & (messages.c.changed_at < keep_keys_after))
             bodies += _empty(connection, some & (messages.c.changed_at < before))
     return Purged(bodies, gone)
+
+
+def purgeable(connection: sa.Connection, route: str, before: datetime, keep_keys_after: datetime) -> Purged:
+    ended = (messages.c.route == route) & messages.c.state.in_(COUNTED)
+    old, kept = messages.c.changed_at < keep_keys_after, messages.c.changed_at >= keep_keys_after
+    gone = sa.select(sa.func.count()).where(ended, old)
+    bodies = sa.select(sa.func.count()).where(ended, kept, messages.c.changed_at < before, messages.c.body.is_not(None))
+    return Purged(connection.execute(bodies).scalar_one(), connection.execute(gone).scalar_one())
 
 
 def _range(connection: sa.Connection, route: str) -> tuple[int, int]:
