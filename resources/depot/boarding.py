@@ -10,9 +10,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from resources.depot import quarantine, routes
+from resources.depot import many, quarantine, routes
 from resources.depot.connections import now
 from resources.depot.mail import Arrival, Boarded, MessageState, Remembered
+from resources.depot.many import among
 from resources.depot.messages import has_newer, stored, waiting_again
 from resources.depot.quarantine import UPDATE_IDS, chunks
 from resources.depot.schema import messages, storable
@@ -104,8 +105,9 @@ def _sorted(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], 
 def _known(connection: sa.Connection, route: str, keys: Iterable[str]) -> dict[str, tuple[int, str]]:
     known: dict[str, tuple[int, str]] = {}
     for some in chunks(dict.fromkeys(keys), UPDATE_IDS):
-        query = sa.select(messages.c.key, messages.c.id, messages.c.state).where(messages.c.route == route, messages.c.key.in_(some))
-        known.update({key: (number, state) for key, number, state in connection.execute(query)})
+        query = sa.select(messages.c.key, messages.c.id, messages.c.state).where(messages.c.route == route)
+        found = connection.execute(query.where(among(connection, messages.c.key, some)))
+        known.update({key: (number, state) for key, number, state in found})
     return known
 
 
@@ -135,8 +137,7 @@ def _fresh_state(arrival: Arrival, horizon: datetime | None) -> dict[str, Any]:
 
 def _insert(connection: sa.Connection, route: str, fresh: dict[str, dict[str, Any]], moment: datetime) -> None:
     every = {"route": route, "part": "", "received_at": moment, "changed_at": moment}
-    if fresh:
-        connection.execute(sa.insert(messages), [every | values for values in fresh.values()])
+    many.insert(connection, messages, [every | values for values in fresh.values()])
 
 
 def _redrive(connection: sa.Connection, redriven: dict[int, dict[str, Any]], moment: datetime) -> None:
@@ -156,8 +157,8 @@ def _count_duplicates(connection: sa.Connection, duplicates: Counter[int]) -> No
         by_times.setdefault(times, []).append(number)
     for times, numbers in by_times.items():
         for some in chunks(numbers, UPDATE_IDS):
-            counted = sa.update(messages).where(messages.c.id.in_(some)).values(duplicates=messages.c.duplicates + times)
-            connection.execute(counted)
+            counted = sa.update(messages).where(among(connection, messages.c.id, some))
+            connection.execute(counted.values(duplicates=messages.c.duplicates + times))
 
 
 def _supersede(connection: sa.Connection, route: str, found: _Sorted, moment: datetime) -> tuple[set[str], int]:

@@ -9,7 +9,7 @@ from typing import Any
 from resources.depot import boarding, forming, messages, quarantine, restoring, routes, settling
 from resources.depot.connections import Connections
 from resources.depot.entries import Trip, checked_name
-from resources.depot.mail import Arrival, Boarded, Counts, Departure, Message, MessageState, Purged, Remembered, Spent, Underway
+from resources.depot.mail import Aboard, Arrival, Boarded, Counts, Departure, Message, MessageState, Purged, Remembered, Spent, Underway
 from resources.errors import Misconfigured
 
 REDRIVEN: tuple[MessageState, ...] = ("stranded", "quarantined", "held")
@@ -122,6 +122,11 @@ class Inbox:
         """The messages aboard, in riding order: by event (or sending, or receiving) time, sequencer and id; with groups, by id."""
         with self._connections.reading() as connection:
             return messages.aboard(connection, trip)
+
+    def aboard(self, trip: str) -> list[Aboard]:
+        """The messages aboard by id, without their bodies: a tenth of what ``messages_of`` costs."""
+        with self._connections.reading() as connection:
+            return messages.keys_aboard(connection, trip)
 
     def rejected_rows(self, trip: str) -> dict[int, tuple[int, str]]:
         """How many rows of each message the trip's gates rejected, and why the first; a message without any is not in it."""

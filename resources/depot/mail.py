@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from resources.depot.entries import Attempt, Trip
 
@@ -92,6 +92,14 @@ class Message:
     rows_rejected: int
     error: str | None
     to_dead_letters: bool
+
+
+class Aboard(NamedTuple):
+    """A message aboard a trip, without its body and all that is read only once: see :class:`Message`."""
+
+    id: int
+    key: str
+    part: str
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from resources.depot import quarantine, routes
 from resources.depot.connections import Connections, now
-from resources.depot.mail import Counts, Message, MessageState, Purged
+from resources.depot.mail import Aboard, Counts, Message, MessageState, Purged
 from resources.depot.quarantine import UPDATE_IDS, brief, chunks
 from resources.depot.schema import messages, storable
 from resources.errors import Refused
@@ -62,6 +62,11 @@ def aboard(connection: sa.Connection, trip: str) -> list[Message]:
     return in_riding_order(_read(connection, query))
 
 
+def keys_aboard(connection: sa.Connection, trip: str) -> list[Aboard]:
+    query = sa.select(messages.c.id, messages.c.key, messages.c.part).where(messages.c.trip == trip, messages.c.state == "aboard")
+    return [Aboard(*row) for row in connection.execute(query.order_by(messages.c.id))]
+
+
 def listed(connection: sa.Connection, wanted: Wanted, limit: int, after: int) -> list[Message]:
     equal = {"route": wanted.route, "state": wanted.state, "trip": wanted.trip, "key": wanted.key and stored(wanted.key)}
     query = sa.select(messages).where(messages.c.id > after)
@@ -72,7 +77,9 @@ def listed(connection: sa.Connection, wanted: Wanted, limit: int, after: int) ->
 
 
 def _read(connection: sa.Connection, query: sa.Select[Any]) -> list[Message]:
-    return [Message(**row) for row in connection.execute(query).mappings()]
+    rows = connection.execute(query)
+    names = list(rows.keys())
+    return [Message(**dict(zip(names, row, strict=True))) for row in rows]
 
 
 def states(connection: sa.Connection, route: str, keys: Sequence[str]) -> dict[str, MessageState]:
