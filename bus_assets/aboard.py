@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from resources.depot.entries import Verdict
-    from resources.depot.mail import Message
+    from resources.depot.mail import Aboard, Message
     from resources.files import Listed, ToldFiles
     from resources.records import Records, Unreadable
 
@@ -72,7 +72,7 @@ def _applied(drive: Drive, messages: Sequence[Message]) -> dict[int, str]:
     return {message.id: found[message.part, message.key] for message in messages if (message.part, message.key) in found}
 
 
-def receipt_keys(messages: Iterable[Message]) -> dict[str, list[str]]:
+def receipt_keys(messages: Iterable[Message | Aboard]) -> dict[str, list[str]]:
     """The keys of the messages' receipts, by part: a message that is delivered once more on purpose has a part of its own."""
     found: dict[str, list[str]] = {}
     for message in messages:
@@ -264,7 +264,7 @@ def receipts_to_be(drive: Drive, verdicts: Mapping[str, Verdict]) -> dict[str, l
     :class:`Refused` if the messages aboard are not those that were staged.
     """
     inbox = drive.bus.depot.inbox
-    messages, rejected = inbox.messages_of(drive.trip.id), inbox.rejected_rows(drive.trip.id)
+    messages, rejected = inbox.aboard(drive.trip.id), inbox.rejected_rows(drive.trip.id)
     going = {number for name in _carriers(drive.route) for number in drive.passengers(name, verdicts).messages()}
     if strangers := going - {message.id for message in messages}:
         raise Refused(f"rows of message {min(strangers)} are staged, which is not aboard trip {drive.trip.id} any more; drive it again")
@@ -290,7 +290,7 @@ def tell_fates(drive: Drive) -> None:
     Saying it again changes nothing: then no message is aboard any more.
     """
     inbox, route = drive.bus.depot.inbox, drive.route
-    messages = inbox.messages_of(drive.trip.id) if drive.has_messages else []
+    messages = inbox.aboard(drive.trip.id) if drive.has_messages else []
     if not messages:
         return
     rejected = inbox.rejected_rows(drive.trip.id)

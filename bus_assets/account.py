@@ -9,6 +9,7 @@ These sums come from the platform's own record. :mod:`bus_assets.recount` counts
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 from bus_assets.drive import Bus, Drive
 from bus_assets.mapped import carried_to, kind_of, looked_up_by, source_of
+from bus_assets.queues import MOST_PER_TRIP, Bodies
 from bus_assets.release import UNREADABLE, reaches, release_stop
 from bus_assets.route import Route
 from bus_assets.stops import DropOff, PickUp, Transform
@@ -110,7 +112,8 @@ class Recount:
 
 @dataclass(frozen=True)
 class Account:
-    """The whole account of one trip. ``recounts`` is empty if nothing was recounted."""
+    """The whole account of one trip. ``recounts`` is empty if nothing was recounted; ``messages`` are those that ride or ended in it,
+    by state."""
 
     trip: str
     route: str
@@ -123,6 +126,7 @@ class Account:
     drop_offs: tuple[DropSum, ...]
     problems: tuple[str, ...]
     recounts: tuple[Recount, ...] = field(default=())
+    messages: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def balanced(self) -> bool:
@@ -177,7 +181,13 @@ def account(bus: Bus, route: Route, trip_id: str, recount: bool = True) -> Accou
         drops,
         tuple(problems),
         counted,
+        _messages(bus, route, trip),
     )
+
+
+def _messages(bus: Bus, route: Route, trip: Trip) -> dict[str, int]:
+    found = bus.depot.inbox.messages(route.name, trip=trip.id, limit=MOST_PER_TRIP) if route.queue else []
+    return dict(Counter(message.state for message in found))
 
 
 def as_driven(bus: Bus, route: Route, trip: Trip) -> Drive:
@@ -221,7 +231,9 @@ def _stop_sums(bus: Bus, route: Route, trip: Trip, verdicts: Mapping[str, Verdic
 
 def _source(stop: PickUp | Transform, values: TripValues) -> str:
     """Where the rows came from, placeholders filled; a query's text has none, whatever it holds in braces."""
-    is_template = isinstance(stop, PickUp) and stop.source.address() in stop.source.templates()
+    if isinstance(stop, PickUp) and isinstance(stop.source, Bodies):
+        return f"queue {stop.source.system}"
+    is_template = isinstance(stop, PickUp) and not stop.per_message and stop.source.address() in stop.source.templates()
     return fill(source_of(stop), values) if is_template else source_of(stop)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -32,6 +32,24 @@ def kept(staging: Staging, route: str, since: date | None = None) -> Iterator[li
     for path in staging.list(f"{FOLDER}/{route}"):
         if since is None or path.split("/")[2] >= since.isoformat():
             yield _read(staging, path)
+
+
+def days(staging: Staging, route: str) -> dict[date, list[str]]:
+    """The files that are kept, by the day on which their messages were received."""
+    found: dict[date, list[str]] = {}
+    for path in staging.list(f"{FOLDER}/{route}"):
+        found.setdefault(date.fromisoformat(path.split("/")[2]), []).append(path)
+    return found
+
+
+def keys(staging: Staging, paths: Iterable[str]) -> set[str]:
+    """Of the messages in these files. Refused for a file that is not ours."""
+    return {arrival.key for path in paths for arrival in _read(staging, path)}
+
+
+def forget(staging: Staging, route: str, day: date) -> int:
+    """Delete what was kept on ``day``; how many files."""
+    return staging.delete_prefix(f"{FOLDER}/{route}/{day.isoformat()}")
 
 
 def _read(staging: Staging, path: str) -> list[Arrival]:

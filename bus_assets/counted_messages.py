@@ -1,51 +1,55 @@
-"""A route's account of its messages: each in one state; counted again from archive and destination, without the depot's counters."""
+"""A route's account of its messages, each in one state; and counted again from the archive and the destination, message by message.
+
+Where messages move while it counts, nothing differs for that reason: it compares keys, and counters only if they stood still.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from typing import TYPE_CHECKING, Any, Literal
 
 from bus_assets import archive
 from bus_assets.aboard import message_rows, named, receipt_keys
 from bus_assets.drive import Bus, Drive
-from bus_assets.queues import Bodies
+from bus_assets.queues import MESSAGES, Bodies
+from bus_assets.release import rows_of
 from bus_assets.route import Route
 from bus_assets.stops import PickUp
-from resources.errors import Misconfigured
+from resources.errors import BusError, Misconfigured, Refused
 
 if TYPE_CHECKING:
     from resources.depot.mail import Message
 
 AT_A_TIME = 5_000
+GIVEN_UP = ("quarantined", "stranded", "superseded", "held")
 
 
 @dataclass(frozen=True)
 class Counted:
-    """``note`` says what a difference may mean."""
+    """One independent count. 'differs' makes the account not balance; ``note`` explains what differs, or was left out."""
 
     what: str
     counted_by: str
     expected: int
-    found: int
+    found: int | None
+    status: Literal["agrees", "differs", "not counted"]
     note: str = ""
-
-    @property
-    def agrees(self) -> bool:
-        return self.expected == self.found
 
 
 @dataclass(frozen=True)
 class MessagesAccount:
-    """received = the sum of all states. Duplicates and ignored deliveries are counted beside it."""
+    """received = the sum of all states. Duplicates and ignored deliveries are counted beside it; ``on_queues`` is approximate."""
 
     route: str
     by_state: Mapping[str, int]
     duplicates: int
     ignored: int
-    recounts: tuple[Counted, ...]
+    on_queues: Mapping[str, str]
+    recounts: tuple[Counted, ...] = ()
 
     @property
     def received(self) -> int:
@@ -53,36 +57,116 @@ class MessagesAccount:
 
     @property
     def balanced(self) -> bool:
-        return all(recount.agrees for recount in self.recounts)
+        return not any(recount.status == "differs" for recount in self.recounts)
 
 
-def messages_account(bus: Bus, route: Route) -> MessagesAccount:
-    """The account of ``route``; Misconfigured if it has no queue. Exact while nothing moves; traffic shows as small differences."""
+def messages_account(bus: Bus, route: Route, recount: bool = True) -> MessagesAccount:
+    """The account of ``route``; Misconfigured if it has no queue."""
     if route.queue is None:
         raise Misconfigured(f"route '{route.name}' has no queue; `bus account TRIP` accounts for a trip")
     counts = bus.depot.inbox.counts(route.name)
-    states, with_receipt, delivered = Counter[str](), 0, 0
-    for some in _pages(bus, route):
-        states.update(message.state for message in some)
-        applied = [message for message in some if message.state == "delivered"]
-        delivered, with_receipt = delivered + len(applied), with_receipt + _receipts(bus, route, applied)
     by_state = {str(state): number for state, number in counts.by_state.items()}
-    received = sum(by_state.values())
-    archived = {arrival.key for some in archive.kept(bus.staging, route.name) for arrival in some}
-    found = [
-        Counted("received", "messages in the depot, one by one", received, sum(states.values()), "rows were taken out of the depot by hand")
-    ]
-    found.append(Counted("received", "the archive, different keys", received, len(archived), "archives were purged, or messages were"))
+    return MessagesAccount(
+        route.name, by_state, counts.duplicates, counts.ignored, _on_queues(bus, route), tuple(_recounts(bus, route)) if recount else ()
+    )
+
+
+def _on_queues(bus: Bus, route: Route) -> dict[str, str]:
+    """What the queues themselves say, in words."""
+    said = {}
+    for name in route.queue.systems if route.queue else ():
+        try:
+            depth = bus.systems[name].depth()
+            said[name] = f"about {depth.waiting:,} waiting, {depth.in_flight:,} in flight, {depth.delayed:,} delayed"
+        except BusError as error:
+            said[name] = f"not known: {error}"
+    return said
+
+
+@dataclass
+class _Seen:
+    """The depot's messages, read one by one: day of receipt by key, states, and what the receipts say of them."""
+
+    days: dict[str, date] = field(default_factory=dict)
+    states: Counter[str] = field(default_factory=Counter)
+    delivered: int = 0
+    with_receipt: int = 0
+    wrongly: int = 0
+
+
+def _recounts(bus: Bus, route: Route) -> Iterator[Counted]:
+    inbox = bus.depot.inbox
+    before, counts = _archived(bus, route), inbox.counts(route.name)
+    seen = _seen(bus, route)
+    if counts == inbox.counts(route.name):
+        kept = sum(counts.by_state.values())
+        yield _compared("in the depot", "its messages, one by one", kept, seen.states.total(), "rows were taken out of the depot by hand")
+    else:
+        said = "messages moved while they were counted: count again when it is quiet"
+        yield Counted("in the depot", "its messages, one by one", sum(counts.by_state.values()), None, "not counted", said)
+    yield from _by_archive(bus, route, before, seen)
     if route.databases:
-        found.append(Counted("delivered", f"receipts in '{route.databases[0]}'", delivered, with_receipt, "receipts were deleted"))
-    return MessagesAccount(route.name, by_state, counts.duplicates, counts.ignored, tuple(found))
+        by = f"receipts in '{route.databases[0]}'"
+        yield _compared("delivered", by, seen.delivered, seen.with_receipt, "receipts were deleted, or messages were lost: report it")
+        said = "applied, and not known to be: has the depot been restored? They are found out when they ride: `bus redrive`"
+        yield _compared("given up, yet applied", by, 0, seen.wrongly, said)
 
 
-def _pages(bus: Bus, route: Route) -> Iterator[list[Message]]:
-    after = 0
+def _compared(what: str, counted_by: str, expected: int, found: int, why: str, note: str = "") -> Counted:
+    agrees = expected == found
+    return Counted(what, counted_by, expected, found, "agrees" if agrees else "differs", note if agrees else why)
+
+
+def _by_archive(bus: Bus, route: Route, before: Mapping[str, date], seen: _Seen) -> Iterator[Counted]:
+    """What was archived before the depot was read must be in it; what is in it must be in the archive by now."""
+    after, horizon = _archived(bus, route), bus.depot.inbox.horizon(route.name)
+    forgotten = {key for key, day in before.items() if key not in seen.days and horizon is not None and day < horizon.date()}
+    unknown = before.keys() - seen.days.keys() - forgotten
+    there = set(after.values())
+    # Purging takes whole days, and says so by the horizon that it leaves behind.
+    purged = {key for key, day in seen.days.items() if key not in after and horizon is not None and not _near(day, there)}
+    missing = seen.days.keys() - after.keys() - purged
+    note = "; ".join(
+        f"left out: {number:,} whose {what}"
+        for number, what in ((len(purged), "archive is purged"), (len(forgotten), "key is purged"))
+        if number
+    )
+    why = f"{len(missing):,} are not in the archive: was it changed?"
+    yield _compared(
+        "received", "the archive, different keys", len(seen.days) - len(purged), len(seen.days) - len(purged) - len(missing), why, note
+    )
+    why = f"the depot does not know {len(unknown):,} of them: `bus depot rebuild {route.name}` brings them back"
+    yield _compared(
+        "archived", "messages in the depot, by key", len(before) - len(forgotten), len(before) - len(forgotten) - len(unknown), why
+    )
+
+
+def _near(day: date, there: set[date]) -> bool:
+    """Archived, then received: midnight may lie between."""
+    return day in there or day - timedelta(days=1) in there
+
+
+def _archived(bus: Bus, route: Route) -> dict[str, date]:
+    """The last day on which each key was archived, keys as the depot keeps them."""
+    from resources.depot.messages import stored
+
+    found: dict[str, date] = {}
+    for day, paths in archive.days(bus.staging, route.name).items():
+        found |= {stored(key): day for key in archive.keys(bus.staging, paths)}
+    return found
+
+
+def _seen(bus: Bus, route: Route) -> _Seen:
+    seen, after = _Seen(), 0
     while some := bus.depot.inbox.messages(route.name, limit=AT_A_TIME, after=after):
-        yield some
         after = some[-1].id
+        seen.days |= {message.key: message.received_at.date() for message in some}
+        seen.states.update(message.state for message in some)
+        applied = [message for message in some if message.state == "delivered"]
+        seen.delivered += len(applied)
+        seen.with_receipt += _receipts(bus, route, applied)
+        seen.wrongly += _receipts(bus, route, [message for message in some if message.state in GIVEN_UP])
+    return seen
 
 
 def _receipts(bus: Bus, route: Route, messages: list[Message]) -> int:
@@ -94,10 +178,33 @@ def _receipts(bus: Bus, route: Route, messages: list[Message]) -> int:
         return sum(len(transaction.receipts(route.name, keys, part)) for part, keys in receipt_keys(messages).items())
 
 
+# A trip's rows, read again from its messages
+
+
 def bodies_again(drive: Drive, source: Bodies) -> int:
-    """The rows in the bodies of the trip's messages, by the plainest reader there is; a body that does not read counts as one."""
-    messages = drive.bus.depot.inbox.messages(drive.route.name, trip=drive.trip.id, limit=1_000_000)
-    return sum(_rows_in(source, message.body or b"") for message in messages)
+    """The rows in the bodies of the trip's messages, by the plainest reader there is; a body that does not read counts as one.
+
+    Refused if that cannot be told any more: a message rides elsewhere by now, or its body was purged.
+    """
+    messages = {message.id: message for message in _of_trip(drive)}
+    gone = _staged_of(drive) - messages.keys()
+    if gone:
+        raise Refused(f"{len(gone):,} of its messages were sent round again, and ride elsewhere")
+    purged = sum(message.body is None for message in messages.values())
+    if purged:
+        raise Refused(f"the bodies of {purged:,} of its messages were purged")
+    return sum(_rows_in(source, message.body or b"") for message in messages.values())
+
+
+def _of_trip(drive: Drive) -> Sequence[Message]:
+    return drive.bus.depot.inbox.messages(drive.route.name, trip=drive.trip.id, limit=1_000_000)
+
+
+def _staged_of(drive: Drive) -> set[int]:
+    """The messages of which rows were kept or rejected at the stop ``messages``."""
+    kept = drive.passengers(MESSAGES).messages()
+    rejected = (row.message for row in rows_of(drive.bus.depot, drive.route.name, MESSAGES, None, drive.trip.id))
+    return {*kept, *(message for message in rejected if message is not None)}
 
 
 def _rows_in(source: Bodies, body: bytes) -> int:

@@ -1,96 +1,277 @@
-"""What is wrong with a route, since when, and what to do next: one small function for each kind of finding."""
+"""What is wrong, since when, where, and what to do next: one small function for each kind of finding.
+
+To add one: write a generator of :class:`Finding` and put it into the list that it belongs to. What it cannot look at is a finding too.
+"""
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from bus_assets.route import Route
+from resources.depot.mail import Underway
 from resources.depot.store import Depot
 from resources.errors import BusError
 
 UNCLAIMED_SECONDS = 60
 OLD_SECONDS = 300
+SILENT_SECONDS = 120
+"""The daemon says twice a minute that it lives."""
 LAUNCHES = 4
 MANY = 1_000
+TICKS = 3
+LEAST_FREE_BYTES, LEAST_FREE_SHARE = 1 << 30, 0.03
+
+Patient = TypeVar("Patient")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """``advice`` is the next command, or the next thing to look at."""
+    """``where`` is a route, or a part of the deployment; ``advice`` is the next command, or the next thing to look at."""
 
-    route: str
+    where: str
     wrong: str
     advice: str
     since: datetime | None = None
 
 
-def findings(depot: Depot, route: Route, systems: Mapping[str, Any]) -> list[Finding]:
-    """Everything that is wrong with ``route``, the gravest first."""
-    return [finding for look in LOOKS for finding in look(depot, route, systems)]
+@dataclass(frozen=True)
+class Deployment:
+    """``instance`` is Dagster's, None where it cannot be opened; ``sensors`` are the names of the queues' sensors of loaded routes;
+    ``folders`` those in which something grows."""
+
+    depot: Depot
+    instance: Any
+    sensors: tuple[str, ...]
+    folders: tuple[Path, ...]
 
 
-def _paused(depot: Depot, route: Route, systems: Mapping[str, Any]) -> Iterator[Finding]:
-    if route.queue and (paused := depot.inbox.paused(route.name)):
-        yield Finding(route.name, f"paused: {paused[1]}", f"mend it, then `bus resume {route.name}`", paused[0])
+@dataclass(frozen=True)
+class OfRoute:
+    """A route as the depot knows it: its module may not load."""
+
+    depot: Depot
+    name: str
 
 
-def _unreachable(depot: Depot, route: Route, systems: Mapping[str, Any]) -> Iterator[Finding]:
-    for name in route.databases:
+@dataclass(frozen=True)
+class Systems:
+    """A loaded route and what it halts at."""
+
+    depot: Depot
+    route: Route
+    systems: Mapping[str, Any]
+
+
+def examined(patient: Patient, looks: Iterable[Callable[[Patient], Iterator[Finding]]], where: str) -> list[Finding]:
+    """Everything that is wrong, the gravest first."""
+    found = []
+    for look in looks:
         try:
-            systems[name].prepare(())
+            found += look(patient)
         except BusError as error:
-            yield Finding(route.name, f"database '{name}': {error}", "start it, or correct its URL or rights")
-    for name in route.queue.systems if route.queue else ():
-        try:
-            systems[name].depth()
-        except BusError as error:
-            yield Finding(route.name, f"queue '{name}': {error}", "create it, or correct its name or rights")
+            said = Finding(where, f"cannot look: {error}", "see to that first, then ask again")
+            found += [said] if said not in found else []
+    return found
 
 
-def _trips(depot: Depot, route: Route, systems: Mapping[str, Any]) -> Iterator[Finding]:
-    now = datetime.now(UTC)
-    for trip in depot.trips(route.name, "stuck", MANY):
+# The deployment
+
+
+def _depot(seen: Deployment) -> Iterator[Finding]:
+    try:
+        seen.depot.trips(limit=1)
+    except BusError as error:
+        yield Finding("depot", str(error), "nothing runs without it: start it, or correct BUS_DEPOT_URL; `bus depot upgrade`")
+
+
+def _disk(seen: Deployment) -> Iterator[Finding]:
+    for folder in dict.fromkeys(seen.folders):
+        there = next((at for at in (folder, *folder.parents) if at.exists()), None)
+        if there is not None and _is_nearly_full(disk := shutil.disk_usage(there)):
+            said = f"{folder} has {disk.free / (1 << 30):.1f} GiB left of {disk.total / (1 << 30):.0f}"
+            yield Finding("disk", said, "`bus purge --older-than 7d --dry-run` says what can go, without --dry-run it goes")
+
+
+def _is_nearly_full(disk: Any) -> bool:
+    return disk.free < LEAST_FREE_BYTES or disk.free < LEAST_FREE_SHARE * disk.total
+
+
+def _daemon(seen: Deployment) -> Iterator[Finding]:
+    """Only sensors need it. Dagster keeps when each part of it last said that it lives; who never had one may do by `bus dispatch`."""
+    if seen.instance is None or not seen.sensors:
+        return
+    beat = seen.instance.get_daemon_heartbeats().get("SENSOR")
+    last = datetime.fromtimestamp(beat.timestamp, UTC) if beat else None
+    if last is None and any(seen.depot.inbox.live(name) for name in seen.depot.inbox.routes()):
         yield Finding(
-            route.name,
-            f"trip {trip.id} is committed in one database and not in all: {trip.error or 'its process died'}",
-            f"`bus drive {route.name} --trip {trip.id}` rolls it forward",
-            trip.created_at,
+            "daemon",
+            "no Dagster daemon has ever looked at the sensors here",
+            "`bus up`, or `dagster-daemon run`; `bus dispatch ROUTE` does without",
         )
-    if not route.queue:
-        return
-    for found in depot.inbox.underway(route.name):
-        asked = found.trip.departed_at
-        if found.trip.state == "departed" and asked and now - asked > timedelta(seconds=UNCLAIMED_SECONDS):
-            yield Finding(route.name, f"nobody drives trip {found.trip.id}", "is a worker up? `bus up`, or `bus worker`", asked)
-        elif found.attempt and found.attempt.ended_at is None and depot.is_abandoned(found.attempt):
-            yield Finding(route.name, f"the process that drove trip {found.trip.id} is gone", "the sensor settles it: is the daemon up?")
-    for trip in depot.trips(route.name, "formed", MANY):
-        if trip.launches >= LAUNCHES:
-            said = f"trip {trip.id} fails again and again: {trip.error or 'see its runs'}"
-            yield Finding(route.name, said, f"`bus trip {trip.id}`; `bus cancel {trip.id} --reason …` gives it up", trip.created_at)
+    elif last is not None and _seconds_since(last) > SILENT_SECONDS:
+        yield Finding(
+            "daemon", "the Dagster daemon is silent", "`bus up`, or `dagster-daemon run`; `bus dispatch ROUTE` does without", last
+        )
 
 
-def _messages(depot: Depot, route: Route, systems: Mapping[str, Any]) -> Iterator[Finding]:
-    if not route.queue:
+def _sensors(seen: Deployment) -> Iterator[Finding]:
+    """Switched off, or failing tick after tick."""
+    if seen.instance is None:
         return
-    counts = depot.inbox.counts(route.name)
+    for state in seen.instance.all_instigator_state():
+        if state.name not in seen.sensors:
+            continue
+        if state.status.value == "STOPPED":
+            yield Finding(
+                state.name, "the sensor is switched off: messages stay on their queue", "switch it on in the UI, under Automation"
+            )
+            continue
+        ticks = list(seen.instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=TICKS))
+        if len(ticks) == TICKS and all(tick.status.value == "FAILURE" for tick in ticks):
+            said = _innermost(ticks[0].error)
+            since = datetime.fromtimestamp(ticks[-1].timestamp, UTC)
+            yield Finding(state.name, f"its last {TICKS} ticks failed: {said}", "mend that; the sensor goes on by itself", since)
+
+
+def _innermost(error: Any) -> str:
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return "see the UI" if error is None else error.message.strip().partition("\n")[0]
+
+
+# A route, as the depot knows it
+
+
+def _paused(seen: OfRoute) -> Iterator[Finding]:
+    if paused := seen.depot.inbox.paused(seen.name):
+        yield Finding(seen.name, f"paused: {paused[1]}", f"mend that, then `bus resume {seen.name}`", paused[0])
+
+
+def _stuck(seen: OfRoute) -> Iterator[Finding]:
+    for trip in seen.depot.trips(seen.name, "stuck", MANY):
+        said = f"trip {trip.id} is committed in one database and not in all: {_line(trip.error) or 'its process died'}"
+        yield Finding(seen.name, said, f"`bus drive {seen.name} --trip {trip.id}` rolls it forward", trip.created_at)
+
+
+def _underway(seen: OfRoute) -> Iterator[Finding]:
+    for found in seen.depot.inbox.underway(seen.name):
+        if found.trip.state == "departed" and _seconds_since(found.trip.departed_at) > UNCLAIMED_SECONDS:
+            said = f"nobody drives trip {found.trip.id}, whose run was asked for"
+            yield Finding(
+                seen.name,
+                said,
+                f"is a worker up? `bus up`, `bus worker`, or `bus drive {seen.name} --trip {found.trip.id}`",
+                found.trip.departed_at,
+            )
+        elif found.attempt and found.attempt.ended_at is None and seen.depot.is_abandoned(found.attempt):
+            yield Finding(seen.name, *_abandoned(seen, found), found.attempt.claimed_at)
+
+
+def _abandoned(seen: OfRoute, found: Underway) -> tuple[str, str]:
+    attempt = found.attempt
+    assert attempt is not None
+    ran_out = (
+        f"its lease ran out at {attempt.lease_until:%Y-%m-%d %H:%M} UTC"
+        if attempt.lease_until < datetime.now(UTC)
+        else "its process is gone"
+    )
+    said = f"trip {found.trip.id} has nobody driving it: {ran_out} ({attempt.host or 'unknown host'})"
+    return said, f"the sensor's next tick settles it; without a daemon `bus dispatch {seen.name}`"
+
+
+def _failing(seen: OfRoute) -> Iterator[Finding]:
+    for state in ("formed", "failed"):
+        for trip in seen.depot.trips(seen.name, state, MANY):
+            if trip.trigger == "queue" and trip.launches >= LAUNCHES:
+                attempt = seen.depot.newest_attempt(trip.id)
+                why = _line(trip.error or (attempt.error if attempt else None))
+                said = f"trip {trip.id} fails again and again ({trip.launches} runs): {why or 'see its runs'}"
+                yield Finding(
+                    seen.name, said, f"`bus trip {trip.id}` tells more; `bus cancel {trip.id} --reason …` gives it up", trip.created_at
+                )
+
+
+def _given_up(seen: OfRoute) -> Iterator[Finding]:
+    """Messages that wait for a person, most frequent reason first."""
+    counts = seen.depot.inbox.counts(seen.name)
     for state in ("stranded", "quarantined", "held"):
-        number = counts.by_state.get(state, 0)
-        if number:
-            waiting = depot.inbox.messages(route.name, state, limit=MANY)
-            why = Counter((message.error or "").partition("\n")[0][:80] for message in waiting).most_common(1)[0][0]
-            advice = f"`bus messages {route.name} --state {state}`, then `bus redrive {route.name} --state {state} --reason …`"
-            yield Finding(route.name, f"{number} messages are {state}, most of them: {why}", advice, waiting[0].changed_at)
-    oldest = counts.oldest_waiting
-    if oldest and (datetime.now(UTC) - oldest).total_seconds() > OLD_SECONDS:
-        yield Finding(route.name, f"{counts.by_state.get('waiting', 0)} messages wait", "is the sensor on, and a worker up?", oldest)
-    unsent = depot.inbox.dead_letters(route.name, MANY)
-    if unsent and route.queue.dead_letters:
-        yield Finding(route.name, f"{len(unsent)} stranded messages are not among the dead letters yet", "the sensor sends them: is it on?")
+        if number := counts.by_state.get(state, 0):
+            waiting = seen.depot.inbox.messages(seen.name, state, limit=MANY)
+            reasons = Counter(_line(message.error) or "no reason is kept" for message in waiting)
+            why = "; ".join(f"{times:,} × {reason}" for reason, times in reasons.most_common(3))
+            more = f" (of the first {MANY:,})" if number > len(waiting) else ""
+            advice = f"`bus messages {seen.name} --state {state}`, then `bus redrive {seen.name} --state {state} --reason …`"
+            yield Finding(
+                seen.name, f"{number:,} messages are {state}: {why}{more}", advice, min(message.changed_at for message in waiting)
+            )
 
 
-LOOKS: tuple[Callable[[Depot, Route, Mapping[str, Any]], Iterator[Finding]], ...] = (_unreachable, _paused, _trips, _messages)
+def _waiting(seen: OfRoute) -> Iterator[Finding]:
+    counts = seen.depot.inbox.counts(seen.name)
+    if counts.paused_at is None and _seconds_since(counts.oldest_waiting) > OLD_SECONDS:
+        said = f"{counts.by_state.get('waiting', 0):,} messages wait for a trip"
+        yield Finding(
+            seen.name, said, f"is the sensor on, and the daemon up? `bus dispatch {seen.name}` does without", counts.oldest_waiting
+        )
+
+
+# What a loaded route halts at
+
+
+def _unreachable(seen: Systems) -> Iterator[Finding]:
+    for name in seen.route.databases:
+        try:
+            seen.systems[name].prepare(())
+        except BusError as error:
+            yield Finding(seen.route.name, f"database '{name}': {error}", "start it, or correct its URL or its rights")
+
+
+def _queues(seen: Systems) -> Iterator[Finding]:
+    """Unreachable, or full while the depot has room: then nobody boards."""
+    queue, inbox = seen.route.queue, seen.depot.inbox
+    for name in queue.systems if queue else ():
+        try:
+            depth = seen.systems[name].depth()
+        except BusError as error:
+            yield Finding(seen.route.name, f"queue '{name}': {error}", "create it, or correct its name or its rights")
+            continue
+        if (
+            queue
+            and name == queue.system
+            and depth.waiting > queue.batch
+            and not inbox.paused(seen.route.name)
+            and not inbox.live(seen.route.name)
+        ):
+            said = f"about {depth.waiting:,} messages lie on queue '{name}', and none is aboard"
+            yield Finding(seen.route.name, said, f"is the sensor on, and the daemon up? `bus dispatch {seen.route.name}` does without")
+        if queue and name == queue.dead_letters and depth.waiting:
+            said = f"about {depth.waiting:,} messages lie on queue '{name}', the one for dead letters"
+            yield Finding(seen.route.name, said, f"after a fix: `bus redrive {seen.route.name} --from-dead-letters --reason …`")
+
+
+def _unsent(seen: Systems) -> Iterator[Finding]:
+    unsent = seen.depot.inbox.dead_letters(seen.route.name, MANY)
+    if unsent and seen.route.queue and seen.route.queue.dead_letters:
+        old = min(message.changed_at for message in unsent)
+        if _seconds_since(old) > UNCLAIMED_SECONDS:
+            said = f"{len(unsent):,} stranded messages are not among the dead letters yet"
+            yield Finding(seen.route.name, said, f"the sensor sends them: is it on? `bus dispatch {seen.route.name}` does without", old)
+
+
+def _line(text: str | None) -> str:
+    return (text or "").partition("\n")[0][:120]
+
+
+def _seconds_since(moment: datetime | None) -> float:
+    return (datetime.now(UTC) - moment) / timedelta(seconds=1) if moment else 0.0
+
+
+OF_THE_DEPLOYMENT = (_depot, _disk, _daemon, _sensors)
+OF_A_ROUTE = (_paused, _stuck, _underway, _failing, _given_up, _waiting)
+OF_ITS_SYSTEMS = (_unreachable, _queues, _unsent)

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from bus_assets.drive import Drive, ledger_id
+from bus_assets.drive import Bus, Drive, ledger_id
+from bus_assets.route import Route
 from resources.depot.entries import NoSuchTrip, Verdict
 from resources.errors import Refused
 
@@ -24,10 +25,14 @@ def plan_of(drive: Drive, verdicts: Mapping[str, Verdict]) -> str:
 
 def in_every_database(drive: Drive, trip: str) -> bool:
     """Whether ``trip`` of this route is committed in all of the route's databases; the first is known to have it."""
-    for name in drive.route.databases[1:]:
-        drive.bus.systems[name].prepare(())
-        with drive.bus.systems[name].transaction(reading=True) as transaction:
-            if transaction.published(ledger_id(drive.route, trip, name)) is None:
+    return committed_everywhere(drive.bus, drive.route, trip)
+
+
+def committed_everywhere(bus: Bus, route: Route, trip: str) -> bool:
+    for name in route.databases[1:]:
+        bus.systems[name].prepare(())
+        with bus.systems[name].transaction(reading=True) as transaction:
+            if transaction.published(ledger_id(route, trip, name)) is None:
                 return False
     return True
 

@@ -60,15 +60,8 @@ def _of_stop(drive: Drive, stop: StopSum) -> Iterator[Recount]:
 
 
 def _source(drive: Drive, declared: PickUp, stop: StopSum) -> Recount:
-    if drive.has_messages and isinstance(declared.source, Bodies):
-        found = bodies_again(drive, declared.source)
-        return _compared("picked up", stop.stop, "bodies in the depot, read again", stop.picked_up, found, "bodies were purged")
-    if drive.has_messages and declared.per_message:
-        said = "what each message names, read again"
-        try:
-            return _compared("picked up", stop.stop, said, stop.picked_up, named_again(drive, declared), "has it changed since?")
-        except BusError as error:
-            return _not_counted("picked up", stop.stop, said, stop.picked_up, error.message)
+    if drive.has_messages and (declared.per_message or isinstance(declared.source, Bodies)):
+        return _of_messages(drive, declared, stop)
     by = f"{stop.source}, read again"
     try:
         found = declared.source.recount(drive.bus.systems[declared.source.system], drive.values)
@@ -76,6 +69,16 @@ def _source(drive: Drive, declared: PickUp, stop: StopSum) -> Recount:
         return Recount("picked up", stop.stop, by, stop.picked_up, None, "differs", f"{error.message}; has the source changed since?")
     moved = f"has the source changed since {drive.trip.created_at:%Y-%m-%d %H:%M:%S} UTC? If not, rows are lost or made up: report it"
     return _compared("picked up", stop.stop, by, stop.picked_up, found, moved)
+
+
+def _of_messages(drive: Drive, declared: PickUp, stop: StopSum) -> Recount:
+    source = declared.source
+    by = "bodies in the depot, read again" if isinstance(source, Bodies) else "what each message names, read again"
+    try:
+        found = bodies_again(drive, source) if isinstance(source, Bodies) else named_again(drive, declared)
+    except BusError as error:
+        return _not_counted("picked up", stop.stop, by, stop.picked_up, str(error))
+    return _compared("picked up", stop.stop, by, stop.picked_up, found, "has it changed since? If not, rows are lost or made up: report it")
 
 
 def _staged(drive: Drive, stop: StopSum) -> Recount:

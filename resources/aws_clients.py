@@ -19,8 +19,16 @@ _DENIED |= {"missingauthenticationtoken", "authfailure", "incompletesignature"}
 
 _clients: dict[tuple[str, str | None, str | None, int], Any] = {}
 _making = threading.Lock()
+
+
+def _begin_anew() -> None:
+    global _making
+    _making = threading.Lock()  # another thread may have held it
+    _clients.clear()
+
+
 # A connection that two processes share answers the one with what the other asked for.
-os.register_at_fork(after_in_child=_clients.clear)
+os.register_at_fork(after_in_child=_begin_anew)
 
 
 def client(service: str, region: str | None, endpoint_url: str | None, threads: int) -> Any:
@@ -72,16 +80,23 @@ def sorted_errors(where: str, action: str, arn: str) -> Iterator[None]:
 
     Causes are cut off: botocore's texts hold the endpoint, and a cause is logged with its error.
     """
+    try:
+        yield
+    except Exception as error:
+        if (ours := in_our_words(error, where, action, arn)) is None:
+            raise
+        raise ours from None
+
+
+def in_our_words(error: Exception, where: str, action: str, arn: str) -> BusError | None:
+    """What to raise instead of ``error``, see :func:`sorted_errors`; None if it is none of boto3's."""
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError
 
-    try:
-        yield
-    except ClientError as error:
-        raise _answered(error, where, action, arn) from None
-    except (BotoCoreError, ResponseParserError, HTTPError, OSError) as error:
-        raise _unanswered(error, where) from None
+    if isinstance(error, ClientError):
+        return _answered(error, where, action, arn)
+    return _unanswered(error, where) if isinstance(error, (BotoCoreError, ResponseParserError, HTTPError, OSError)) else None
 
 
 def _answered(error: Any, where: str, action: str, arn: str) -> BusError:

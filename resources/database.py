@@ -75,6 +75,11 @@ class Transaction:
         with self._doing("looking up receipts"):
             return self._ledger.receipt_trips(route, keys, part)
 
+    def receipt_parts(self, route: str, keys: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Of those of ``keys`` that have any receipt here: the trip that left it, by part."""
+        with self._doing("looking up receipts"):
+            return self._ledger.receipt_parts(route, keys)
+
     def receipts_of(self, route: str, trip: str) -> list[tuple[str, str]]:
         """(part, key) of every receipt that ``trip`` left here; long keys as they are stored."""
         with self._doing("looking up receipts"):

@@ -9,14 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from dagster import ConfigurableResource
 from pydantic import Field, PrivateAttr
 
-from resources.aws_clients import client, error_code, sorted_errors
+from resources.aws_clients import client, error_code, in_our_words
 from resources.claim_check import collect, leave, why_unsendable
 from resources.errors import BusError, Misconfigured, Poison, Transient
 from resources.queue_seam import Depth, MessageQueue, Outgoing, Pointer, Received
@@ -55,7 +55,7 @@ class SqsQueue(ConfigurableResource):
 
     @property
     def where(self) -> str:
-        name, _, region = self._parts()
+        name, region = self._parts()
         return f"queue {name} ({region})" if region else f"queue {name}"
 
     @property
@@ -63,33 +63,28 @@ class SqsQueue(ConfigurableResource):
         return self.name.endswith(".fifo")
 
     def receive(self, limit: int, wait_seconds: float = 0) -> list[Received]:
-        first = self._take(min(limit, BATCH), min(int(wait_seconds), LONGEST_POLL_SECONDS)) if limit > 0 else []
+        if limit < 1:
+            return []
+        take = self._taker()
+        first = take(min(limit, BATCH), min(int(wait_seconds), LONGEST_POLL_SECONDS))
         # The visibility of the first must not run out while the last are received.
         load = _Load(first, limit, seconds=self.visibility_seconds / 4)
         if len(first) < BATCH or self.is_fifo:
-            self._drain(load)
+            load.drain(take)
         else:
-            _at_once(lambda _: self._drain(load), range(self.threads), self.threads)
+            _at_once(lambda _: load.drain(take), range(self.threads), self.threads)
         return load.messages
 
-    def _drain(self, load: "_Load") -> None:
-        while room := load.reserve():
-            try:
-                found = self._take(room, 0)
-            except BusError:
-                load.close()  # nothing is lost: what was received is handed on, and the next call meets the error
-                return
-            load.add(found, room)
-            if not found:
-                return
-
     def delete(self, received: Sequence[Received]) -> int:
-        return sum(_at_once(self._delete, _batches(received), self.threads))
+        if not received:
+            return 0
+        sqs = self._sqs()
 
-    def _delete(self, batch: Sequence[Received]) -> int:
-        entries = [{"Id": str(place), "ReceiptHandle": message.receipt_handle} for place, message in enumerate(batch)]
-        with self._asking("DeleteMessage") as sqs:
-            return len(sqs.delete_message_batch(QueueUrl=self._url, Entries=entries).get("Successful", ()))
+        def delete(batch: Sequence[Received]) -> int:
+            entries = [{"Id": str(place), "ReceiptHandle": message.receipt_handle} for place, message in enumerate(batch)]
+            return len(sqs.ask("DeleteMessage", sqs.client.delete_message_batch, Entries=entries).get("Successful", ()))
+
+        return sum(_at_once(delete, _batches(received), self.threads))
 
     def send(self, bodies: Sequence[Outgoing]) -> None:
         reasons = [self._why_unsendable(outgoing) for outgoing in bodies]  # all of them before the first is sent
@@ -108,7 +103,7 @@ class SqsQueue(ConfigurableResource):
     def _entry(self, outgoing: Outgoing, is_large: bool) -> dict[str, Any]:
         body, attributes = outgoing.body, {name: _attribute("String", value) for name, value in outgoing.attributes.items()}
         if is_large and self.large_bodies:
-            s3 = client("s3", self._parts()[2], self.large_bodies_endpoint_url, self.threads)
+            s3 = client("s3", self._parts()[1], self.large_bodies_endpoint_url, self.threads)
             body, size = leave(s3, self.large_bodies, self._parts()[0], body)
             attributes |= {name: _attribute("Number", value) for name, value in size.items()}
         entry = {"MessageBody": body, "MessageAttributes": attributes}
@@ -117,8 +112,8 @@ class SqsQueue(ConfigurableResource):
 
     def _send(self, batch: Sequence[dict[str, Any]]) -> None:
         entries = [{"Id": str(place), **entry} for place, entry in enumerate(batch)]
-        with self._asking("SendMessage") as sqs:
-            failed = sqs.send_message_batch(QueueUrl=self._url, Entries=entries).get("Failed", ())
+        sqs = self._sqs()
+        failed = sqs.ask("SendMessage", sqs.client.send_message_batch, Entries=entries).get("Failed", ())
         if not failed:
             return
         said = f"{self.where} did not take {len(failed)} of {len(batch)} messages: {failed[0].get('Code')}"
@@ -128,60 +123,74 @@ class SqsQueue(ConfigurableResource):
 
     def depth(self) -> Depth:
         names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed"]
-        with self._asking("GetQueueAttributes") as sqs:
-            found = sqs.get_queue_attributes(QueueUrl=self._url, AttributeNames=names).get("Attributes", {})
+        sqs = self._sqs()
+        found = sqs.ask("GetQueueAttributes", sqs.client.get_queue_attributes, AttributeNames=names).get("Attributes", {})
         return Depth(*(int(found.get(name, 0)) for name in names))
 
     def fetch(self, pointer: Pointer) -> bytes:
         if pointer.bucket != self.large_bodies:
             allowed = f"this queue's large_bodies is {self.large_bodies!r}" if self.large_bodies else "this queue has no large_bodies"
             raise Poison(f"the message points into bucket {pointer.bucket!r}, but {allowed}; only there bodies are fetched")
-        return collect(client("s3", self._parts()[2], self.large_bodies_endpoint_url, self.threads), pointer)
+        return collect(client("s3", self._parts()[1], self.large_bodies_endpoint_url, self.threads), pointer)
 
-    def _take(self, limit: int, wait_seconds: int) -> list[Received]:
-        system = ["SentTimestamp", "ApproximateReceiveCount", *(["MessageGroupId", "MessageDeduplicationId"] if self.is_fifo else [])]
-        with self._asking("ReceiveMessage") as sqs:
-            answer = sqs.receive_message(
-                QueueUrl=self._url,
-                MaxNumberOfMessages=limit,
-                WaitTimeSeconds=wait_seconds,
-                VisibilityTimeout=self.visibility_seconds,
-                MessageSystemAttributeNames=system,
-                MessageAttributeNames=["All"],
-            )
-        return [_received(message) for message in answer.get("Messages", ())]
+    def _taker(self) -> "_Take":
+        """Receives so many messages, waiting so many seconds for the first one."""
+        sqs, names = self._sqs(), ["SentTimestamp", "ApproximateReceiveCount"]
+        asked = {
+            "VisibilityTimeout": self.visibility_seconds,
+            "MessageSystemAttributeNames": [*names, "MessageGroupId", "MessageDeduplicationId"] if self.is_fifo else names,
+            "MessageAttributeNames": ["All"],
+        }
 
-    @contextmanager
-    def _asking(self, action: str) -> Iterator[Any]:
-        """The client, with ``_url`` known. What goes wrong meanwhile is ours."""
-        sqs = client("sqs", self._parts()[2], self.endpoint_url, self.threads)
-        if self._url is None and action != "GetQueueUrl":
-            self._url = self._find_url()
-        with sorted_errors(self.where, f"sqs:{action}", self._arn(sqs)):
-            try:
-                yield sqs
-            except Exception as error:
-                if error_code(error) not in _NO_QUEUE:
-                    raise
-                said = f"{self.where} does not exist in this account and region, or may not be seen"
-                raise Misconfigured(f"{said}; create it, correct its name, or allow sqs:{action} on {self._arn(sqs)}") from None
+        def take(limit: int, wait_seconds: int) -> list[Received]:
+            receive, much = sqs.client.receive_message, {"MaxNumberOfMessages": limit, "WaitTimeSeconds": wait_seconds}
+            return list(map(_received, sqs.ask("ReceiveMessage", receive, **much, **asked).get("Messages", ())))
 
-    def _find_url(self) -> str:
-        if _URL.fullmatch(self.name):
-            return self.name
-        with self._asking("GetQueueUrl") as sqs:
-            return sqs.get_queue_url(QueueName=self.name)["QueueUrl"]
+        return take
 
-    def _arn(self, sqs: Any) -> str:
-        name, account, _ = self._parts()
-        return f"arn:{sqs.meta.partition}:sqs:{sqs.meta.region_name}:{account}:{name}"
+    def _sqs(self) -> "_Sqs":
+        name, region = self._parts()
+        sqs = _Sqs(client("sqs", region, self.endpoint_url, self.threads), self.where, name, self._url)
+        if sqs.url is None:
+            is_url = _URL.fullmatch(self.name)
+            sqs.url = self.name if is_url else sqs.ask("GetQueueUrl", sqs.client.get_queue_url, QueueName=name)["QueueUrl"]
+            self._url = sqs.url
+        return sqs
 
-    def _parts(self) -> tuple[str, str, str | None]:
-        """Name, account (``*`` until it is known) and region of the queue."""
-        if found := _URL.fullmatch(self.name):
-            return found["name"], found["account"], self.region or found["region"]
-        known = _URL.fullmatch(self._url or "")
-        return self.name, known["account"] if known else "*", self.region
+    def _parts(self) -> tuple[str, str | None]:
+        """Name and region of the queue."""
+        found = _URL.fullmatch(self.name)
+        return (found["name"], self.region or found["region"]) if found else (self.name, self.region)
+
+
+@dataclass
+class _Sqs:
+    """A queue's calls. Plain attributes, as thousands of calls a second go through them and a resource's are slow."""
+
+    client: Any
+    where: str
+    name: str
+    url: str | None
+
+    def ask(self, action: str, method: Callable[..., Any], **parameters: Any) -> Any:
+        """What ``method`` answers. What goes wrong meanwhile is ours."""
+        try:
+            return method(QueueUrl=self.url, **parameters) if self.url else method(**parameters)
+        except Exception as error:
+            if (ours := self._in_our_words(error, action)) is None:
+                raise
+            raise ours from None
+
+    def _in_our_words(self, error: Exception, action: str) -> BusError | None:
+        known, meta = _URL.fullmatch(self.url or ""), self.client.meta
+        arn = f"arn:{meta.partition}:sqs:{meta.region_name}:{known['account'] if known else '*'}:{self.name}"
+        if error_code(error) in _NO_QUEUE:
+            said = f"{self.where} does not exist in this account and region, or may not be seen"
+            return Misconfigured(f"{said}; create it, correct its name, or allow sqs:{action} on {arn}")
+        return in_our_words(error, self.where, f"sqs:{action}", arn)
+
+
+_Take = Callable[[int, int], list[Received]]
 
 
 class _Load:
@@ -212,6 +221,18 @@ class _Load:
     def close(self) -> None:
         with self._lock:
             self._until = 0
+
+    def drain(self, take: _Take) -> None:
+        """Adds what there is until there is nothing, no room, or no time."""
+        while room := self.reserve():
+            try:
+                found = take(room, 0)
+            except BusError:
+                self.close()  # nothing is lost: what was received is handed on, and the next call meets the error
+                return
+            self.add(found, room)
+            if not found:
+                return
 
 
 def _at_once(do: Callable[[Any], Any], items: Sequence[Any], threads: int) -> list[Any]:

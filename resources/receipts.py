@@ -160,6 +160,14 @@ class Ledger:
         found = self._stored_receipts(route, [stored_key(key) for key in keys], part)
         return {key: found[stored_key(key)] for key in keys if stored_key(key) in found}
 
+    def receipt_parts(self, route: str, keys: Sequence[str]) -> dict[str, dict[str, str]]:
+        t, found = self._receipts, dict[str, dict[str, str]]()
+        for chunk in _chunks(list(dict.fromkeys(stored_key(key) for key in keys))):
+            query = sa.select(t.c.key, t.c.part, t.c.trip).where(t.c.route == route, t.c.key.in_(chunk))
+            for key, part, trip in self._connection.execute(query):
+                found.setdefault(key, {})[part] = trip
+        return {key: found[stored_key(key)] for key in keys if stored_key(key) in found}
+
     def receipts_of(self, route: str, trip: str) -> list[tuple[str, str]]:
         t = self._receipts
         query = sa.select(t.c.part, t.c.key).where(t.c.route == route, t.c.trip == trip)
@@ -173,9 +181,9 @@ class Ledger:
 
     def record_receipts(self, route: str, keys: Sequence[str], *, part: str, trip: str, attempt: int) -> tuple[str, ...]:
         by_stored = {stored_key(key): key for key in keys}
+        every = {"route": route, "part": part, "trip": trip, "attempt": attempt}
         # Sorted: two transactions that want the same keys wait for each other at the first, instead of colliding crosswise.
-        rows = [{"route": route, "key": key, "part": part, "trip": trip, "attempt": attempt} for key in sorted(by_stored)]
-        fresh = self._inserted_keys(route, part, rows)
+        fresh = self._inserted_keys(sorted(by_stored), every)
         return tuple(key for stored, key in by_stored.items() if stored not in fresh)
 
     def record_applied(self, trip: str, table: str, mode: str, rows: Applied) -> None:
@@ -192,24 +200,25 @@ class Ledger:
         """Take away the outcomes of ``trip``: for the probe's own."""
         self._connection.execute(sa.delete(self._outcomes).where(self._outcomes.c.trip == trip))
 
-    def _inserted_keys(self, route: str, part: str, rows: list[dict[str, object]]) -> set[str]:
-        fresh: set[str] = set()
-        for chunk in _chunks(rows):
-            if self._connection.dialect.name == "postgresql":
-                t = self._receipts
-                insert = postgresql.insert(t).values(chunk).on_conflict_do_nothing().returning(t.c.key)
-                fresh.update(self._connection.scalars(insert))
-            else:
-                fresh.update(self._inserted_where_absent(route, part, chunk))
-        return fresh
+    def _inserted_keys(self, keys: Sequence[str], every: dict[str, Any]) -> set[str]:
+        """Receipts for ``keys``, with the values of ``every``: those that were not there."""
+        if self._connection.dialect.name == "postgresql":
+            return self._inserted_at_once(keys, every)
+        return {key for chunk in _chunks(keys) for key in self._inserted_where_absent(chunk, every)}
 
-    def _inserted_where_absent(self, route: str, part: str, rows: Sequence[dict[str, object]]) -> set[str]:
+    def _inserted_at_once(self, keys: Sequence[str], every: dict[str, Any]) -> set[str]:
+        # The keys are one value, an array: thousands of bound rows take the client longer than all the rest of a trip.
+        t, key = self._receipts, sa.func.unnest(_array(keys)).column_valued("given")
+        rows = sa.select(key, *(sa.literal(value, t.c[name].type) for name, value in every.items()))
+        insert = postgresql.insert(t).from_select(["key", *every], rows).on_conflict_do_nothing()
+        return set(self._connection.scalars(insert.returning(t.c.key)))
+
+    def _inserted_where_absent(self, keys: Sequence[str], every: dict[str, Any]) -> set[str]:
         def insert_absent() -> set[str]:
-            there = self._stored_receipts(route, [str(row["key"]) for row in rows], part)
-            absent = [row for row in rows if row["key"] not in there]
+            absent = set(keys) - self._stored_receipts(every["route"], keys, every["part"]).keys()
             if absent:
-                self._connection.execute(sa.insert(self._receipts), absent)
-            return {str(row["key"]) for row in absent}
+                self._connection.execute(sa.insert(self._receipts), [{**every, "key": key} for key in keys if key in absent])
+            return absent
 
         return again_after_race(self._connection, insert_absent)
 
@@ -227,9 +236,11 @@ class Ledger:
     def _stored_receipts(self, route: str, stored: Sequence[str], part: str) -> dict[str, str]:
         """By key, as it is stored: the trip that applied it."""
         t, found = self._receipts, dict[str, str]()
+        query = sa.select(t.c.key, t.c.trip).where(t.c.route == route, t.c.part == part)
+        if self._connection.dialect.name == "postgresql":
+            return dict(self._connection.execute(query.where(t.c.key == sa.any_(_array(stored)))).tuples().all())
         for chunk in _chunks(stored):
-            query = sa.select(t.c.key, t.c.trip).where(t.c.route == route, t.c.part == part, t.c.key.in_(chunk))
-            found.update((key, trip) for key, trip in self._connection.execute(query))
+            found.update((key, trip) for key, trip in self._connection.execute(query.where(t.c.key.in_(chunk))))
         return found
 
 
@@ -262,6 +273,10 @@ def stored_key(key: str) -> str:
         return key
     digest = hashlib.sha256(key.encode()).hexdigest()
     return f"{key[: KEY_CHARACTERS - len(digest) - 1]}#{digest}"
+
+
+def _array(keys: Sequence[str]) -> sa.BindParameter[Any]:
+    return sa.bindparam(None, list(keys), postgresql.ARRAY(sa.Text), unique=True)
 
 
 def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:

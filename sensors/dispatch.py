@@ -139,9 +139,10 @@ def halves(messages: Sequence[int], groups: Sequence[str | None], culprit: int |
     """
     units = _units(messages, groups)
     if len(units) > 1:
-        suspects = [unit for unit in units if culprit in unit]
-        first = suspects or units[: len(units) // 2]
-        return _flat(first), _flat([unit for unit in units if unit not in first])
+        suspect = next((place for place, unit in enumerate(units) if culprit in unit), None)
+        if suspect is not None:
+            return units[suspect], _flat(units[:suspect] + units[suspect + 1 :])
+        return _flat(units[: len(units) // 2]), _flat(units[len(units) // 2 :])
     if len(messages) < 2:
         return ()
     before = messages.index(culprit) if culprit in messages else len(messages) // 2
@@ -255,8 +256,13 @@ def _decide(policy: Policy, inbox: Inbox, told: Told, found: Underway, attempt: 
 
 
 def _breaker(policy: Policy, inbox: Inbox, found: Underway, decision: Decision) -> Decision:
-    """Where messages are suspected, count the trip's first failure; after :data:`BREAKER` in a row pause instead, and strand nothing."""
+    """Where messages are suspected, count the trip's first failure; after :data:`BREAKER` in a row pause instead, and strand nothing.
+
+    A lone group rides on by its beginning: until that is one message, its failures in a row are one failure.
+    """
     if isinstance(decision, Pause) or (isinstance(decision, Retry) and decision.spent != "failure"):
+        return decision
+    if isinstance(decision, Split) and len(decision.parts) == 1:
         return decision
     if found.trip.failures == 0 and inbox.failed_in_row(policy.route) >= BREAKER:
         return Pause()

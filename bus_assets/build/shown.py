@@ -203,7 +203,7 @@ def inbox_metadata(drive: Drive) -> dict[str, Any]:
     oldest = counts.oldest_waiting
     waits = (datetime.now(UTC) - oldest).total_seconds() if oldest else 0.0
     return {
-        "messages aboard": len(drive.bus.depot.inbox.messages_of(drive.trip.id)),
+        "messages aboard": len(drive.bus.depot.inbox.aboard(drive.trip.id)),
         "messages waiting": counts.by_state.get("waiting", 0),
         "oldest waiting (seconds)": round(waits, 1),
     }

@@ -1,9 +1,18 @@
-"""An account as tables on stdout."""
+"""Accounts as tables on stdout: of a trip's rows, of a route's messages."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import typer
+
 from bus_assets.account import Account, DropSum, Recount
-from bus_assets.cli.output import print_coloured, print_table, say
+from bus_assets.cli.output import print_coloured, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from bus_assets.cli.loading import Loaded
+    from bus_assets.counted_messages import Counted, MessagesAccount
 
 
 def show_account(account: Account) -> None:
@@ -11,6 +20,8 @@ def show_account(account: Account) -> None:
     say(f"trip {account.trip} of route '{account.route}': {account.state}")
     if account.error:
         print_coloured(f"error: {account.error}", "red")
+    if account.messages:
+        say("messages: " + ", ".join(f"{number:,} {state}" for state, number in account.messages.items()))
     print_table(
         ("stop", "from", "came in", "picked up", "kept", "rejected", "why rejected", "kept rows went"),
         [(s.stop, s.source, s.came_in, s.picked_up, s.kept, s.rejected, _reasons(s.reasons), s.fate) for s in account.stops],
@@ -48,7 +59,7 @@ def _reasons(reasons: object) -> str:
     return "; ".join(f"{rule} ×{rows:,}" for rule, rows in reasons.items())
 
 
-def _status(recount: Recount) -> object:
+def _status(recount: Recount | Counted) -> object:
     from rich.text import Text
 
     from bus_assets.cli.output import plain
@@ -70,3 +81,37 @@ def _verdict(account: Account) -> None:
         print_coloured(f"✓ the account balances{recounted}: {said}", "green")
     else:
         print_coloured(f"✗ the account does not balance: {said}", "bold red")
+
+
+def account_of_messages(loaded: Loaded, name: str, *, recount: bool, as_json: bool) -> None:
+    """``bus account ROUTE``."""
+    from bus_assets.cli.loading import open_bus
+    from bus_assets.counted_messages import messages_account
+
+    route = loaded.route(name)
+    with open_bus(loaded, route) as bus:
+        found = messages_account(bus, route, recount)
+    if as_json:
+        print_json({**asdict(found), "received": found.received, "balanced": found.balanced})
+    else:
+        _show_messages(found)
+    if not found.balanced:
+        raise typer.Exit(1)
+
+
+def _show_messages(found: MessagesAccount) -> None:
+    say(f"route '{found.route}': {found.received:,} messages received; besides, {found.duplicates:,} duplicates, {found.ignored:,} ignored")
+    say(f"{found.received:,} = " + " + ".join(f"{number:,} {state}" for state, number in found.by_state.items()))
+    for name, depth in found.on_queues.items():
+        say(f"queue {name}: {depth}")
+    if found.recounts:
+        say("recounted, message by message:")
+        print_table(
+            ("what", "counted by", "account", "recount", ""),
+            [(r.what, r.counted_by, r.expected, r.found, _status(r)) for r in found.recounts],
+            numbers=("account", "recount"),
+        )
+    if found.balanced:
+        print_coloured("✓ the account balances" + (", and the recount agrees" if found.recounts else ""), "green")
+    else:
+        print_coloured("✗ the account does not balance", "bold red")

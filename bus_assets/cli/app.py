@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 
 from bus_assets.cli import (
+    depot_commands,
+    dispatch_commands,
     doctor_command,
     drive_command,
     message_commands,
@@ -45,15 +47,18 @@ app.command("trips")(trip_commands.trips)
 app.command("trip")(trip_commands.trip)
 app.command("account")(trip_commands.account)
 app.command("messages")(message_commands.messages)
+app.command("message")(message_commands.message)
 app.command("redrive")(message_commands.redrive)
 app.command("replay")(message_commands.replay)
-app.command("cancel")(message_commands.cancel)
-app.command("pause")(message_commands.pause)
-app.command("resume")(message_commands.resume)
-app.command("dispatch")(message_commands.dispatch)
+app.command("dispatch")(dispatch_commands.dispatch)
+app.command("pause")(dispatch_commands.pause)
+app.command("resume")(dispatch_commands.resume)
+app.command("cancel")(dispatch_commands.cancel)
+app.command("purge")(depot_commands.purge)
 app.command("doctor")(doctor_command.doctor)
 app.command("up")(up_command.up)
 app.command("worker")(up_command.worker)
+app.add_typer(depot_commands.app, name="depot")
 app.add_typer(quarantine_commands.app, name="quarantine")
 
 

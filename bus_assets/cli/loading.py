@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dagster import DagsterInstance
 
     from bus_assets.drive import Bus
+    from bus_assets.queues import Queue
     from bus_assets.route import Route
     from resources.depot.store import Depot
 
@@ -92,6 +93,24 @@ def open_depot() -> Depot:
             f"there is no depot at {file} yet: drive a route first (`bus drive ROUTE`), or say where it is by BUS_HOME or BUS_DEPOT_URL"
         )
     return Depot(url)
+
+
+def known_route(depot: Depot, name: str, module: str | None) -> str:
+    """``name`` if the depot has messages of that route, else if the module has it, else Misconfigured: a slip must not pause nothing.
+
+    The depot first: a route whose module does not load any more can still be paused.
+    """
+    return name if name in depot.inbox.routes() else load(module).route(name).name
+
+
+@contextmanager
+def open_queue(loaded: Loaded, name: str) -> Iterator[tuple[Bus, Route, Queue]]:
+    """A route whose trips are started by messages; Misconfigured for another."""
+    route = loaded.route(name)
+    if route.queue is None:
+        raise Misconfigured(f"route '{name}' has no queue; `bus drive {name}` drives it")
+    with open_bus(loaded, route) as bus:
+        yield bus, route, route.queue
 
 
 @contextmanager

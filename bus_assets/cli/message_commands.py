@@ -1,204 +1,218 @@
-"""``bus messages``, ``redrive``, ``replay``, ``cancel``, ``pause``, ``resume`` and ``dispatch``: what a person does about messages."""
+"""``bus messages``, ``message``, ``redrive`` and ``replay``: see where messages are, and send them round again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bus_assets.cli.output import AsJson, Module, notice, print_json, print_table, say
 from bus_assets.cli.route_commands import RouteName
-from bus_assets.cli.trip_commands import TripId
 
 if TYPE_CHECKING:
-    from bus_assets.cli.loading import Loaded
-    from bus_assets.drive import Bus
-    from bus_assets.queues import Queue
-    from bus_assets.route import Route
-    from resources.depot.mail import Message
+    from resources.depot.inbox import Inbox
+    from resources.depot.mail import Counts, Message
 
 STATES = ("waiting", "aboard", "delivered", "quarantined", "stranded", "superseded", "held")
 WAIT_FOR_A_PERSON = ("stranded", "quarantined", "held")
 ERROR_CHARACTERS = 90
+DAYS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"]
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept.")]
-Ids = Annotated[list[int] | None, typer.Option("--id", metavar="ID", help="Only this message; may come again. `bus messages` lists them.")]
+Ids = Annotated[list[int] | None, typer.Option("--id", metavar="ID", help="This message; may come again. `bus messages` lists them.")]
+Since = Annotated[datetime | None, typer.Option("--since", formats=DAYS, help="Received then or later (UTC).")]
 
 
 def messages(
     route: Annotated[str | None, typer.Argument(metavar="[ROUTE]", help="Only messages of this route.")] = None,
     state: Annotated[str | None, typer.Option(help=f"Only those in this state: {', '.join(STATES)}.")] = None,
-    key: Annotated[str | None, typer.Option(help="Only the one with this key.")] = None,
-    trip: Annotated[str | None, typer.Option(help="Only those of this trip.")] = None,
-    message: Annotated[int | None, typer.Option("--id", help="Show one message whole, without its body.")] = None,
+    key: Annotated[str | None, typer.Option(help="Only the one with this key, its identity.")] = None,
+    trip: Annotated[str | None, typer.Option(help="Only those that ride, or ended, in this trip.")] = None,
+    since: Since = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, in the order in which they were boarded.")] = 50,
-    after: Annotated[int, typer.Option(min=0, help="Only those with a higher id.")] = 0,
+    after: Annotated[int, typer.Option(min=0, help="Only those with a higher id: the next page.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """List messages. Where each is, in which trip, how many of its rows were rejected, and why it waits."""
+    """List messages, their number by state on top. Where each is, in which trip, and why it waits; `bus message ID` shows one whole."""
     from bus_assets.cli.loading import open_depot
 
     if state is not None and state not in STATES:
         raise typer.BadParameter(f"'{state}' is none of {', '.join(STATES)}", param_hint="--state")
-    if message is not None:
-        limit, after = 1, message - 1
     inbox = open_depot().inbox
-    found = inbox.messages(route, state, key, trip, limit=limit, after=after)  # pyright: ignore[reportArgumentType]
-    found = [one for one in found if message in (None, one.id)]
+    counts = {name: inbox.counts(name) for name in inbox.routes() if route in (None, name)}
+    if route is not None and not counts:
+        notice(f"no messages of route '{route}'; the depot has messages of {', '.join(inbox.routes()) or 'no route'}")
+    found = inbox.messages(route, state, key, trip, _utc(since), limit=limit, after=after)  # pyright: ignore[reportArgumentType]
     if as_json:
-        print_json([_shown(one) for one in found])
+        print_json({"counts": counts, "messages": [shown(one) for one in found]})
         return
-    if route and message is None:
-        counts = inbox.counts(route)
-        say(", ".join(f"{number:,} {name}" for name, number in counts.by_state.items() if number) or "no messages")
-    if message is not None:
-        for one in found:
-            for name, value in _shown(one).items():
-                say(f"{name}: {value}")
-        return
+    for name, counted in counts.items():
+        say(f"{name}: {_in_words(counted)}")
     rows = [(m.id, m.route, m.state, m.key, m.received_at, m.trip, m.rows_rejected or None, _short(m.error)) for m in found]
-    print_table(("id", "route", "state", "key", "received (UTC)", "trip", "rejected", "why"), rows, numbers=("id",), empty="no messages")
+    print_table(
+        ("id", "route", "state", "key", "received (UTC)", "trip", "rejected", "why"), rows, numbers=("id",), empty="no such messages"
+    )
     if len(found) == limit:
         notice(f"there may be more: --after {found[-1].id}")
+
+
+def message(
+    message_id: Annotated[int, typer.Argument(metavar="ID", help="A message's id; `bus messages` lists them.")],
+    body: Annotated[bool, typer.Option("--body", help="Its body too.")] = False,
+    reveal: Annotated[
+        bool, typer.Option("--reveal-sensitive", help="With --body, where the route has sensitive fields: show it all the same.")
+    ] = False,
+    module: Module = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one message whole: its identity, its standing, its attributes."""
+    from bus_assets.cli.loading import open_depot
+    from resources.errors import Refused
+
+    found = open_depot().inbox.messages(limit=1, after=message_id - 1)
+    if not found or found[0].id != message_id:
+        raise Refused(f"the depot has no message {message_id}; `bus messages` lists them")
+    said = shown(found[0]) | {"attributes": dict(found[0].attributes)}
+    if body:
+        said["body"] = _body(found[0], module, reveal)
+    if as_json:
+        print_json(said)
+        return
+    for name, value in said.items():
+        say(f"{name}: {'' if value is None else value}")
 
 
 def redrive(
     route: RouteName,
     reason: Reason,
     ids: Ids = None,
-    state: Annotated[list[str] | None, typer.Option(help="Only those that are stranded, quarantined or held; may come again.")] = None,
+    state: Annotated[list[str] | None, typer.Option(help="Those that are stranded, quarantined or held; may come again.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Everything that is stranded, quarantined or held.")] = False,
     from_dead_letters: Annotated[
-        bool, typer.Option("--from-dead-letters", help="Board what lies on the route's queue for dead letters instead.")
+        bool, typer.Option("--from-dead-letters", help="What lies on the route's queue for dead letters: it is moved into the depot.")
     ] = False,
     module: Module = None,
     as_json: AsJson = False,
 ) -> None:
     """Let messages ride again that were given up. Known by their identity: what was applied is not applied again."""
-    from bus_assets.cli.loading import open_depot
+    from bus_assets.cli.loading import known_route, open_depot
 
     wrong = [name for name in state or () if name not in WAIT_FOR_A_PERSON]
     if wrong:
         raise typer.BadParameter(f"'{wrong[0]}' is none of {', '.join(WAIT_FOR_A_PERSON)}", param_hint="--state")
+    if [bool(ids or state), everything, from_dead_letters].count(True) != 1:
+        raise typer.BadParameter("say which: --id ID …, --state STATE …, --all, or --from-dead-letters", param_hint="--id")
     if from_dead_letters:
-        with _queue_route(route, module) as (_, bus, found, queue):
-            boarded = _board_dead_letters(bus, found, queue)
-        return _told({"route": route, **boarded}, as_json)
-    number = open_depot().inbox.redrive(route, ids, tuple(state or WAIT_FOR_A_PERSON), reason=reason)  # pyright: ignore[reportArgumentType]
-    _told({"route": route, "redriven": number}, as_json)
-    return None
+        _redrive_dead_letters(route, module, as_json)
+        return
+    depot = open_depot()
+    known_route(depot, route, module)
+    number = depot.inbox.redrive(route, ids, tuple(state or WAIT_FOR_A_PERSON), reason=reason)  # pyright: ignore[reportArgumentType]
+    if as_json:
+        print_json({"route": route, "redriven": number})
+        return
+    say(f"route '{route}': {number:,} redriven, and waiting again" if number else f"route '{route}': nothing is {_or(state)}")
+    _note_paused(depot.inbox, route)
 
 
 def replay(
     route: RouteName,
-    since: Annotated[datetime | None, typer.Option(help="Received then or later.")] = None,
-    until: Annotated[datetime | None, typer.Option(help="Received before then.")] = None,
+    since: Since = None,
+    until: Annotated[datetime | None, typer.Option("--until", formats=DAYS, help="Received before then (UTC).")] = None,
     ids: Ids = None,
     again: Annotated[bool, typer.Option("--again", help="Deliver them once more; without it they are only listed.")] = False,
-    reason: Annotated[str, typer.Option("--reason", help="Why, with --again; it is kept.")] = "",
+    reason: Annotated[str | None, typer.Option("--reason", help="Why, with --again; it is kept.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="List at most so many; --again takes all of them.")] = 50,
+    module: Module = None,
     as_json: AsJson = False,
 ) -> None:
-    """List delivered messages that could be delivered again. They are applied already, so only --again does it."""
-    from bus_assets.cli.loading import open_depot
+    """List delivered messages that have their bodies still. They are applied, so only --again sends them round once more.
 
-    if again and not reason.strip():
+    Delivered again they are applied once more, under receipts of their own: twice in a table without a key.
+    """
+    from bus_assets.cli.loading import known_route, open_depot
+
+    if again and not (reason or "").strip():
         raise typer.BadParameter("delivering again needs a reason: it is kept", param_hint="--reason")
-    inbox = open_depot().inbox
-    found = inbox.replay(route, _utc(since), _utc(until), ids)
-    done = inbox.again(found, reason) if again and found else 0
-    _told({"route": route, "messages": found, "sent again": done}, as_json)
+    if again and since is None and until is None and not ids:
+        raise typer.BadParameter("say which: --since, --until, or --id ID …", param_hint="--again")
+    depot = open_depot()
+    known_route(depot, route, module)
+    found = depot.inbox.replay(route, _utc(since), _utc(until), ids)
+    _note_missing(ids or [], found)
+    done = depot.inbox.again(found, reason or "") if again and found else 0
+    if as_json:
+        print_json({"route": route, "messages": found, "sent again": done})
+        return
+    if done:
+        say(f"route '{route}': {done:,} sent round once more: {reason}")
+        _note_paused(depot.inbox, route)
+        return
+    listed = [depot.inbox.messages(route, limit=1, after=number - 1)[0] for number in found[:limit]]
+    rows = [(m.id, m.key, m.received_at, m.trip, m.generation) for m in listed]
+    print_table(("id", "key", "received (UTC)", "trip", "generation"), rows, numbers=("id",), empty="no such messages")
+    if found:
+        say(f"{len(found):,} in all, every one applied: nothing is done without `--again --reason …`")
 
 
-def cancel(trip_id: TripId, reason: Reason, as_json: AsJson = False) -> None:
-    """Stop a trip of messages for good. Its messages are stranded, and can be redriven; a run that drives it stops at its next rows."""
-    from bus_assets.cli.loading import open_depot
-
-    found = open_depot().inbox.cancel(trip_id, reason)
-    _told({"trip": found.id, "state": found.state, "cancelled": found.cancelled}, as_json)
-
-
-def pause(route: RouteName, reason: Reason, as_json: AsJson = False) -> None:
-    """Let no more trips of a route depart. Its messages stay on their queue."""
-    from bus_assets.cli.loading import open_depot
-
-    open_depot().inbox.pause(route, reason)
-    _told({"route": route, "paused": reason}, as_json)
-
-
-def resume(route: RouteName, as_json: AsJson = False) -> None:
-    """Let trips of a paused route depart again."""
-    from bus_assets.cli.loading import open_depot
-
-    open_depot().inbox.resume(route)
-    _told({"route": route, "paused": False}, as_json)
-
-
-def dispatch(
-    route: RouteName,
-    wait: Annotated[float, typer.Option(min=0, max=20, help="Seconds to wait for a first message.")] = 2.0,
-    module: Module = None,
-) -> None:
-    """Do what the queue's sensor does, once, and drive the trips that depart in this process. For CI, and without a daemon."""
-    from bus_assets.build.dispatching import policy_of, protocol
-    from bus_assets.cli.drive_command import drive_and_tell
-    from bus_assets.cli.driving import Wish
-    from bus_assets.cli.loading import open_instance
-    from sensors.dispatch import tick
-
-    with _queue_route(route, module) as (loaded, bus, found, queue), open_instance() as instance:
-        above, dead = protocol(bus, found, queue, instance), bus.systems[queue.dead_letters] if queue.dead_letters else None
-        source, policy = bus.systems[queue.system], policy_of(found, queue)
-        done = tick(policy, bus.depot.inbox, source, above, dead_letters=dead, poll_seconds=wait)
-    say(done.said)
-    failed = 0
-    for departure in done.departures:
-        driven = drive_and_tell(loaded, found, Wish(trip=departure.trip))
-        say(f"trip {departure.trip}: " + ("delivered" if driven.succeeded else str(driven.error)))
-        failed += not driven.succeeded
-    if failed:
-        raise typer.Exit(1)
-
-
-@contextmanager
-def _queue_route(name: str, module: str | None) -> Iterator[tuple[Loaded, Bus, Route, Queue]]:
-    from bus_assets.cli.loading import load, open_bus
-    from resources.errors import Misconfigured
-
-    loaded = load(module)
-    route = loaded.route(name)
-    if route.queue is None:
-        raise Misconfigured(f"route '{name}' has no queue; `bus drive {name}` drives it")
-    with open_bus(loaded, route) as bus:
-        yield loaded, bus, route, route.queue
-
-
-def _board_dead_letters(bus: Bus, route: Route, queue: Queue) -> dict[str, int]:
-    """The depot first, then the queue, as with any other message."""
+def _redrive_dead_letters(route: str, module: str | None, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from bus_assets import archive
-    from resources.errors import Misconfigured
-    from sensors.envelopes import unwrap
+    from bus_assets.cli.loading import load, open_queue
+    from bus_assets.redriving import board_dead_letters
 
-    if queue.dead_letters is None:
-        raise Misconfigured(f"route '{route.name}' names no queue for dead letters; without --from-dead-letters the depot is asked")
-    dead, told = bus.systems[queue.dead_letters], dict[str, int]()
-    while received := dead.receive(500, 1):
-        arrivals = [arrival for one in received for arrival in unwrap(one, queue.decode.kind, queue.identity)]
-        archive.keep(bus.staging, route.name, arrivals)
-        boarded = asdict(bus.depot.inbox.board(route.name, arrivals))
-        dead.delete(received)
-        told = {name: told.get(name, 0) + number for name, number in boarded.items()}
-    return {name: number for name, number in told.items() if number} or {"boarded": 0}
+    with open_queue(load(module), route) as (bus, found, queue):
+        told, took = board_dead_letters(bus, found, queue), queue.dead_letters
+    said = {name: number for name, number in asdict(told).items() if number}
+    if as_json:
+        print_json({"route": route, "from": took, **said})
+        return
+    say(f"from queue {took}: " + (", ".join(f"{number:,} {name}" for name, number in said.items()) or "nothing lies there"))
 
 
-def _shown(message: Message) -> dict[str, Any]:
+def _note_missing(asked: list[int], found: list[int]) -> None:
+    missing = sorted(set(asked) - set(found))
+    if missing:
+        said = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
+        notice(f"left out: {said}: not delivered, of another route, without a body, or replaced by a newer one; `bus message {missing[0]}`")
+
+
+def _note_paused(inbox: Inbox, route: str) -> None:
+    if paused := inbox.paused(route):
+        notice(f"the route is paused ({paused[1]}): `bus resume {route}` lets them depart")
+
+
+def _body(message: Message, module: str | None, reveal: bool) -> str | None:
+    """Refused where fields of the route are sensitive, or where nobody can tell, unless ``reveal``."""
+    from bus_assets.cli.loading import load
+    from resources.errors import Refused
+
+    route = None if reveal else load(module).routes.get(message.route)
+    if not reveal and route is None:
+        raise Refused(f"the module has no route '{message.route}' that would say what is sensitive; --reveal-sensitive shows the body")
+    if route and (sensitive := sorted({name for stop in route.stops for name in route.contract_of(stop.name).sensitive})):
+        raise Refused(f"route '{message.route}' has sensitive fields ({', '.join(sensitive)}); --reveal-sensitive shows the body")
+    return None if message.body is None else message.body.decode("utf-8", "backslashreplace")
+
+
+def shown(message: Message) -> dict[str, Any]:
     """A message without its body, which may be sensitive."""
     names = ("id", "route", "key", "generation", "state", "trip", "sent_at", "event_at", "received_at", "changed_at")
     more = ("subject", "group", "duplicates", "rows_rejected", "error")
-    return {name: getattr(message, name) for name in (*names, *more)} | {"body_bytes": len(message.body or b"")}
+    size = None if message.body is None else len(message.body)
+    return {name: getattr(message, name) for name in (*names, *more)} | {"body_bytes": size}
+
+
+def _in_words(counts: Counts) -> str:
+    said = [f"{number:,} {state}" for state, number in counts.by_state.items() if number] or ["no messages"]
+    said += [f"{number:,} {what}" for number, what in ((counts.duplicates, "duplicates"), (counts.ignored, "ignored")) if number]
+    said += [f"PAUSED since {counts.paused_at:%Y-%m-%d %H:%M} UTC: {_short(counts.paused_reason)}"] if counts.paused_at else []
+    return ", ".join(said)
+
+
+def _or(state: list[str] | None) -> str:
+    return " or ".join(state or WAIT_FOR_A_PERSON)
 
 
 def _short(error: str | None) -> str:
@@ -207,13 +221,4 @@ def _short(error: str | None) -> str:
 
 
 def _utc(moment: datetime | None) -> datetime | None:
-    from datetime import UTC
-
     return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
-
-
-def _told(said: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(said)
-    else:
-        say(", ".join(f"{name}: {value}" for name, value in said.items()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,7 +9,6 @@ import typer
 from bus_assets.cli.output import AsJson, Module, notice, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from bus_assets.cli.loading import Loaded
     from resources.depot.entries import Trip
 
 TripId = Annotated[str, typer.Argument(metavar="TRIP", help="A trip's id; `bus trips` lists them.")]
@@ -82,14 +80,18 @@ def account(
 ) -> None:
     """Account for every row of a trip, or every message of a route. Recounted independently; exits 1 if something differs."""
     from bus_assets.account import account as made
-    from bus_assets.cli.account_view import show_account
+    from bus_assets.cli.account_view import account_of_messages, show_account
     from bus_assets.cli.loading import load, open_bus, open_depot
+    from resources.depot.entries import NoSuchTrip
+    from resources.errors import Refused
 
     loaded = load(module)
     if trip_id in loaded.routes:
-        return _account_of_messages(loaded, trip_id, as_json)
-    open_depot().trip(trip_id)
-    route = loaded.route(open_depot().trip(trip_id).route)
+        return account_of_messages(loaded, trip_id, recount=recount, as_json=as_json)
+    try:
+        route = loaded.route(open_depot().trip(trip_id).route)
+    except NoSuchTrip as error:
+        raise Refused(f"{error.message}, and module {loaded.name} no route of that name; there are {', '.join(loaded.routes)}") from None
     with open_bus(loaded, route) as bus:
         found = made(bus, route, trip_id, recount)
     if as_json:
@@ -99,27 +101,6 @@ def account(
     if not found.balanced:
         raise typer.Exit(1)
     return None
-
-
-def _account_of_messages(loaded: Loaded, name: str, as_json: bool) -> None:
-    from bus_assets.cli.loading import open_bus
-    from bus_assets.counted_messages import messages_account
-
-    route = loaded.route(name)
-    with open_bus(loaded, route) as bus:
-        found = messages_account(bus, route)
-    if as_json:
-        print_json({**asdict(found), "balanced": found.balanced})
-    else:
-        say(f"route '{name}': {found.received:,} messages received; besides, {found.duplicates:,} duplicates, {found.ignored:,} ignored")
-        print_table(("state", "messages"), [(state, number) for state, number in found.by_state.items() if number], numbers=("messages",))
-        rows = [
-            (r.what, r.counted_by, r.expected, r.found, "agrees" if r.agrees else "DIFFERS", "" if r.agrees else r.note)
-            for r in found.recounts
-        ]
-        print_table(("recounted", "by", "expected", "found", "", ""), rows, numbers=("expected", "found"))
-    if not found.balanced:
-        raise typer.Exit(1)
 
 
 def _parameters(trip: Trip) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 
-from resources.depot import quarantine, routes
+from resources.depot import many, quarantine, routes
 from resources.depot.connections import now
-from resources.depot.mail import Arrival, Boarded
+from resources.depot.mail import Arrival, Boarded, MessageState, Remembered
+from resources.depot.many import among
 from resources.depot.messages import has_newer, stored, waiting_again
 from resources.depot.quarantine import UPDATE_IDS, chunks
 from resources.depot.schema import messages, storable
@@ -58,6 +59,31 @@ def board(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], ho
     )
 
 
+def rebuild(
+    connection: sa.Connection, route: str, arrivals: Sequence[Arrival], remembered: Mapping[str, Remembered]
+) -> dict[MessageState, int]:
+    horizon, moment = routes.lock(connection, route)["horizon"], now(connection)
+    known = _known(connection, route, (stored(arrival.key) for arrival in arrivals))
+    found = _Sorted()
+    for arrival in arrivals:
+        key = stored(arrival.key)
+        if key not in known and arrival.ignored is None:
+            found.fresh.setdefault(key, _values(arrival, key) | _restored_state(arrival, horizon, remembered.get(arrival.key)))
+    _insert(connection, route, found.fresh, moment)
+    superseded, replaced = _supersede(connection, route, found, moment)
+    states = Counter[MessageState](values["state"] for key, values in found.fresh.items() if key not in superseded)
+    routes.count(connection, route, delivered=states["delivered"], superseded=len(superseded) + replaced)
+    return {**states, **({"superseded": len(superseded)} if superseded else {})}
+
+
+def _restored_state(arrival: Arrival, horizon: datetime | None, receipt: Remembered | None) -> dict[str, Any]:
+    fresh = _fresh_state(arrival, horizon)
+    if receipt is None:
+        return {"trip": None, "part": "", "generation": 0, **fresh}
+    known = {"part": receipt.part, "generation": int(receipt.part or 0), "trip": receipt.trip}
+    return {**fresh, **known, "state": "delivered" if receipt.trip else "waiting", "error": None}
+
+
 def _sorted(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], horizon: datetime | None) -> _Sorted:
     found = _Sorted(ignored=sum(arrival.ignored is not None for arrival in arrivals))
     keyed = [(stored(arrival.key), arrival) for arrival in arrivals if arrival.ignored is None]
@@ -79,8 +105,9 @@ def _sorted(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], 
 def _known(connection: sa.Connection, route: str, keys: Iterable[str]) -> dict[str, tuple[int, str]]:
     known: dict[str, tuple[int, str]] = {}
     for some in chunks(dict.fromkeys(keys), UPDATE_IDS):
-        query = sa.select(messages.c.key, messages.c.id, messages.c.state).where(messages.c.route == route, messages.c.key.in_(some))
-        known.update({key: (number, state) for key, number, state in connection.execute(query)})
+        query = sa.select(messages.c.key, messages.c.id, messages.c.state).where(messages.c.route == route)
+        found = connection.execute(query.where(among(connection, messages.c.key, some)))
+        known.update({key: (number, state) for key, number, state in found})
     return known
 
 
@@ -110,8 +137,7 @@ def _fresh_state(arrival: Arrival, horizon: datetime | None) -> dict[str, Any]:
 
 def _insert(connection: sa.Connection, route: str, fresh: dict[str, dict[str, Any]], moment: datetime) -> None:
     every = {"route": route, "part": "", "received_at": moment, "changed_at": moment}
-    if fresh:
-        connection.execute(sa.insert(messages), [every | values for values in fresh.values()])
+    many.insert(connection, messages, [every | values for values in fresh.values()])
 
 
 def _redrive(connection: sa.Connection, redriven: dict[int, dict[str, Any]], moment: datetime) -> None:
@@ -131,8 +157,8 @@ def _count_duplicates(connection: sa.Connection, duplicates: Counter[int]) -> No
         by_times.setdefault(times, []).append(number)
     for times, numbers in by_times.items():
         for some in chunks(numbers, UPDATE_IDS):
-            counted = sa.update(messages).where(messages.c.id.in_(some)).values(duplicates=messages.c.duplicates + times)
-            connection.execute(counted)
+            counted = sa.update(messages).where(among(connection, messages.c.id, some))
+            connection.execute(counted.values(duplicates=messages.c.duplicates + times))
 
 
 def _supersede(connection: sa.Connection, route: str, found: _Sorted, moment: datetime) -> tuple[set[str], int]:

@@ -13,6 +13,7 @@ from resources.depot import routes
 from resources.depot.connections import now
 from resources.depot.entries import Trip, TripState
 from resources.depot.mail import Departure
+from resources.depot.many import among
 from resources.depot.quarantine import UPDATE_IDS, chunks
 from resources.depot.schema import attempts, messages, trips
 from resources.depot.trips import new_trip_id, trip_of
@@ -77,8 +78,8 @@ def new_trip(connection: sa.Connection, route: str, parameters: Mapping[str, Any
 
 def put_aboard(connection: sa.Connection, trip: str, ids: Sequence[int]) -> None:
     for some in chunks(ids, UPDATE_IDS):
-        boarded = sa.update(messages).where(messages.c.id.in_(some)).values(state="aboard", trip=trip, changed_at=now(connection))
-        connection.execute(boarded)
+        boarding = sa.update(messages).where(among(connection, messages.c.id, some))
+        connection.execute(boarding.values(state="aboard", trip=trip, changed_at=now(connection)))
 
 
 def form_for_run(

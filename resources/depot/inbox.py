@@ -9,7 +9,7 @@ from typing import Any
 from resources.depot import boarding, forming, messages, quarantine, restoring, routes, settling
 from resources.depot.connections import Connections
 from resources.depot.entries import Trip, checked_name
-from resources.depot.mail import Arrival, Boarded, Counts, Departure, Message, MessageState, Purged, Spent, Underway
+from resources.depot.mail import Aboard, Arrival, Boarded, Counts, Departure, Message, MessageState, Purged, Remembered, Spent, Underway
 from resources.errors import Misconfigured
 
 REDRIVEN: tuple[MessageState, ...] = ("stranded", "quarantined", "held")
@@ -42,6 +42,26 @@ class Inbox:
         checked_name(route, "route")
         with self._connections.writing() as connection:
             return boarding.board(connection, route, arrivals, horizon_seconds)
+
+    def rebuild(self, route: str, arrivals: Sequence[Arrival], remembered: Mapping[str, Remembered]) -> dict[MessageState, int]:
+        """Keep those of ``arrivals`` whose keys this depot does not know, as ``board`` does; how many came to be in which state.
+
+        ``remembered`` by key: what the destination says; a message that is there in every database is 'delivered' at once. Known
+        keys stay as they are and are not counted, so that saying it again, and while others board, changes nothing.
+        """
+        checked_name(route, "route")
+        with self._connections.writing() as connection:
+            return boarding.rebuild(connection, route, arrivals, remembered)
+
+    def routes(self) -> list[str]:
+        """The routes of which this depot has, or had, messages."""
+        with self._connections.reading() as connection:
+            return routes.known(connection)
+
+    def states(self, route: str, keys: Sequence[str]) -> dict[str, MessageState]:
+        """How the messages with these keys stand; a key that is not known is not in it."""
+        with self._connections.reading() as connection:
+            return messages.states(connection, route, keys)
 
     def live(self, route: str) -> int:
         """How many messages wait or ride: whether there is room to receive more."""
@@ -102,6 +122,11 @@ class Inbox:
         """The messages aboard, in riding order: by event (or sending, or receiving) time, sequencer and id; with groups, by id."""
         with self._connections.reading() as connection:
             return messages.aboard(connection, trip)
+
+    def aboard(self, trip: str) -> list[Aboard]:
+        """The messages aboard by id, without their bodies: a tenth of what ``messages_of`` costs."""
+        with self._connections.reading() as connection:
+            return messages.keys_aboard(connection, trip)
 
     def rejected_rows(self, trip: str) -> dict[int, tuple[int, str]]:
         """How many rows of each message the trip's gates rejected, and why the first; a message without any is not in it."""
@@ -271,10 +296,25 @@ class Inbox:
         Ended is delivered or superseded; stranded, quarantined and held ones wait for a person and keep all. Runs in many small
         transactions: whoever boards meanwhile does not wait for it. Misconfigured if ``keep_keys_after`` is later than ``before``.
         """
-        checked_name(route, "route")
-        if keep_keys_after > before:
-            raise Misconfigured(f"keys are kept longer than bodies: {keep_keys_after:%Y-%m-%d} is later than {before:%Y-%m-%d}")
+        _longer_than_bodies(route, before, keep_keys_after)
         return messages.purge(self._connections, route, before, keep_keys_after)
+
+    def purgeable(self, route: str, before: datetime, keep_keys_after: datetime) -> Purged:
+        """What ``purge`` would take now."""
+        _longer_than_bodies(route, before, keep_keys_after)
+        with self._connections.reading() as connection:
+            return messages.purgeable(connection, route, before, keep_keys_after)
+
+    def horizon(self, route: str) -> datetime | None:
+        """Keys of messages that ended before this may have been purged; None if none were."""
+        with self._connections.reading() as connection:
+            return (routes.row_of(connection, route) or {}).get("horizon")
+
+
+def _longer_than_bodies(route: str, before: datetime, keep_keys_after: datetime) -> None:
+    checked_name(route, "route")
+    if keep_keys_after > before:
+        raise Misconfigured(f"keys are kept longer than bodies: {keep_keys_after:%Y-%m-%d} is later than {before:%Y-%m-%d}")
 
 
 def _reason(reason: str, what: str) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from resources.depot.entries import Attempt, Trip
 
@@ -94,6 +94,14 @@ class Message:
     to_dead_letters: bool
 
 
+class Aboard(NamedTuple):
+    """A message aboard a trip, without its body and all that is read only once: see :class:`Message`."""
+
+    id: int
+    key: str
+    part: str
+
+
 @dataclass(frozen=True)
 class Underway:
     """A trip that settling looks at, its newest attempt, and its messages in riding order; ``groups`` is parallel to ``messages``."""
@@ -124,6 +132,17 @@ class Counts:
     failures_in_row: int = 0
     paused_at: datetime | None = None
     paused_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What a destination remembers of a message that this depot forgot: the ``part`` of its newest receipt, and the ``trip`` that left it.
+
+    ``trip`` is None if that trip is not in every database of the route yet: then the message has to ride on.
+    """
+
+    part: str
+    trip: str | None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from resources.depot import quarantine, routes
 from resources.depot.connections import Connections, now
-from resources.depot.mail import Counts, Message, MessageState, Purged
+from resources.depot.mail import Aboard, Counts, Message, MessageState, Purged
 from resources.depot.quarantine import UPDATE_IDS, brief, chunks
 from resources.depot.schema import messages, storable
 from resources.errors import Refused
@@ -62,6 +62,11 @@ def aboard(connection: sa.Connection, trip: str) -> list[Message]:
     return in_riding_order(_read(connection, query))
 
 
+def keys_aboard(connection: sa.Connection, trip: str) -> list[Aboard]:
+    query = sa.select(messages.c.id, messages.c.key, messages.c.part).where(messages.c.trip == trip, messages.c.state == "aboard")
+    return [Aboard(*row) for row in connection.execute(query.order_by(messages.c.id))]
+
+
 def listed(connection: sa.Connection, wanted: Wanted, limit: int, after: int) -> list[Message]:
     equal = {"route": wanted.route, "state": wanted.state, "trip": wanted.trip, "key": wanted.key and stored(wanted.key)}
     query = sa.select(messages).where(messages.c.id > after)
@@ -72,7 +77,17 @@ def listed(connection: sa.Connection, wanted: Wanted, limit: int, after: int) ->
 
 
 def _read(connection: sa.Connection, query: sa.Select[Any]) -> list[Message]:
-    return [Message(**row) for row in connection.execute(query).mappings()]
+    rows = connection.execute(query)
+    names = list(rows.keys())
+    return [Message(**dict(zip(names, row, strict=True))) for row in rows]
+
+
+def states(connection: sa.Connection, route: str, keys: Sequence[str]) -> dict[str, MessageState]:
+    found: dict[str, MessageState] = {}
+    for some in chunks(dict.fromkeys(stored(key) for key in keys), UPDATE_IDS):
+        query = sa.select(messages.c.key, messages.c.state).where(messages.c.route == route, messages.c.key.in_(some))
+        found.update(connection.execute(query).tuples().all())
+    return {key: found[stored(key)] for key in keys if stored(key) in found}
 
 
 def counts(connection: sa.Connection, route: str) -> Counts:
@@ -217,6 +232,14 @@ def purge(connections: Connections, route: str, before: datetime, keep_keys_afte
             gone += _forget(connection, route, some & (messages.c.changed_at < keep_keys_after))
             bodies += _empty(connection, some & (messages.c.changed_at < before))
     return Purged(bodies, gone)
+
+
+def purgeable(connection: sa.Connection, route: str, before: datetime, keep_keys_after: datetime) -> Purged:
+    ended = (messages.c.route == route) & messages.c.state.in_(COUNTED)
+    old, kept = messages.c.changed_at < keep_keys_after, messages.c.changed_at >= keep_keys_after
+    gone = sa.select(sa.func.count()).where(ended, old)
+    bodies = sa.select(sa.func.count()).where(ended, kept, messages.c.changed_at < before, messages.c.body.is_not(None))
+    return Purged(connection.execute(bodies).scalar_one(), connection.execute(gone).scalar_one())
 
 
 def _range(connection: sa.Connection, route: str) -> tuple[int, int]:

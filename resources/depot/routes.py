@@ -63,6 +63,10 @@ def row_of(connection: sa.Connection, route: str) -> sa.RowMapping | None:
     return connection.execute(sa.select(routes).where(routes.c.route == route)).mappings().one_or_none()
 
 
+def known(connection: sa.Connection) -> list[str]:
+    return list(connection.scalars(sa.select(routes.c.route).order_by(routes.c.route)))
+
+
 def forget_keys(connection: sa.Connection, route: str, before: datetime) -> None:
     """Note that keys of messages that ended ``before`` may be gone. It never moves back."""
     known = lock(connection, route)["horizon"]

@@ -14,6 +14,7 @@ from resources.depot.connections import now
 from resources.depot.entries import OVER, Attempt, Trip, TripState
 from resources.depot.forming import UNDERWAY, new_trip, put_aboard
 from resources.depot.mail import Spent, Underway
+from resources.depot.many import among
 from resources.depot.messages import in_riding_order
 from resources.depot.quarantine import UPDATE_IDS, brief, chunks
 from resources.depot.schema import attempts, messages, trips
@@ -135,7 +136,7 @@ def applied(connection: sa.Connection, trip: str, ids: Sequence[int]) -> int:
     found = _locked(connection, trip)
     number = 0
     for some in chunks(dict.fromkeys(ids), UPDATE_IDS):
-        off = sa.update(messages).where(messages.c.trip == trip, messages.c.state == "aboard", messages.c.id.in_(some))
+        off = sa.update(messages).where(messages.c.trip == trip, messages.c.state == "aboard", among(connection, messages.c.id, some))
         number += connection.execute(off.values(state="delivered", trip=None, error=None, changed_at=now(connection))).rowcount
     routes.count(connection, found.route, delivered=number)
     left = len(_groups(connection, trip))
@@ -217,7 +218,7 @@ def _wait(connection: sa.Connection, trip: str) -> None:
 def _strand(connection: sa.Connection, trip: str, ids: Sequence[int], how: Stranding) -> None:
     values = {"state": "stranded", "error": how.error, "to_dead_letters": how.to_dead_letters, "changed_at": now(connection)}
     for some in chunks(ids, UPDATE_IDS):
-        connection.execute(sa.update(messages).where(messages.c.trip == trip, messages.c.id.in_(some)).values(values))
+        connection.execute(sa.update(messages).where(messages.c.trip == trip, among(connection, messages.c.id, some)).values(values))
 
 
 def _discard_rows(connection: sa.Connection, trip: str) -> None:

@@ -419,6 +419,17 @@ def test_an_attempt_is_settled_once(orders: Database) -> None:
         assert transaction.published("t1") == 2
 
 
+def test_it_tells_every_part_under_which_a_key_has_receipts(orders: Database) -> None:
+    long = "k" * 500
+    with orders.transaction() as transaction:
+        transaction.record_receipts("orders", ["a", "b", long], trip="t1", attempt=1)
+        transaction.record_receipts("orders", ["a"], part="2", trip="t2", attempt=1)
+        transaction.record_receipts("others", ["c"], trip="t3", attempt=1)
+    with orders.transaction(reading=True) as seen:
+        assert seen.receipt_parts("orders", ["a", "c", long]) == {"a": {"": "t1", "2": "t2"}, long: {"": "t1"}}
+        assert seen.receipt_parts("orders", []) == {}
+
+
 def test_receipts_that_were_there_come_back_in_order_and_the_others_are_new(orders: Database) -> None:
     long = "folder/" * 300
     with orders.transaction() as transaction:

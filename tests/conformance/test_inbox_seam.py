@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from resources.depot import schema
 from resources.depot import trips as trips_sql
 from resources.depot.entries import AttemptEnded, AttemptLive, NoSuchTrip, QuarantinedRow, Reason, TripOver, Verdict
-from resources.depot.mail import Arrival, Boarded, Purged
+from resources.depot.mail import Arrival, Boarded, Purged, Remembered
 from resources.depot.store import Depot
 from resources.errors import Misconfigured, Poison, Refused
 from resources.receipts import stored_key
@@ -1105,6 +1105,89 @@ def test_ids_of_forgotten_messages_are_not_handed_out_again(inbox):
     assert inbox.purge("orders", now, now) == Purged(messages=3)
     inbox.board("orders", arrivals(1, 20))
     assert inbox.messages()[0].id > max(ids)
+
+
+# Rebuilding
+
+
+def test_a_rebuilt_message_waits_unless_the_destination_has_it(inbox):
+    remembered = {"k1": Remembered("", "t1"), "k2": Remembered("3", "t3"), "k3": Remembered("", None)}
+    assert inbox.rebuild("orders", arrivals(4), remembered) == {"waiting": 2, "delivered": 2}
+    found = {m.key: (m.state, m.generation, m.part, m.trip) for m in inbox.messages("orders")}
+    assert found == {
+        "k0": ("waiting", 0, "", None),
+        "k1": ("delivered", 0, "", "t1"),
+        "k2": ("delivered", 3, "3", "t3"),
+        "k3": ("waiting", 0, "", None),
+    }
+    assert counted(inbox) == {"waiting": 2, "delivered": 2}
+
+
+def test_a_rebuilt_message_that_is_sent_again_gets_a_part_that_has_no_receipt_yet(inbox):
+    inbox.rebuild("orders", arrivals(1), {"k0": Remembered("3", "t3")})
+    inbox.again(inbox.replay("orders"), "for a test")
+    [message] = inbox.messages("orders")
+    assert (message.state, message.part) == ("waiting", "4")
+
+
+def test_rebuilding_twice_or_what_is_known_changes_nothing(depot, inbox):
+    trip, _ = riding(inbox, 2)
+    before = inbox.messages("orders")
+    assert inbox.rebuild("orders", arrivals(2), {"k0": Remembered("", "other")}) == {}
+    assert inbox.rebuild("orders", [*arrivals(3), *arrivals(3)], {}) == {"waiting": 1}
+    assert inbox.rebuild("orders", arrivals(3), {}) == {}
+    assert inbox.messages("orders")[:2] == before
+    assert inbox.counts("orders").duplicates == 0
+    assert len(inbox.messages_of(trip)) == 2
+
+
+def test_what_could_not_be_decoded_and_what_is_older_than_the_keys_is_rebuilt_as_it_would_be_boarded(depot, inbox):
+    long_ago = datetime.now(UTC) - 90 * DAY
+    inbox.purge("orders", datetime.now(UTC), datetime.now(UTC) - 30 * DAY)
+    made = [Arrival("a", b"{", problem="no JSON"), Arrival("b", b"{}", sent_at=long_ago), Arrival("c", b"{}", sent_at=long_ago)]
+    assert inbox.rebuild("orders", made, {"c": Remembered("", "t1")}) == {"quarantined": 1, "held": 1, "delivered": 1}
+
+
+def test_an_older_one_of_its_subject_is_rebuilt_as_superseded(inbox):
+    assert inbox.rebuild("orders", [event("a", "1"), event("b", "2"), event("c", "3")], {"a": Remembered("", "t1")}) == {
+        "delivered": 1,
+        "superseded": 1,
+        "waiting": 1,
+    }
+    assert counted(inbox) == {"delivered": 1, "superseded": 1, "waiting": 1}
+    assert {m.key: m.state for m in inbox.messages("orders")} == {"a": "delivered", "b": "superseded", "c": "waiting"}
+
+
+def test_two_that_rebuild_and_board_at_once_make_one_message_of_each_key(url, inbox):
+    inbox.live("orders")
+    rebuilds = "for n in range(0, 300, 10): inbox.rebuild('orders', [Arrival(f'k{i}', b'{}') for i in range(n, n + 10)], {})"
+    boards = "for n in range(0, 300, 10): inbox.board('orders', [Arrival(f'k{i}', b'{}') for i in range(n, n + 10)])"
+    together([child(url, rebuilds), child(url, boards), child(url, rebuilds)])
+    assert counted(inbox) == {"waiting": 300}
+
+
+def test_it_tells_which_keys_it_knows_and_of_which_routes(inbox):
+    assert inbox.routes() == []
+    inbox.board("orders", [*arrivals(1), Arrival("bad", b"{", problem="no JSON"), Arrival("x" * 900, b"")])
+    assert inbox.states("orders", ["k0", "bad", "nobody", "x" * 900]) == {"k0": "waiting", "bad": "quarantined", "x" * 900: "waiting"}
+    assert inbox.states("others", ["k0"]) == {}
+    assert inbox.routes() == ["orders"]
+
+
+def test_what_could_be_purged_is_what_is_purged(depot, inbox):
+    trip, _ = riding(inbox, 4)
+    inbox.delivered(trip, {}, {})
+    inbox.board("orders", [Arrival("waits", b"{}")])
+    change(depot, "UPDATE depot_messages SET changed_at = :then WHERE key = 'k0'", then="2026-01-01 00:00:00.000000+00")
+    now = datetime.now(UTC) + DAY
+    for keep in (now - 30 * DAY, now - 3650 * DAY, now):
+        said = inbox.purgeable("orders", now, keep)
+        assert inbox.purgeable("orders", now, keep) == said
+        assert inbox.purge("orders", now, keep) == said
+        assert inbox.horizon("orders") >= keep
+    assert counted(inbox) == {"waiting": 1}
+    with pytest.raises(Misconfigured, match="keys are kept longer"):
+        inbox.purgeable("orders", now, now + DAY)
 
 
 # Many at once

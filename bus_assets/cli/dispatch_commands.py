@@ -1,0 +1,142 @@
+"""``bus dispatch``, ``pause``, ``resume`` and ``cancel``: let trips of messages depart, or not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bus_assets.cli.message_commands import Reason
+from bus_assets.cli.output import AsJson, Module, notice, print_json, say
+from bus_assets.cli.route_commands import RouteName
+from bus_assets.cli.trip_commands import TripId
+
+if TYPE_CHECKING:
+    from bus_assets.cli.loading import Loaded
+    from bus_assets.drive import Bus
+    from bus_assets.queues import Queue
+    from bus_assets.route import Route
+    from resources.depot.store import Depot
+    from sensors.dispatch import Tick
+
+BACK_OFF_SECONDS = 0.5
+LIVE = ("formed", "departed", "driving", "failed")
+
+
+def dispatch(
+    route: RouteName,
+    wait: Annotated[float, typer.Option(min=0, max=20, help="Seconds to wait for a first message.")] = 2.0,
+    until_quiet: Annotated[bool, typer.Option("--until-quiet", help="Go on until nothing comes and no trip is left to drive.")] = False,
+    module: Module = None,
+    as_json: AsJson = False,
+) -> None:
+    """Do once what the queue's sensor does, and drive the trips that depart here. For CI, and without a daemon.
+
+    One tick: messages are received and kept, failed trips seen to, trips formed. Exits 1 if a trip failed; the next tick, whoever
+    does it, tries again, splits or gives up.
+    """
+    from bus_assets.cli.loading import load, open_instance, open_queue
+
+    loaded, said, driven = load(module), list[str](), list[dict[str, Any]]()
+    with open_queue(loaded, route) as (bus, found, queue), open_instance() as instance:
+        while True:
+            done = _tick(bus, found, queue, instance, wait)
+            said.append(done.said)
+            if not as_json:
+                say(done.said)
+            driven += _driven(loaded, found, done, as_json)
+            if not until_quiet or (not done.departures and not _is_live(bus.depot, found, queue)):
+                break
+            if not done.departures:
+                time.sleep(max(0.0, BACK_OFF_SECONDS - wait))  # a failed trip waits for its turn
+        undelivered = _undelivered(bus.depot, driven)
+    if as_json:
+        print_json({"route": route, "ticks": said, "trips": driven})
+    if undelivered:
+        notice(f"`bus doctor {route}` says what to do about {', '.join(undelivered)}")
+        raise typer.Exit(1)
+
+
+def _tick(bus: Bus, route: Route, queue: Queue, instance: Any, wait: float) -> Tick:
+    from bus_assets.build.dispatching import policy_of, protocol
+    from sensors.dispatch import tick
+
+    above, dead = protocol(bus, route, queue, instance), bus.systems[queue.dead_letters] if queue.dead_letters else None
+    return tick(policy_of(route, queue), bus.depot.inbox, bus.systems[queue.system], above, dead_letters=dead, poll_seconds=wait)
+
+
+def _driven(loaded: Loaded, route: Route, done: Tick, as_json: bool) -> Iterator[dict[str, Any]]:
+    from bus_assets.cli.drive_command import answer, drive_and_tell
+    from bus_assets.cli.driving import Wish
+
+    for departure in done.departures:
+        driven = drive_and_tell(loaded, route, Wish(trip=departure.trip))
+        told = answer(driven) | {"trip": departure.trip, "messages": departure.messages}
+        if not as_json:
+            error = f": {driven.error}" if driven.error else ""
+            say(f"trip {departure.trip} (messages: {departure.messages:,}): {told['state'] or 'not driven'}{error}")
+        yield told
+        if driven.interrupted:
+            raise KeyboardInterrupt
+
+
+def _is_live(depot: Depot, route: Route, queue: Queue) -> bool:
+    """Whether another tick may have something to do: not while the route is paused."""
+    return not depot.inbox.paused(route.name) and any(depot.trips(route.name, state, 1) for state in LIVE)
+
+
+def _undelivered(depot: Depot, driven: list[dict[str, Any]]) -> list[str]:
+    """The trips that are left in need of somebody; one that was split or driven again is judged by what came of it."""
+    states = {told["trip"]: depot.trip(told["trip"]).state for told in driven}
+    return [trip for trip, state in states.items() if state in ("formed", "failed", "stuck", "stranded", "driving")]
+
+
+def pause(route: RouteName, reason: Reason, module: Module = None, as_json: AsJson = False) -> None:
+    """Let no more trips of a route depart. Trips that are under way end; messages stay on their queue and lose nothing."""
+    from bus_assets.cli.loading import known_route, open_depot
+
+    depot = open_depot()
+    known_route(depot, route, module)
+    depot.inbox.pause(route, reason)
+    since, stands = depot.inbox.paused(route) or (None, reason)
+    if as_json:
+        print_json({"route": route, "paused_at": since, "reason": stands})
+        return
+    say(f"route '{route}' is paused since {since:%Y-%m-%d %H:%M} UTC: {stands}; `bus resume {route}` ends it")
+    if stands != reason:
+        notice("it was paused before: the first reason stands")
+
+
+def resume(route: RouteName, module: Module = None, as_json: AsJson = False) -> None:
+    """Let trips of a paused route depart again."""
+    from bus_assets.cli.loading import known_route, open_depot
+
+    depot = open_depot()
+    known_route(depot, route, module)
+    paused = depot.inbox.paused(route)
+    depot.inbox.resume(route)
+    if as_json:
+        print_json({"route": route, "was_paused_at": paused[0] if paused else None, "reason": paused[1] if paused else None})
+        return
+    say(
+        f"route '{route}' departs again; it was paused since {paused[0]:%Y-%m-%d %H:%M} UTC"
+        if paused
+        else f"route '{route}' was not paused"
+    )
+
+
+def cancel(trip_id: TripId, reason: Reason, as_json: AsJson = False) -> None:
+    """Stop a trip of messages for good. Its messages are stranded, and can be redriven; a run that drives it stops at its next rows."""
+    from bus_assets.cli.loading import open_depot
+
+    depot = open_depot()
+    found = depot.inbox.cancel(trip_id, reason)
+    if as_json:
+        print_json({"trip": found.id, "state": found.state, "cancelled": found.cancelled})
+        return
+    if found.state == "cancelled":
+        say(f"trip {found.id} is cancelled, its messages stranded; `bus redrive {found.route} --state stranded --reason …` sends them on")
+    else:
+        say(f"trip {found.id} was asked to stop; a run drives it now, and stops before it publishes")

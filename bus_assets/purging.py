@@ -1,0 +1,139 @@
+"""What grows and is not needed any more: bodies, staged rows, archives, Dagster's runs. What is needed is never taken, however old.
+
+Kept: everything about messages that wait for a person or ride; the staged rows of trips that are under way, stuck or unknown to the depot;
+receipts; keys and their archive until they are older than anything that could still come again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from bus_assets import archive
+from bus_assets.drive import Bus
+from bus_assets.route import Route
+from resources.depot.entries import NoSuchTrip, TripState
+from resources.depot.mail import Purged
+from resources.errors import Misconfigured
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+SHORTEST = timedelta(days=1)
+KEYS = timedelta(days=30)
+SHORTEST_KEYS = timedelta(days=28)
+"""A message may lie 14 days on its queue, and 14 more among the dead letters: until then its key must be known."""
+RUNS_AT_ONCE = 500
+ENDED: tuple[TripState, ...] = ("delivered", "failed", "rehearsed", "split", "stranded", "cancelled", "empty")
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """Take what ended before ``before``; forget keys of messages that ended before ``keys_before``."""
+
+    before: datetime
+    keys_before: datetime
+    dry_run: bool = False
+
+
+def horizon(older_than: timedelta, keys: timedelta = KEYS, *, dry_run: bool = False) -> Horizon:
+    """Misconfigured if something could still come again, or be looked at, that is to be forgotten."""
+    if older_than < SHORTEST:
+        raise Misconfigured(f"what is younger than a day may be needed; --older-than must be {SHORTEST.days}d or more")
+    if keys < SHORTEST_KEYS:
+        raise Misconfigured(
+            f"a message may come again for {SHORTEST_KEYS.days} days, so keys are kept as long; --keys must be that or more"
+        )
+    now = datetime.now(UTC)
+    return Horizon(now - older_than, now - max(keys, older_than), dry_run)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What was taken of one route. ``unknown`` archived messages are not in the depot: then its keys and their archive stay."""
+
+    route: str
+    bodies: int
+    messages: int
+    archive_files: int
+    staged_files: int
+    trips: int
+    runs: int
+    unknown: int
+    unknown_trips: int
+
+
+def purge(bus: Bus, route: Route, instance: DagsterInstance, upto: Horizon) -> Taken:
+    """Take away what is older. Safe to break off and to do again, and while trips are driven."""
+    files, unknown = _archive(bus, route, upto) if route.queue else (0, 0)
+    messages = _messages(bus, route, upto, keep_keys=unknown > 0) if route.queue else Purged()
+    trips, staged, unknown_trips = _staged(bus, route, upto)
+    runs = _runs(instance, route, upto)
+    return Taken(route.name, messages.bodies, messages.messages, files, staged, trips, runs, unknown, unknown_trips)
+
+
+def _messages(bus: Bus, route: Route, upto: Horizon, *, keep_keys: bool) -> Purged:
+    inbox, keys_before = bus.depot.inbox, datetime(1970, 1, 1, tzinfo=UTC) if keep_keys else upto.keys_before
+    return (inbox.purgeable if upto.dry_run else inbox.purge)(route.name, upto.before, keys_before)
+
+
+def _archive(bus: Bus, route: Route, upto: Horizon) -> tuple[int, int]:
+    """Whole days on which every message has ended. How many files, and how many messages the depot should know and does not."""
+    forgotten_before = bus.depot.inbox.horizon(route.name)
+    files = unknown = 0
+    for day, paths in archive.days(bus.staging, route.name).items():
+        if _end(day) > upto.before:
+            continue
+        keys = sorted(archive.keys(bus.staging, paths))
+        states = bus.depot.inbox.states(route.name, keys)
+        if forgotten_before is None or _end(day) > forgotten_before:
+            unknown += len(keys) - len(states)
+        waits = set(states.values()) - {"delivered", "superseded"}
+        is_lost = len(states) < len(keys) and (forgotten_before is None or _end(day) > forgotten_before)
+        if not waits and not is_lost:
+            files += len(paths) if upto.dry_run else archive.forget(bus.staging, route.name, day)
+    return files, unknown
+
+
+def _end(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
+
+
+def _staged(bus: Bus, route: Route, upto: Horizon) -> tuple[int, int, int]:
+    """How many trips, how many files of theirs, and how many trips the depot does not know: they may have to roll forward."""
+    by_trip: dict[str, int] = {}
+    for path in bus.staging.list(route.name):
+        trip = path.split("/")[1]
+        by_trip[trip] = by_trip.get(trip, 0) + 1
+    trips = files = unknown = 0
+    for trip, number in by_trip.items():
+        try:
+            found = bus.depot.trip(trip)
+        except NoSuchTrip:
+            unknown += 1
+            continue
+        if found.state in ENDED and (found.ended_at or found.created_at) < upto.before:
+            trips, files = trips + 1, files + number
+            if not upto.dry_run:
+                bus.staging.delete_prefix(f"{route.name}/{trip}")
+    return trips, files, unknown
+
+
+def _runs(instance: DagsterInstance, route: Route, upto: Horizon) -> int:
+    """Runs of the route's job that have ended, with their event logs."""
+    found = list(_ended_runs(instance, route, upto))
+    for run in () if upto.dry_run else found:
+        instance.delete_run(run)
+    return len(found)
+
+
+def _ended_runs(instance: DagsterInstance, route: Route, upto: Horizon) -> Iterator[str]:
+    from dagster import DagsterRunStatus, RunsFilter
+
+    ended = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
+    wanted, cursor = RunsFilter(job_name=route.name, statuses=ended, updated_before=upto.before), None
+    while some := instance.get_runs(wanted, cursor=cursor, limit=RUNS_AT_ONCE):
+        yield from (run.run_id for run in some)
+        cursor = some[-1].run_id
