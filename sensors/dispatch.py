@@ -22,6 +22,7 @@ from resources.depot.inbox import Inbox
 from resources.depot.mail import Arrival, Boarded, Departure, Message, Spent, Underway
 from resources.errors import BusError
 from resources.queue_seam import MessageQueue, Outgoing, Received
+from sensors.ahead import Ahead
 from sensors.envelopes import carried
 
 DEATHS = 5
@@ -33,8 +34,8 @@ CLAIM_SECONDS = 120.0
 """A run that was asked for and has not claimed its trip after so long is asked for again; the wait doubles each time."""
 POLL_SECONDS = 10.0
 """How long a tick waits for a first message. Some deployments end a tick after 15 s."""
-BUSY_SECONDS = 3.0
-"""How much longer a tick goes on receiving while there is more."""
+BUSY_SECONDS = 2.0
+"""How long a tick goes on receiving while messages come without a pause; then those it has leave."""
 LONGEST_WAIT_SECONDS = 3600.0
 LOOK_SECONDS = 1.0
 """How often a tick looks after trips that are under way."""
@@ -276,13 +277,13 @@ def _seconds_since(moment: datetime | None) -> float:
 # Boarding
 
 
-def board(policy: Policy, inbox: Inbox, queue: MessageQueue, above: Above, wait_seconds: float) -> Boarded:
-    """Receive once and keep what came: the depot commits first, and only then the queue forgets."""
+def board(policy: Policy, inbox: Inbox, queue: Ahead, above: Above, wait_seconds: float, *, enough: bool = False) -> Boarded:
+    """Receive once and keep what came: the depot commits first, and only then the queue forgets. ``enough``: ask for no more."""
     room = ROOM * policy.batch * policy.max_in_flight - inbox.live(policy.route)
     if room <= 0:
         time.sleep(wait_seconds)
         return Boarded()
-    received = queue.receive(min(room, RECEIVE_AT_ONCE), wait_seconds)
+    received = queue.receive(room, wait_seconds, enough=enough)
     if not received:
         return Boarded()
     arrivals = [arrival for delivery in received for arrival in above.unwrap(delivery)]
@@ -353,7 +354,8 @@ def tick(
     """
     told, departures = Told(), list[Departure]()
     try:
-        failed = _until_ready(policy, inbox, queue, above, poll_seconds, told, departures)
+        with Ahead(queue, RECEIVE_AT_ONCE) as ahead:
+            failed = _until_ready(policy, inbox, ahead, above, poll_seconds, told, departures)
         if dead_letters is not None:
             send_dead_letters(policy, inbox, dead_letters)
     except BusError as error:
@@ -365,24 +367,32 @@ def tick(
 
 
 def _until_ready(
-    policy: Policy, inbox: Inbox, queue: MessageQueue, above: Above, poll_seconds: float, told: Told, departures: list[Departure]
+    policy: Policy, inbox: Inbox, queue: Ahead, above: Above, poll_seconds: float, told: Told, departures: list[Departure]
 ) -> BusError | None:
     """Settle, board and dispatch. Trips are not parted from messages that are just coming: not full ones depart when no more comes."""
     began = time.monotonic()
     failed = _settled(policy, inbox, above, told)
     departures += dispatch(policy, inbox)
-    more = False
+    coming_since: float | None = None
     while not (paused := inbox.paused(policy.route)):
         left = began + poll_seconds - time.monotonic()
-        boarded = board(policy, inbox, queue, above, 0.0 if more or departures else _patience(policy, inbox, left))
-        told.boarded, more, over = _sum(told.boarded, boarded), boarded != Boarded(), left <= -BUSY_SECONDS
+        wait = 0.0 if coming_since or departures else _patience(policy, inbox, left)
+        boarded = board(policy, inbox, queue, above, wait, enough=_is_enough(policy, departures, coming_since))
+        told.boarded, more = _sum(told.boarded, boarded), boarded != Boarded()
+        coming_since = (coming_since or time.monotonic()) if more else None
         if not more:
             failed = _settled(policy, inbox, above, told)
-        departures += dispatch(policy, inbox, only_full=more and not over)
-        if over or (not more and (departures or left <= 0)):
+        departures += dispatch(policy, inbox, only_full=more)
+        if not more and (departures or left <= 0):
             return failed
     told.notes.append(f"paused since {paused[0]:%Y-%m-%d %H:%M} UTC: {paused[1]}")
     return failed
+
+
+def _is_enough(policy: Policy, departures: Sequence[Departure], coming_since: float | None) -> bool:
+    """Whether trips are to leave now, though more messages come: nothing more may depart, or messages have come long enough."""
+    waited = time.monotonic() - coming_since if coming_since else 0.0
+    return len(departures) >= policy.max_in_flight or waited >= BUSY_SECONDS
 
 
 def _settled(policy: Policy, inbox: Inbox, above: Above, told: Told) -> BusError | None:
