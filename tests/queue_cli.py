@@ -61,7 +61,8 @@ class CliWorld(QueueWorld):
         return " ".join(err.replace("│", " ").split())
 
     def lose_the_depot(self) -> None:
-        self.bus.depot.close()
+        for depot in (self.bus.depot, DepotResource(url=f"sqlite:///{self.root}/depot.db").depot()):
+            depot.close()
         for file in self.root.glob("depot.db*"):
             file.unlink()
-        self.bus.depot.close()
+        self.bus.depot.upgrade()

@@ -226,4 +226,6 @@ def _standing(row: QuarantinedRow) -> str:
         return f"released in trip {row.released_trip}"
     if row.state == "discarded":
         return f"discarded: {row.reason}"
+    if row.message_state == "quarantined":
+        return f"held, as is its whole message {row.message}: `bus redrive {row.route} --id {row.message} --reason …`"
     return "held" if row.is_releasable else f"held (its trip is {row.trip_state})"

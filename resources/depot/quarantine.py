@@ -112,12 +112,13 @@ def release(connection: sa.Connection, ids: Sequence[int], trip: str) -> None:
 
 def _check_messages(connection: sa.Connection, ids: Sequence[int]) -> None:
     for some in chunks(dict.fromkeys(ids), UPDATE_IDS):
-        query = sa.select(messages.c.id).where(quarantine.c.id.in_(some), quarantine.c.message == messages.c.id)
-        whole = list(connection.scalars(query.where(messages.c.state == "quarantined").distinct().order_by(messages.c.id).limit(6)))
+        query = sa.select(messages.c.id, messages.c.route).where(quarantine.c.id.in_(some), quarantine.c.message == messages.c.id)
+        whole = connection.execute(query.where(messages.c.state == "quarantined").distinct().order_by(messages.c.id).limit(6)).all()
         if whole:
             raise Refused(
-                f"nothing was delivered of the messages {brief(whole)} that these rows came in: they are not released row by row. "
-                "`bus redrive` sends the messages round again; nothing was changed"
+                f"nothing was delivered of the messages {brief([found.id for found in whole])} that these rows came in: they are not "
+                f"released row by row. `bus redrive {whole[0].route} --id {whole[0].id} --reason …` sends a message round again; "
+                "nothing was changed"
             )
 
 

@@ -1,0 +1,559 @@
+"""The commands about messages: what they print, what they refuse, and what they never do. On a fake queue, with real databases."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from bus_assets import Contract, DropOff, Field, Json, PickUp, Table, TextFile, Transform
+from resources.depot.mail import Arrival
+from resources.errors import BusError, Transient
+from tests.queue_cli import CliWorld
+from tests.queue_world import ORDER, TOTAL, events, order, orders
+
+MENDED = (Transform("priced", "SELECT order_id, qty * price AS total FROM messages", TOTAL), events()["log"])
+COMMANDS = ("messages", "message", "redrive", "replay", "dispatch", "pause", "resume", "cancel", "purge", "doctor")
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch, capsys):
+    return CliWorld(tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
+def stranded(world):
+    """Three orders delivered, one stranded and among the dead letters."""
+    world.send(*orders([1, 2, 3, 666]))
+    world.deliver()
+    assert world.states() == {"delivered": 3, "stranded": 1}
+    return world
+
+
+def mended(world):
+    world.deploy(events(dead_letters="dead", attempts=1, stops=MENDED))
+    world.deliver()
+    return world
+
+
+def aged(world, days):
+    """As if everything had happened ``days`` ago."""
+    then = (datetime.now(UTC) - timedelta(days=days)).isoformat(sep=" ")[:26]
+    world.sql("UPDATE depot_messages SET received_at = :then, changed_at = :then", then=then)
+    world.sql("UPDATE depot_trips SET created_at = :then, ended_at = :then WHERE ended_at IS NOT NULL", then=then)
+    archive = world.root / "staging" / "archive" / "events"
+    for day in list(archive.iterdir()):
+        shutil.copytree(day, archive / then[:10], dirs_exist_ok=True)
+        shutil.rmtree(day)
+
+
+@pytest.mark.parametrize("command", [(name,) for name in COMMANDS] + [("depot",), ("depot", "rebuild"), ("depot", "upgrade")], ids=" ".join)
+def test_every_command_explains_itself(world, command):
+    code, out, err = world.bus_says(*command, "--help")
+    assert (code, err) == (0, "")
+    assert f"Usage: bus {' '.join(command)}" in out
+
+
+# Looking
+
+
+def test_messages_are_listed_with_their_number_by_state_on_top(stranded):
+    code, out, err = stranded.bus_says("messages")
+    assert (code, err) == (0, "")
+    assert out.startswith("events: 3 delivered, 1 stranded\n")
+    assert "666 is too much for me" in out
+    assert "O-1" not in out  # no body
+
+
+@pytest.mark.parametrize(
+    ("given", "ids"),
+    [
+        (("events",), [1, 2, 3, 4]),
+        (("--state", "stranded"), [4]),
+        (("--key", "sqs:m-2"), [2]),
+        (("--limit", "2", "--after", "1"), [2, 3]),
+        (("--since", "2001-01-01"), [1, 2, 3, 4]),
+        (("--since", "2101-01-01"), []),
+        (("nowhere",), []),
+    ],
+)
+def test_messages_are_chosen(stranded, given, ids):
+    told = stranded.told("messages", *given)
+    assert [message["id"] for message in told["messages"]] == ids
+    assert all("body" not in message for message in told["messages"])
+
+
+def test_messages_of_a_trip_and_the_counts_of_a_route(stranded):
+    trip = stranded.messages()[0].trip
+    told = stranded.told("messages", "events", "--trip", trip)
+    assert {message["trip"] for message in told["messages"]} == {trip}
+    assert told["counts"]["events"]["by_state"]["delivered"] == 3
+
+
+def test_a_route_without_messages_says_which_have_some(stranded):
+    _, _, err = stranded.bus_says("messages", "evnts")
+    assert "no messages of route 'evnts'; the depot has messages of events" in err
+
+
+def test_a_page_that_is_full_says_how_to_go_on(stranded):
+    assert "--after 2" in stranded.bus_says("messages", "--limit", "2")[2]
+
+
+def test_one_message_whole_and_its_body_on_demand(stranded):
+    told = stranded.told("message", "1")
+    assert (told["key"], told["state"], told["attributes"]["message_id"]) == ("sqs:m-1", "delivered", "m-1")
+    assert "body" not in told
+    assert json.loads(stranded.told("message", "1", "--body")["body"])["order_id"] == "O-1"
+    assert "key: sqs:m-1" in stranded.bus_says("message", "1")[1]
+
+
+def test_a_body_with_sensitive_fields_is_shown_only_on_purpose(world):
+    secret = Contract((*ORDER.fields, Field("card", sensitive=True)))
+    world.deploy(events(decode=Json(secret)))
+    world.send(order(1) | {"card": "4111"})
+    world.tick()
+    assert "sensitive fields (card); --reveal-sensitive" in world.refused("message", "1", "--body")
+    assert "4111" in world.told("message", "1", "--body", "--reveal-sensitive")["body"]
+    world.deploy(events(name="other"))
+    assert "no route 'events' that would say what is sensitive" in world.refused("message", "1", "--body")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (("messages", "--state", "lost"), "'lost' is none of waiting, aboard"),
+        (("message", "99"), "no message 99; `bus messages` lists them"),
+        (("redrive", "events", "--reason", "x"), "say which: --id ID …, --state STATE …, --all, or --from-dead-letters"),
+        (("redrive", "events", "--all", "--id", "1", "--reason", "x"), "say which"),
+        (("redrive", "events", "--all"), "--reason"),
+        (("redrive", "events", "--all", "--reason", " "), "needs a reason"),
+        (("redrive", "events", "--state", "delivered", "--reason", "x"), "'delivered' is none of stranded, quarantined, held"),
+        (("redrive", "events", "--id", "1", "--reason", "x"), "are not stranded or quarantined or held messages of route 'events'"),
+        (("redrive", "evnts", "--all", "--reason", "x"), "no route 'evnts'; did you mean 'events'?"),
+        (("replay", "events", "--again", "--id", "1"), "needs a reason"),
+        (("replay", "events", "--again", "--reason", "x"), "say which: --since, --until, or --id"),
+        (("replay", "evnts"), "did you mean 'events'?"),
+        (("pause", "evnts", "--reason", "x"), "did you mean 'events'?"),
+        (("resume", "evnts"), "did you mean 'events'?"),
+        (("cancel", "no-such-trip", "--reason", "x"), "the depot has no trip 'no-such-trip'"),
+        (("dispatch", "evnts"), "did you mean 'events'?"),
+        (("purge", "--older-than", "soon"), "'soon' is no age: a number and a unit, as 30d, 2w or 36h"),
+        (("purge", "--older-than", "1h"), "must be 1d or more"),
+        (("purge", "--older-than", "30d", "--keys", "14d"), "a message may come again for 28 days"),
+        (("purge", "evnts", "--older-than", "30d"), "did you mean 'events'?"),
+        (("depot", "rebuild", "evnts"), "did you mean 'events'?"),
+        (("account", "evnts"), "the depot has no trip 'evnts', and module bus_routes_of_a_test no route of that name; there are events"),
+    ],
+    ids=lambda wrong: " ".join(wrong) if isinstance(wrong, tuple) else "",
+)
+def test_what_is_wrong_with_a_command_and_what_is_right(stranded, wrong, said):
+    before = stranded.messages()
+    assert said in stranded.refused(*wrong)
+    assert stranded.messages() == before
+
+
+# Round again
+
+
+def test_a_redrive_lets_it_ride_again_and_twice_is_harmless(stranded):
+    assert stranded.told("redrive", "events", "--state", "stranded", "--reason", "mended")["redriven"] == 1
+    assert stranded.told("redrive", "events", "--all", "--reason", "once more")["redriven"] == 0
+    mended(stranded)
+    assert stranded.told("redrive", "events", "--all", "--reason", "once more")["redriven"] == 0
+    assert stranded.logged() == ["O-1", "O-2", "O-3", "O-666"]
+
+
+def test_redriving_says_if_the_route_is_paused(stranded):
+    stranded.bus_says("pause", "events", "--reason", "moving house")
+    _, out, err = stranded.bus_says("redrive", "events", "--id", "4", "--reason", "x")
+    assert "1 redriven" in out
+    assert "the route is paused (moving house): `bus resume events`" in err
+
+
+def test_dead_letters_come_back_into_the_depot_once(stranded):
+    assert stranded.told("redrive", "events", "--from-dead-letters", "--reason", "x") == {"route": "events", "from": "dead", "redriven": 1}
+    assert stranded.dead.depth().waiting == 0
+    mended(stranded)
+    assert stranded.logged() == ["O-1", "O-2", "O-3", "O-666"]
+    assert "nothing lies there" in stranded.bus_says("redrive", "events", "--from-dead-letters", "--reason", "x")[1]
+
+
+def test_a_dead_letter_that_was_delivered_meanwhile_is_a_duplicate(stranded):
+    stranded.bus_says("redrive", "events", "--all", "--reason", "x")
+    mended(stranded)
+    assert stranded.told("redrive", "events", "--from-dead-letters", "--reason", "x")["duplicates"] == 1
+    stranded.deliver()
+    assert stranded.logged() == ["O-1", "O-2", "O-3", "O-666"]
+
+
+def test_killed_between_the_depot_and_the_queue_a_dead_letter_comes_again_as_a_duplicate(stranded):
+    stranded.dead.delete = lambda received: 0
+    assert stranded.told("redrive", "events", "--from-dead-letters", "--reason", "x")["redriven"] == 1
+    del stranded.dead.delete
+    stranded.dead.expire()
+    assert stranded.told("redrive", "events", "--from-dead-letters", "--reason", "x")["duplicates"] == 1
+    assert stranded.states() == {"delivered": 3, "waiting": 1}
+
+
+def test_a_route_without_dead_letters_says_what_to_do_instead(world):
+    world.deploy(events())
+    assert "names no queue for dead letters" in world.refused("redrive", "events", "--from-dead-letters", "--reason", "x")
+
+
+def test_a_replay_only_lists_and_again_delivers_once_more(stranded):
+    before = stranded.messages()
+    told = stranded.told("replay", "events", "--since", "2001-01-01")
+    assert told == {"route": "events", "messages": [1, 2, 3], "sent again": 0}
+    assert "3 in all, every one applied: nothing is done without `--again" in stranded.bus_says("replay", "events")[1]
+    assert stranded.messages() == before
+    stranded.deliver()
+    assert stranded.logged() == ["O-1", "O-2", "O-3"]
+    assert stranded.told("replay", "events", "--id", "2", "--again", "--reason", "the table was emptied")["sent again"] == 1
+    stranded.deliver()
+    assert stranded.logged() == ["O-1", "O-2", "O-2", "O-3"]
+
+
+def test_a_replay_says_which_it_leaves_out(stranded):
+    _, out, err = stranded.bus_says("replay", "events", "--id", "1", "--id", "4")
+    assert "sqs:m-1" in out
+    assert "sqs:m-4" not in out
+    assert "left out: 4: not delivered" in err
+
+
+def test_rows_of_a_message_that_is_wholly_quarantined_are_redriven_not_released(world):
+    world.send(order(1), {"order_id": "X", "qty": 0, "price": "1"})
+    world.deliver()
+    (row,) = world.bus.depot.quarantined("events")
+    said = world.refused("quarantine", "release", "--route", "events", "--stop", "messages", str(row.id))
+    assert "`bus redrive events --id 2 --reason …`" in said
+    assert "held, as is its whole message 2" in world.bus_says("quarantine", "list")[1]
+
+
+# Departing
+
+
+def test_dispatch_does_a_tick_and_drives_what_departs_without_a_daemon(world):
+    world.send(*orders([1, 2]))
+    code, out, _ = world.bus_says("dispatch", "events", "--wait", "0")
+    assert code == 0
+    assert out.startswith("boarded 2, departed 1\ntrip ")
+    assert out.endswith("(messages: 2): delivered\n")
+    assert world.logged() == ["O-1", "O-2"]
+    assert world.told("dispatch", "events", "--wait", "0") == {"route": "events", "ticks": ["nothing waits"], "trips": []}
+
+
+def test_dispatch_until_quiet_finds_the_poison_and_delivers_the_others(world):
+    world.send(*orders([1, 666, 2]))
+    told = world.told("dispatch", "events", "--until-quiet", "--wait", "0", code=1)
+    assert world.logged() == ["O-1", "O-2"]
+    assert world.states() == {"delivered": 2, "stranded": 1}
+    assert world.dead.depth().waiting == 1
+    assert told["ticks"][-1] == "stranded 1"
+
+
+def test_dispatch_of_a_route_without_a_queue_says_how_to_drive_it(world):
+    world.deploy(_files())
+    assert "route 'files' has no queue; `bus drive files` drives it" in world.refused("dispatch", "files")
+
+
+def test_a_paused_route_keeps_its_messages_on_their_queue(world):
+    assert "paused since" in world.bus_says("pause", "events", "--reason", "moving house")[1]
+    world.send(order(1))
+    assert "paused since" in world.told("dispatch", "events", "--until-quiet", "--wait", "0")["ticks"][0]
+    assert world.queue.depth().waiting == 1
+    _, out, err = world.bus_says("pause", "events", "--reason", "another")
+    assert "moving house" in out
+    assert "the first reason stands" in err
+    assert "events: no messages, PAUSED since" in world.bus_says("messages")[1]
+    assert world.told("resume", "events")["reason"] == "moving house"
+    assert "was not paused" in world.bus_says("resume", "events")[1]
+    world.deliver()
+    assert world.logged() == ["O-1"]
+
+
+def test_a_route_whose_module_does_not_load_can_be_paused_all_the_same(stranded, monkeypatch):
+    monkeypatch.setenv("BUS_MODULE", "no_such_module_anywhere")
+    assert stranded.bus_says("pause", "events", "--reason", "a bad deploy")[0] == 0
+    assert stranded.bus.depot.inbox.paused("events")[1] == "a bad deploy"
+
+
+def test_a_cancelled_trip_strands_its_messages_which_can_be_redriven(world):
+    world.send(*orders([1, 2]))
+    (departure,) = world.tick().departures
+    assert "bus redrive events" in world.bus_says("cancel", departure.trip, "--reason", "not today")[1]
+    assert world.states() == {"stranded": 2}
+    assert world.run(departure) == "nothing to do"
+    assert world.logged() == []
+    assert world.told("cancel", departure.trip, "--reason", "again")["cancelled"] == "not today"
+    world.bus_says("redrive", "events", "--all", "--reason", "today")
+    world.deliver()
+    assert world.logged() == ["O-1", "O-2"]
+    assert "there is nothing left to cancel" in world.refused("cancel", world.messages()[0].trip, "--reason", "too late")
+
+
+def test_a_trip_that_is_driven_is_asked_to_stop(world):
+    world.send(order(1))
+    (departure,) = world.tick().departures
+    world.bus.depot.claim(departure.trip, "somebody", lease_seconds=60)
+    told = world.told("cancel", departure.trip, "--reason", "not today")
+    assert told == {"trip": departure.trip, "state": "driving", "cancelled": "not today"}
+
+
+# Accounts
+
+
+def test_the_account_of_a_route_sums_up_and_is_recounted(stranded):
+    stranded.queue.duplicate("m-1")
+    stranded.deliver()
+    told = stranded.told("account", "events")
+    assert (told["received"], told["duplicates"], told["balanced"]) == (4, 1, True)
+    assert {line["status"] for line in told["recounts"]} == {"agrees"}
+    assert told["on_queues"]["dead"].startswith("about 1 waiting")
+    out = stranded.bus_says("account", "events")[1]
+    assert "4 = 0 waiting + 0 aboard + 3 delivered + 0 quarantined + 1 stranded + 0 superseded + 0 held" in out
+    assert "✓ the account balances, and the recount agrees" in out
+    assert stranded.told("account", "events", "--no-recount")["recounts"] == []
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "what"),
+    [
+        ("DELETE FROM depot_messages WHERE id = 1", "archived"),
+        ("UPDATE depot_messages SET key = 'made up' WHERE id = 4", "received"),
+        ("UPDATE depot_messages SET state = 'delivered' WHERE id = 4", "delivered"),
+        ("UPDATE depot_messages SET state = 'stranded' WHERE id = 1", "given up, yet applied"),
+        ("UPDATE depot_routes SET delivered = delivered + 1", "in the depot"),
+    ],
+)
+def test_the_account_of_a_route_notices(stranded, sabotage, what):
+    stranded.sql(sabotage)
+    told = stranded.told("account", "events", code=1)
+    wrong = [line for line in told["recounts"] if line["status"] == "differs"]
+    assert what in [line["what"] for line in wrong]
+    assert all(line["note"] for line in wrong)
+
+
+def test_the_account_of_a_route_holds_while_its_queue_cannot_be_asked(stranded):
+    stranded.queue.fail(Transient("throttled"))
+    assert "not known: throttled" in stranded.told("account", "events")["on_queues"]["order_events"]
+
+
+def test_the_account_of_a_trip_shows_its_messages_and_reads_their_bodies_again(world):
+    bad = {"order_id": "X", "qty": 0, "price": "1"}
+    world.deploy(events(decode=Json(ORDER, records="orders")))
+    world.send({"orders": orders(range(3))}, "nonsense", {"orders": [bad]}, {"orders": "none"})
+    world.deliver()
+    trip = world.messages("delivered")[0].trip
+    told = world.told("account", trip)
+    assert told["messages"] == {"delivered": 1, "quarantined": 2}
+    (picked_up,) = [line for line in told["recounts"] if line["what"] == "picked up"]
+    assert (picked_up["expected"], picked_up["found"], picked_up["status"]) == (5, 5, "agrees")
+    assert "messages: 1 delivered, 2 quarantined" in world.bus_says("account", trip)[1]
+
+
+def test_a_trip_whose_messages_ride_elsewhere_is_not_recounted_as_if_rows_were_lost(stranded):
+    trip = stranded.messages()[0].trip
+    stranded.bus_says("replay", "events", "--id", "1", "--again", "--reason", "x")
+    stranded.deliver()
+    told = stranded.told("account", trip, code=0)
+    (picked_up,) = [line for line in told["recounts"] if line["what"] == "picked up"]
+    assert (picked_up["status"], picked_up["found"]) == ("not counted", None)
+    assert "ride elsewhere" in picked_up["note"]
+
+
+def test_what_messages_name_is_read_again_message_by_message(world):
+    named = PickUp("lines", TextFile("landing", "{message.file}"), Contract((Field("sku", required=True),)))
+    drop = DropOff("log", Table("warehouse", "log", create=True), of="lines")
+    world.deploy(events(decode=Json(Contract((Field("file", required=True),))), stops=(named, drop)))
+    world.land("sku\na\nb\n", "one.csv")
+    world.land("sku\nc\n", "two.csv")
+    world.send({"file": "one.csv"}, {"file": "two.csv"})
+    world.deliver()
+    trip = world.messages()[0].trip
+    lines = {line["stop"]: line for line in world.told("account", trip)["recounts"] if line["what"] == "picked up"}
+    assert (lines["lines"]["expected"], lines["lines"]["found"], lines["lines"]["status"]) == (3, 3, "agrees")
+    world.land("sku\nc\nd\n", "two.csv")
+    assert "differs" in {line["status"] for line in world.told("account", trip, code=1)["recounts"]}
+    (world.root / "landing" / "two.csv").unlink()
+    lines = {line["stop"]: line for line in world.told("account", trip)["recounts"] if line["what"] == "picked up"}
+    assert lines["lines"]["status"] == "not counted"
+
+
+# Rebuilding
+
+
+def test_a_lost_depot_is_rebuilt_and_nothing_is_lost_or_doubled(stranded):
+    stranded.send(order(8))
+    stranded.tick()  # boarded, gone from the queue, not delivered yet
+    stranded.lose_the_depot()
+    told = stranded.told("depot", "rebuild")
+    assert told == [{"route": "events", "archived": 5, "known": 0, "by_state": {"delivered": 3, "waiting": 2}}]
+    assert stranded.told("depot", "rebuild")[0]["by_state"] == {}
+    assert stranded.logged() == ["O-1", "O-2", "O-3"]
+    mended(stranded)
+    assert stranded.logged() == ["O-1", "O-2", "O-3", "O-666", "O-8"]
+    assert stranded.states() == {"delivered": 5}
+    stranded.queue.duplicate("m-1")
+    assert "duplicates 1" in stranded.deliver()[0]
+    assert stranded.told("account", "events")["balanced"]
+
+
+def test_a_depot_of_yesterday_is_rebuilt_while_messages_flow(world):
+    world.send(*orders([1, 2]))
+    world.deliver()
+    world.bus.depot.close()
+    shutil.copy(world.root / "depot.db", world.root / "yesterday.db")
+    world.send(*orders([3, 4]))
+    world.deliver()
+    world.send(order(5))
+    world.tick()
+    world.lose_the_depot()
+    world.bus.depot.close()
+    shutil.copy(world.root / "yesterday.db", world.root / "depot.db")
+    world.send(order(6))
+    (departure,) = world.tick().departures
+    assert world.told("depot", "rebuild")[0]["by_state"] == {"delivered": 2, "waiting": 1}
+    world.run(departure)
+    world.deliver()
+    assert world.logged() == [f"O-{number}" for number in range(1, 7)]
+    assert world.states() == {"delivered": 6}
+
+
+def test_a_message_delivered_again_can_be_delivered_again_after_a_rebuild(world):
+    world.send(order(1))
+    world.deliver()
+    for time in ("second", "third"):
+        world.bus_says("replay", "events", "--id", "1", "--again", "--reason", time)
+        world.deliver()
+    world.lose_the_depot()
+    world.bus_says("depot", "rebuild")
+    (message,) = world.messages()
+    world.bus_says("replay", "events", "--id", str(message.id), "--again", "--reason", "fourth")
+    world.deliver()
+    assert world.logged() == ["O-1"] * 4
+
+
+def test_what_was_archived_and_never_boarded_is_brought_back_too(world):
+    def killed(*arguments):
+        raise Transient("killed")
+
+    world.send(order(1))
+    board, world.bus.depot.inbox.board = world.bus.depot.inbox.board, killed
+    with pytest.raises(BusError):
+        world.tick()
+    world.bus.depot.inbox.board = board
+    assert "bus depot rebuild events" in world.bus_says("account", "events")[1]
+    assert world.told("depot", "rebuild")[0]["by_state"] == {"waiting": 1}
+    world.queue.expire()
+    world.deliver()
+    assert world.logged() == ["O-1"]
+
+
+def test_an_upgrade_makes_a_depot_and_says_at_which_revision_it_is(world):
+    world.lose_the_depot()
+    assert world.told("depot", "upgrade")["revision"] == "0002"
+
+
+# Purging
+
+
+def test_a_purge_takes_what_has_ended_and_keeps_keys_and_what_waits(stranded):
+    aged(stranded, 10)
+    dry = stranded.told("purge", "--older-than", "7d", "--dry-run")["routes"]
+    before = stranded.messages()
+    assert stranded.messages() == before
+    (taken,) = stranded.told("purge", "events", "--older-than", "7d")["routes"]
+    assert [taken] == dry
+    assert (taken["bodies"], taken["messages"]) == (3, 0)
+    assert taken["staged_files"] > 0
+    assert taken["archive_files"] == 0  # the stranded one is in it
+    bodies = {message.key: message.body for message in stranded.messages()}
+    assert [key for key, body in bodies.items() if body is not None] == ["sqs:m-4"]
+    stranded.queue.duplicate("m-1")
+    assert "duplicates 1" in stranded.deliver()[0]
+    mended(stranded)
+    stranded.bus_says("redrive", "events", "--all", "--reason", "x")
+    stranded.deliver()
+    assert stranded.logged() == ["O-1", "O-2", "O-3", "O-666"]
+    assert stranded.told("account", "events")["balanced"]
+
+
+def test_whole_messages_go_after_a_month_and_their_archive_with_them(world):
+    world.send(*orders([1, 2]))
+    world.deliver()
+    aged(world, 40)
+    (taken,) = world.told("purge", "--older-than", "7d")["routes"]
+    assert (taken["bodies"], taken["messages"], taken["archive_files"], taken["unknown"]) == (0, 2, 1, 0)
+    assert world.messages() == []
+    world.send(order(3))
+    world.deliver()
+    assert world.told("account", "events")["balanced"]
+
+
+def test_an_archive_that_the_depot_does_not_know_is_not_purged_before_it_is_rebuilt(world):
+    world.send(order(1))
+    world.tick()
+    world.send(order(2))
+    world.deliver()
+    world.lose_the_depot()
+    archive = world.root / "staging" / "archive" / "events"
+    (day,) = archive.iterdir()
+    day.rename(archive / (datetime.now(UTC) - timedelta(days=40)).date().isoformat())
+    for _ in range(2):
+        (taken,) = world.told("purge", "--older-than", "7d")["routes"]
+        assert (taken["archive_files"], taken["unknown"]) == (0, 2)
+    assert "`bus depot rebuild events`" in world.bus_says("purge", "--older-than", "7d")[2]
+    assert sum(world.told("depot", "rebuild")[0]["by_state"].values()) == 2
+    world.deliver()
+    assert world.logged() == ["O-1", "O-2"]
+
+
+def test_a_purge_leaves_trips_that_are_under_way_or_unknown(world):
+    def unwell(drive, at):
+        if at == "warehouse":
+            raise Transient("unwell")
+
+    world.send(order(1))
+    (departure,) = world.tick().departures
+    world.run(departure, unwell)
+    world.tick()  # formed again, its rows staged
+    (world.root / "staging" / "events" / "lost" / "1").mkdir(parents=True)
+    (world.root / "staging" / "events" / "lost" / "1" / "rows.parquet").touch()
+    world.sql("UPDATE depot_trips SET created_at = '2001-01-01 00:00:00.000000'")
+    (taken,) = world.told("purge", "--older-than", "7d")["routes"]
+    assert (taken["staged_files"], taken["trips"], taken["unknown_trips"]) == (0, 0, 1)
+
+
+def test_a_purge_takes_dagsters_runs_that_are_older(world, monkeypatch):
+    from bus_assets.cli.loading import open_instance
+
+    world.send(order(1))
+    assert world.bus_says("dispatch", "events", "--wait", "0")[0] == 0
+    with open_instance() as instance:
+        assert len(instance.get_runs()) == 1
+        assert world.told("purge", "--older-than", "1d")["routes"][0]["runs"] == 0
+        monkeypatch.setattr("bus_assets.purging.datetime", _InTwoDays)
+        assert world.told("purge", "--older-than", "1d", "--dry-run")["routes"][0]["runs"] == 1
+        assert len(instance.get_runs()) == 1
+        assert world.told("purge", "--older-than", "1d")["routes"][0]["runs"] == 1
+        assert instance.get_runs() == []
+
+
+class _InTwoDays(datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return datetime.now(tz) + timedelta(days=2)
+
+
+def _files():
+    from bus_assets import Route
+
+    pick = PickUp("orders", TextFile("landing", "orders.csv"), ORDER)
+    return Route(name="files", stops=(pick, DropOff("log", Table("warehouse", "files", create=True))))
+
+
+def test_what_is_boarded_by_hand_is_counted(world):
+    world.bus.depot.inbox.board("events", [Arrival("a", b"{}")])
+    assert world.told("messages")["counts"]["events"]["by_state"]["waiting"] == 1
