@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?( changed)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CHANGES = {
     'Field("quantity"': re.compile(r'^ +Field\("quantity".*\n', re.MULTILINE),
+    'Field("qty"': re.compile(r'^ +Field\("qty".*\n', re.MULTILINE),
     "Transform(": re.compile(r"^ +Transform\(.*\n", re.MULTILINE),
 }
 """What a changed block begins with, and what it takes the place of."""
@@ -28,6 +29,7 @@ def write(path, text, *, changed):
 def run(command, home, environment):
     command = re.sub(r"^bus ", f"{sys.executable} -m bus_assets.cli ", command)
     command = re.sub(r"^dagster ", f"{sys.executable} -m dagster ", command)
+    command = re.sub(r"^python ", f"{sys.executable} ", command)
     done = subprocess.run(command, shell=True, cwd=home, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout + done.stderr
@@ -54,6 +56,29 @@ def test_the_tutorial_does_what_it_says(tmp_path):
     for place in ("line 4", "line 5", "line 6"):
         assert place in said
     assert "@example.org" not in said
+
+
+def test_messages_start_trips_as_the_tutorial_says(tmp_path, aws):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("BUS_", "DAGSTER_", "AWS_"))}
+    environment |= {"PYTHONPATH": f"{ROOT}:{tmp_path}", "PYTHONWARNINGS": "", **aws.environment}
+    said, landed = "", []
+    for _, name, changed, text in BLOCK.findall((ROOT / "docs" / "messages.md").read_text()):
+        if name:
+            write(tmp_path / name, text, changed=bool(changed))
+            continue
+        for line in text.splitlines():
+            if line.startswith("export "):
+                environment |= dict([line.removeprefix("export ").split("=", 1)])
+            else:
+                said += run(line, tmp_path, environment)
+        if (tmp_path / "warehouse.db").exists():
+            with sqlite3.connect(tmp_path / "warehouse.db") as connection:
+                landed.append(sorted(connection.execute("SELECT order_key, total FROM order_lines")))
+    first = [("body:O-1", "4.50"), ("body:O-2", "9.00"), ("body:O-4", "4.50")]
+    assert landed[0] == first
+    assert landed[1] == [*first, ("body:O-5", "9.00")]
+    assert landed[-1] == sorted([*landed[1], ("body:O-3", "0.00")])
+    assert "3 duplicates" in said or "duplicates 3" in said
 
 
 def test_every_make_target_that_the_documents_name_exists():
