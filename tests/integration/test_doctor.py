@@ -1,0 +1,355 @@
+"""``bus doctor``: each thing that can be wrong is one finding, with what to do next; what is well is none."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from bus_assets import doctor
+from bus_assets.cli import main
+from bus_assets.cli.loading import open_instance
+from bus_assets.doctor import OF_A_ROUTE, OF_ITS_SYSTEMS, OF_THE_DEPLOYMENT, Deployment, Finding, OfRoute, examined
+from resources.depot.process import this_process
+from resources.errors import Misconfigured, Transient
+from tests.queue_cli import CliWorld
+from tests.queue_world import events, order, orders
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch, capsys):
+    # The deployment's looks are tested one by one below: whether this machine's disk is full is no matter of the others.
+    monkeypatch.setattr(doctor, "_is_nearly_full", lambda disk: False)
+    return CliWorld(tmp_path, monkeypatch, capsys)
+
+
+def diagnosis(world, *arguments):
+    return world.told("doctor", *arguments, code=1)
+
+
+def only(found):
+    (finding,) = found
+    return finding
+
+
+def long_ago(seconds=3600):
+    return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(sep=" ")[:26]
+
+
+def test_nothing_is_wrong_with_a_route_that_delivers(world):
+    world.send(*orders([1, 2]))
+    world.deliver()
+    code, out, err = world.bus_says("doctor")
+    assert (code, out) == (0, "")
+    assert err == "nothing is wrong\n"
+    assert world.told("doctor") == []
+
+
+def test_a_finding_is_one_line_and_its_advice_another(world):
+    world.bus_says("pause", "events", "--reason", "moving\nhouse")
+    code, out, _ = world.bus_says("doctor")
+    assert code == 1
+    finding, advice = out.splitlines()
+    assert finding.startswith("events: paused: moving\\nhouse, since 2")
+    assert advice == "    → mend that, then `bus resume events`"
+
+
+def test_a_paused_route_says_why_and_since_when(world):
+    world.bus_says("pause", "events", "--reason", "moving house")
+    finding = only(diagnosis(world, "events"))
+    assert (finding["where"], finding["wrong"]) == ("events", "paused: moving house")
+    assert finding["since"]
+
+
+def test_messages_that_wait_for_a_person_are_told_by_reason(world):
+    world.send(*orders([1, 666]), "nonsense", {"order_id": "X", "qty": 0, "price": "1"})
+    world.deliver()
+    found = {
+        finding["wrong"].split(" messages are ")[1].split(":")[0]: finding for finding in diagnosis(world) if "are" in finding["wrong"]
+    }
+    assert "1 × " in found["stranded"]["wrong"]
+    assert "666 is too much for me" in found["stranded"]["wrong"]
+    assert found["quarantined"]["wrong"].startswith("2 messages are quarantined")
+    assert "`bus redrive events --state quarantined --reason …`" in found["quarantined"]["advice"]
+
+
+def test_dead_letters_that_lie_on_their_queue_say_how_to_redrive_them(world):
+    world.send(order(666))
+    world.deliver()
+    assert any("--from-dead-letters" in finding["advice"] for finding in diagnosis(world))
+
+
+def test_stranded_messages_that_never_reached_the_dead_letters(world):
+    world.send(order(666))
+    world.dead.fail(*[Transient("throttled")] * 50)
+    with pytest.raises(Transient):
+        world.deliver()
+    world.dead._failures.clear()
+    assert not any("not among the dead letters yet" in finding["wrong"] for finding in diagnosis(world))
+    world.sql("UPDATE depot_messages SET changed_at = :then", then=long_ago())
+    assert any("1 stranded messages are not among the dead letters yet" in finding["wrong"] for finding in diagnosis(world))
+
+
+def test_messages_that_wait_for_long(world):
+    world.send(order(1))
+    world.tick()
+    world.sql("UPDATE depot_messages SET state = 'waiting', trip = NULL, received_at = :then", then=long_ago())
+    assert "1 messages wait for a trip" in [finding["wrong"] for finding in diagnosis(world)]
+    world.bus_says("pause", "events", "--reason", "on purpose")
+    assert not any("wait for a trip" in finding["wrong"] for finding in diagnosis(world))
+
+
+def test_a_departed_trip_that_nobody_claims(world):
+    world.send(order(1))
+    (departure,) = world.tick().departures
+    assert world.told("doctor") == []
+    world.sql("UPDATE depot_trips SET departed_at = :then", then=long_ago())
+    finding = only(diagnosis(world))
+    assert finding["wrong"] == f"nobody drives trip {departure.trip}, whose run was asked for"
+    assert "is a worker up?" in finding["advice"]
+
+
+@pytest.mark.parametrize(("gone", "said"), [("process", "its process is gone"), ("lease", "its lease ran out at")])
+def test_a_trip_whose_driver_is_gone(world, gone, said):
+    world.send(order(1))
+    (departure,) = world.tick().departures
+    here = this_process()
+    before_us = f"{here.started}0"  # another one, that had our pid
+    world.bus.depot.claim(departure.trip, "run", lease_seconds=60, host=here.host, pid=here.pid, process_started=before_us)
+    if gone == "lease":
+        world.sql("UPDATE depot_attempts SET lease_until = :then, host = 'elsewhere'", then=long_ago())
+    finding = only(diagnosis(world))
+    assert said in finding["wrong"]
+    assert "bus dispatch events" in finding["advice"]
+
+
+def test_a_trip_that_fails_again_and_again(world):
+    def unwell(drive, at):
+        if at == "warehouse":
+            raise Transient("the warehouse is being moved")
+
+    world.send(order(1))
+    for _ in range(10):
+        for departure in world.tick().departures:
+            world.run(departure, unwell)
+        world.hurry()
+    (finding,) = [one for one in diagnosis(world) if "again and again" in one["wrong"]]
+    assert "the warehouse is being moved" in finding["wrong"]
+    assert "bus cancel" in finding["advice"]
+
+
+def test_a_stuck_trip_says_how_to_roll_it_forward(world):
+    world.send(order(1))
+    world.deliver()
+    world.sql("UPDATE depot_trips SET state = 'stuck', error = 'the second database is gone'")
+    (finding,) = [one for one in diagnosis(world) if "not in all" in one["wrong"]]
+    assert "the second database is gone" in finding["wrong"]
+    assert "`bus drive events --trip" in finding["advice"]
+
+
+def test_a_queue_and_a_database_that_cannot_be_reached(world, monkeypatch):
+    world.queue.fail(Misconfigured("queue order-events: there is no such queue"))
+
+    def down(self, tables):
+        raise Transient("connection refused")
+
+    monkeypatch.setattr("resources.database.Database.prepare", down)
+    said = [finding["wrong"] for finding in diagnosis(world)]
+    assert "queue 'order_events': queue order-events: there is no such queue" in said
+    assert "database 'warehouse': connection refused" in said
+
+
+def test_messages_that_nobody_takes_from_their_queue(world):
+    world.deploy(events(batch=2))
+    world.send(*orders([1, 2, 3]))
+    finding = only(diagnosis(world))
+    assert finding["wrong"] == "about 3 messages lie on queue 'order_events', and none is aboard"
+
+
+def test_a_module_that_does_not_load_and_what_the_depot_knows_all_the_same(world, monkeypatch):
+    world.send(order(666))
+    world.deliver()
+    monkeypatch.setenv("BUS_MODULE", "no_such_module_anywhere")
+    found = diagnosis(world)
+    assert found[0]["where"] == "code location"
+    assert "there is no module no_such_module_anywhere" in found[0]["wrong"]
+    assert any("stranded" in finding["wrong"] for finding in found)
+
+
+def test_a_depot_that_cannot_be_reached_is_the_one_finding(world, monkeypatch):
+    from resources.depot.resource import DepotResource
+
+    (world.root / "in_the_way").touch()
+    broken = DepotResource(url=f"sqlite:///{world.root}/in_the_way/depot.db").depot()
+    monkeypatch.setattr("bus_assets.cli.doctor_command._depot", lambda loaded: broken)
+    finding = only(diagnosis(world))
+    assert finding["where"] == "depot"
+    assert "BUS_DEPOT_URL" in finding["advice"]
+
+
+def test_a_route_that_is_not_there(world):
+    assert "did you mean 'events'?" in world.refused("doctor", "evnts")
+
+
+# The deployment
+
+
+@pytest.fixture
+def instance(tmp_path):
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as made:
+        yield made
+
+
+def deployment(world, **more):
+    return Deployment(**{"depot": world.bus.depot, "instance": None, "sensors": ("events_queue",), "folders": (), **more})
+
+
+def looked(world, **more):
+    return examined(deployment(world, **more), OF_THE_DEPLOYMENT, "deployment")
+
+
+def test_a_disk_that_is_nearly_full(world, monkeypatch):
+    monkeypatch.undo()
+    usage = type(shutil.disk_usage("/"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100 << 30, 99 << 30, 2 << 30))
+    finding = only(looked(world, folders=(world.root / "not" / "there" / "yet", world.root / "not" / "there" / "yet")))
+    assert finding.wrong.endswith("has 2.0 GiB left of 100")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100 << 30, 60 << 30, 40 << 30))
+    assert looked(world, folders=(world.root,)) == []
+
+
+def test_a_daemon_that_is_silent(world, instance):
+    assert looked(world, instance=instance) == []  # nobody waits for it: trips may be dispatched by hand
+    world.send(order(1))
+    world.tick()
+    assert only(looked(world, instance=instance)).wrong == "no Dagster daemon has ever looked at the sensors here"
+    last = datetime(2026, 1, 2, tzinfo=UTC)
+    quiet = _Standing(instance, {"SENSOR": types.SimpleNamespace(timestamp=last.timestamp())})
+    assert only(looked(world, instance=quiet)).since == last
+    lively = _Standing(instance, {"SENSOR": types.SimpleNamespace(timestamp=datetime.now(UTC).timestamp())})
+    assert looked(world, instance=lively) == []
+    assert looked(world, instance=instance, sensors=()) == []
+
+
+@dataclasses.dataclass
+class _Standing:
+    """An instance whose daemon last spoke as told."""
+
+    instance: dg.DagsterInstance
+    beats: dict
+
+    def get_daemon_heartbeats(self):
+        return self.beats
+
+    def all_instigator_state(self):
+        return self.instance.all_instigator_state()
+
+
+def test_a_sensor_that_is_switched_off_or_fails_at_every_tick(world):
+    """As the daemon leaves it behind, see the test of a real one below."""
+    error = types.SimpleNamespace(message="Outer: x", cause=types.SimpleNamespace(message="Misconfigured: no such queue\n", cause=None))
+
+    def tick(status):
+        return types.SimpleNamespace(status=types.SimpleNamespace(value=status), error=error, timestamp=1_700_000_000.0)
+
+    def seen(name, status, *ticks):
+        state = types.SimpleNamespace(name=name, status=types.SimpleNamespace(value=status), instigator_origin_id="o", selector_id="s")
+        beats = {"SENSOR": types.SimpleNamespace(timestamp=datetime.now(UTC).timestamp())}
+        answers = {"all_instigator_state": lambda: [state], "get_ticks": lambda origin, selector, limit: ticks[:limit]}
+        return looked(world, instance=types.SimpleNamespace(**answers, get_daemon_heartbeats=lambda: beats))
+
+    assert "switched off" in only(seen("events_queue", "STOPPED")).wrong
+    failing = only(seen("events_queue", "RUNNING", *map(tick, ["FAILURE"] * 3)))
+    assert failing.wrong == "its last 3 ticks failed: Misconfigured: no such queue"
+    assert seen("events_queue", "RUNNING", *map(tick, ["SKIPPED", "FAILURE", "FAILURE"])) == []
+    assert seen("of_somebody_else", "STOPPED") == []
+
+
+FAILING = """
+from pathlib import Path
+
+from bus_assets import build_definitions
+from resources.database import Database
+from resources.errors import Misconfigured
+from tests.fakes import FakeQueue
+from tests.queue_world import events
+
+QUEUE = FakeQueue("order-events")
+QUEUE.fail(*[Misconfigured("queue order-events: there is no such queue")] * 1000)
+ROUTES = (events(),)
+defs = build_definitions(ROUTES, resources={"order_events": QUEUE, "warehouse": Database(url=f"sqlite:///{Path(__file__).parent}/w.db")})
+"""
+
+
+def test_a_real_daemon_leaves_behind_what_it_looks_for(tmp_path, monkeypatch, capsys):
+    (tmp_path / "failing_routes.py").write_text(FAILING)
+    home = {"BUS_HOME": str(tmp_path), "DAGSTER_HOME": str(tmp_path / "dagster"), "BUS_MODULE": "failing_routes"}
+    for name, value in {**home, "BUS_DEPOT_URL": "", "BUS_STAGING_URL": ""}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(doctor, "_is_nearly_full", lambda disk: False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    open_instance()
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    command = [sys.executable, "-m", "dagster._daemon", "run", "-m", "failing_routes"]
+    with (tmp_path / "log").open("w") as log:
+        daemon = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+        try:
+            found = _until(lambda: [one for one in _told(capsys) if one["where"] == "events_queue"], tmp_path / "log")
+        finally:
+            os.killpg(daemon.pid, signal.SIGKILL)
+            daemon.wait()
+    assert only(found)["wrong"] == "its last 3 ticks failed: resources.errors.Misconfigured: queue order-events: there is no such queue"
+    assert not any(one["where"] == "daemon" for one in _told(capsys))
+    sys.modules.pop("failing_routes", None)
+
+
+def _told(capsys):
+    capsys.readouterr()
+    main(["doctor", "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def _until(look, log, seconds=90):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if found := look():
+            return found
+        time.sleep(0.5)
+    raise AssertionError(log.read_text()[-3000:])
+
+
+# Adding a finding
+
+
+def test_what_it_cannot_look_at_is_a_finding_and_the_other_looks_go_on(world):
+    def cannot(seen):
+        raise Transient("throttled")
+        yield
+
+    def can(seen):
+        yield Finding("events", "something", "do something")
+
+    found = examined(OfRoute(world.bus.depot, "events"), (cannot, can, cannot), "events")
+    assert [finding.wrong for finding in found] == ["cannot look: throttled", "something"]
+
+
+def test_every_look_is_in_one_of_the_lists():
+    looks = {
+        name
+        for name, made in vars(doctor).items()
+        if name.startswith("_") and getattr(made, "__annotations__", {}).get("return") == "Iterator[Finding]"
+    }
+    assert looks == {look.__name__ for look in (*OF_THE_DEPLOYMENT, *OF_A_ROUTE, *OF_ITS_SYSTEMS)}
