@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
 
+from bus_assets.counted_messages import pages
 from bus_assets.drive import Bus, Drive
 from bus_assets.mapped import carried_to, kind_of, looked_up_by, source_of
-from bus_assets.queues import MOST_PER_TRIP, Bodies
+from bus_assets.queues import Bodies
 from bus_assets.release import UNREADABLE, reaches, release_stop
 from bus_assets.route import Route
 from bus_assets.stops import DropOff, PickUp, Transform
@@ -186,8 +187,8 @@ def account(bus: Bus, route: Route, trip_id: str, recount: bool = True) -> Accou
 
 
 def _messages(bus: Bus, route: Route, trip: Trip) -> dict[str, int]:
-    found = bus.depot.inbox.messages(route.name, trip=trip.id, limit=MOST_PER_TRIP) if route.queue else []
-    return dict(Counter(message.state for message in found))
+    found = pages(bus, route, trip.id) if route.queue else ()
+    return dict(Counter(message.state for some in found for message in some))
 
 
 def as_driven(bus: Bus, route: Route, trip: Trip) -> Drive:

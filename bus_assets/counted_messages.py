@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +24,8 @@ from resources.errors import BusError, Misconfigured, Refused
 if TYPE_CHECKING:
     from resources.depot.mail import Message
 
-AT_A_TIME = 5_000
+AT_A_TIME = 200
+"""Messages that are held in memory, with bodies of up to 1 MiB each, or what their claim checks point at."""
 GIVEN_UP = ("quarantined", "stranded", "superseded", "held")
 
 
@@ -157,9 +158,8 @@ def _archived(bus: Bus, route: Route) -> dict[str, date]:
 
 
 def _seen(bus: Bus, route: Route) -> _Seen:
-    seen, after = _Seen(), 0
-    while some := bus.depot.inbox.messages(route.name, limit=AT_A_TIME, after=after):
-        after = some[-1].id
+    seen = _Seen()
+    for some in pages(bus, route):
         seen.days |= {message.key: message.received_at.date() for message in some}
         seen.states.update(message.state for message in some)
         applied = [message for message in some if message.state == "delivered"]
@@ -167,6 +167,14 @@ def _seen(bus: Bus, route: Route) -> _Seen:
         seen.with_receipt += _receipts(bus, route, applied)
         seen.wrongly += _receipts(bus, route, [message for message in some if message.state in GIVEN_UP])
     return seen
+
+
+def pages(bus: Bus, route: Route, trip: str | None = None) -> Iterator[list[Message]]:
+    """All messages of the route, or those that ride or ended in ``trip``, by id."""
+    after = 0
+    while some := bus.depot.inbox.messages(route.name, trip=trip, limit=AT_A_TIME, after=after):
+        yield some
+        after = some[-1].id
 
 
 def _receipts(bus: Bus, route: Route, messages: list[Message]) -> int:
@@ -186,18 +194,16 @@ def bodies_again(drive: Drive, source: Bodies) -> int:
 
     Refused if that cannot be told any more: a message rides elsewhere by now, or its body was purged.
     """
-    messages = {message.id: message for message in _of_trip(drive)}
-    gone = _staged_of(drive) - messages.keys()
-    if gone:
+    seen, purged, rows = set[int](), 0, 0
+    for some in pages(drive.bus, drive.route, drive.trip.id):
+        seen.update(message.id for message in some)
+        purged += sum(message.body is None for message in some)
+        rows += sum(_rows_in(source, message.body or b"") for message in some)
+    if gone := _staged_of(drive) - seen:
         raise Refused(f"{len(gone):,} of its messages were sent round again, and ride elsewhere")
-    purged = sum(message.body is None for message in messages.values())
     if purged:
         raise Refused(f"the bodies of {purged:,} of its messages were purged")
-    return sum(_rows_in(source, message.body or b"") for message in messages.values())
-
-
-def _of_trip(drive: Drive) -> Sequence[Message]:
-    return drive.bus.depot.inbox.messages(drive.route.name, trip=drive.trip.id, limit=1_000_000)
+    return rows
 
 
 def _staged_of(drive: Drive) -> set[int]:

@@ -24,6 +24,8 @@ SILENT_SECONDS = 120
 """The daemon says twice a minute that it lives."""
 LAUNCHES = 4
 MANY = 1_000
+EXAMPLES = 200
+"""Messages come with their bodies."""
 TICKS = 3
 LEAST_FREE_BYTES, LEAST_FREE_SHARE = 1 << 30, 0.03
 
@@ -202,10 +204,10 @@ def _given_up(seen: OfRoute) -> Iterator[Finding]:
     counts = seen.depot.inbox.counts(seen.name)
     for state in ("stranded", "quarantined", "held"):
         if number := counts.by_state.get(state, 0):
-            waiting = seen.depot.inbox.messages(seen.name, state, limit=MANY)
+            waiting = seen.depot.inbox.messages(seen.name, state, limit=EXAMPLES)
             reasons = Counter(_line(message.error) or "no reason is kept" for message in waiting)
             why = "; ".join(f"{times:,} × {reason}" for reason, times in reasons.most_common(3))
-            more = f" (of the first {MANY:,})" if number > len(waiting) else ""
+            more = f" (of the first {EXAMPLES:,})" if number > len(waiting) else ""
             advice = f"`bus messages {seen.name} --state {state}`, then `bus redrive {seen.name} --state {state} --reason …`"
             yield Finding(
                 seen.name, f"{number:,} messages are {state}: {why}{more}", advice, min(message.changed_at for message in waiting)
@@ -256,11 +258,12 @@ def _queues(seen: Systems) -> Iterator[Finding]:
 
 
 def _unsent(seen: Systems) -> Iterator[Finding]:
-    unsent = seen.depot.inbox.dead_letters(seen.route.name, MANY)
+    unsent = seen.depot.inbox.dead_letters(seen.route.name, EXAMPLES)
     if unsent and seen.route.queue and seen.route.queue.dead_letters:
         old = min(message.changed_at for message in unsent)
         if _seconds_since(old) > UNCLAIMED_SECONDS:
-            said = f"{len(unsent):,} stranded messages are not among the dead letters yet"
+            many = f"{len(unsent):,}" + (" or more" if len(unsent) == EXAMPLES else "")
+            said = f"{many} stranded messages are not among the dead letters yet"
             yield Finding(seen.route.name, said, f"the sensor sends them: is it on? `bus dispatch {seen.route.name}` does without", old)
 
 

@@ -192,7 +192,7 @@ def accounted(key: AssetKey, drive: Drive) -> AssetCheckResult:
         asset_key=key,
         passed=not waits,
         severity=AssetCheckSeverity.WARN,
-        description=f"{said}: `bus messages --route {drive.route.name}` shows them" if waits else "no message waits for a person",
+        description=f"{said}: `bus messages {drive.route.name}` shows them" if waits else "no message waits for a person",
         metadata={**by_state, "received in all": sum(by_state.values()), "duplicates": counts.duplicates, "ignored": counts.ignored},
     )
 

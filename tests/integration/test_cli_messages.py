@@ -11,6 +11,8 @@ import pytest
 from bus_assets import Contract, DropOff, Field, Json, PickUp, Table, TextFile, Transform
 from resources.depot.mail import Arrival
 from resources.errors import BusError, Transient
+from resources.queue import SqsQueue
+from resources.queue_seam import Outgoing
 from tests.queue_cli import CliWorld
 from tests.queue_world import ORDER, TOTAL, events, order, orders
 
@@ -197,6 +199,26 @@ def test_killed_between_the_depot_and_the_queue_a_dead_letter_comes_again_as_a_d
     assert stranded.states() == {"delivered": 3, "waiting": 1}
 
 
+def test_on_a_real_queue_a_dead_letter_comes_back_under_its_identity(tmp_path, monkeypatch, capsys, aws):
+    """SqsQueue and an emulator, from the first send to the redriven row."""
+    for name, value in aws.environment.items():
+        monkeypatch.setenv(name, value)
+    for name in ("cli-orders", "cli-dead"):
+        aws.client("sqs").create_queue(QueueName=name)
+    world = CliWorld(tmp_path, monkeypatch, capsys)
+    real = {"order_events": SqsQueue(name="cli-orders"), "dead": SqsQueue(name="cli-dead")}
+    world.bus.systems.update(real)
+    world.deploy(world.route)
+    real["order_events"].send([Outgoing(json.dumps(body)) for body in orders([1, 666, 2])])
+    world.told("dispatch", "events", "--until-quiet", "--wait", "1", code=1)
+    assert world.states() == {"delivered": 2, "stranded": 1}
+    world.deploy(events(dead_letters="dead", attempts=1, stops=MENDED))
+    assert world.told("redrive", "events", "--from-dead-letters", "--reason", "mended")["redriven"] == 1
+    assert world.told("dispatch", "events", "--wait", "0")["trips"][0]["state"] == "delivered"
+    assert world.logged() == ["O-1", "O-2", "O-666"]
+    assert real["dead"].depth().waiting == 0
+
+
 def test_a_route_without_dead_letters_says_what_to_do_instead(world):
     world.deploy(events())
     assert "names no queue for dead letters" in world.refused("redrive", "events", "--from-dead-letters", "--reason", "x")
@@ -379,6 +401,14 @@ def test_what_messages_name_is_read_again_message_by_message(world):
     (world.root / "landing" / "two.csv").unlink()
     lines = {line["stop"]: line for line in world.told("account", trip)["recounts"] if line["what"] == "picked up"}
     assert lines["lines"]["status"] == "not counted"
+
+
+def test_ten_pages_are_counted_as_one(world, monkeypatch):
+    monkeypatch.setattr("bus_assets.counted_messages.AT_A_TIME", 2)
+    world.send(*orders(range(20)))
+    world.deliver()
+    assert world.told("account", "events")["balanced"]
+    assert world.told("account", world.messages()[0].trip)["messages"] == {"delivered": 20}
 
 
 # Rebuilding
