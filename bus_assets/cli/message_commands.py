@@ -85,7 +85,7 @@ def message(
 
 def redrive(
     route: RouteName,
-    reason: Reason,
+    reason: Annotated[str, typer.Option("--reason", help="Why; it is kept. Needed, but for --from-dead-letters.")] = "",
     ids: Ids = None,
     state: Annotated[list[str] | None, typer.Option(help="Those that are stranded, quarantined or held; may come again.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Everything that is stranded, quarantined or held.")] = False,
@@ -103,6 +103,8 @@ def redrive(
         raise typer.BadParameter(f"'{wrong[0]}' is none of {', '.join(WAIT_FOR_A_PERSON)}", param_hint="--state")
     if [bool(ids or state), everything, from_dead_letters].count(True) != 1:
         raise typer.BadParameter("say which: --id ID …, --state STATE …, --all, or --from-dead-letters", param_hint="--id")
+    if not from_dead_letters and not reason.strip():
+        raise typer.BadParameter("a redrive needs a reason: it is kept", param_hint="--reason")
     if from_dead_letters:
         _redrive_dead_letters(route, module, as_json)
         return

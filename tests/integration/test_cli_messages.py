@@ -175,27 +175,27 @@ def test_redriving_says_if_the_route_is_paused(stranded):
 
 
 def test_dead_letters_come_back_into_the_depot_once(stranded):
-    assert stranded.told("redrive", "events", "--from-dead-letters", "--reason", "x") == {"route": "events", "from": "dead", "redriven": 1}
+    assert stranded.told("redrive", "events", "--from-dead-letters") == {"route": "events", "from": "dead", "redriven": 1}
     assert stranded.dead.depth().waiting == 0
     mended(stranded)
     assert stranded.logged() == ["O-1", "O-2", "O-3", "O-666"]
-    assert "nothing lies there" in stranded.bus_says("redrive", "events", "--from-dead-letters", "--reason", "x")[1]
+    assert "nothing lies there" in stranded.bus_says("redrive", "events", "--from-dead-letters")[1]
 
 
 def test_a_dead_letter_that_was_delivered_meanwhile_is_a_duplicate(stranded):
     stranded.bus_says("redrive", "events", "--all", "--reason", "x")
     mended(stranded)
-    assert stranded.told("redrive", "events", "--from-dead-letters", "--reason", "x")["duplicates"] == 1
+    assert stranded.told("redrive", "events", "--from-dead-letters")["duplicates"] == 1
     stranded.deliver()
     assert stranded.logged() == ["O-1", "O-2", "O-3", "O-666"]
 
 
 def test_killed_between_the_depot_and_the_queue_a_dead_letter_comes_again_as_a_duplicate(stranded):
     stranded.dead.delete = lambda received: 0
-    assert stranded.told("redrive", "events", "--from-dead-letters", "--reason", "x")["redriven"] == 1
+    assert stranded.told("redrive", "events", "--from-dead-letters")["redriven"] == 1
     del stranded.dead.delete
     stranded.dead.expire()
-    assert stranded.told("redrive", "events", "--from-dead-letters", "--reason", "x")["duplicates"] == 1
+    assert stranded.told("redrive", "events", "--from-dead-letters")["duplicates"] == 1
     assert stranded.states() == {"delivered": 3, "waiting": 1}
 
 
@@ -221,7 +221,7 @@ def test_on_a_real_queue_a_dead_letter_comes_back_under_its_identity(tmp_path, m
 
 def test_a_route_without_dead_letters_says_what_to_do_instead(world):
     world.deploy(events())
-    assert "names no queue for dead letters" in world.refused("redrive", "events", "--from-dead-letters", "--reason", "x")
+    assert "names no queue for dead letters" in world.refused("redrive", "events", "--from-dead-letters")
 
 
 def test_a_replay_only_lists_and_again_delivers_once_more(stranded):
