@@ -6,17 +6,24 @@ Run by :mod:`bench.worker`, each contender in a process of its own, on a queue t
 from __future__ import annotations
 
 import json
+import multiprocessing
+import resource
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import boto3
+import sqlalchemy as sa
 from botocore.config import Config
 
 from bus_assets import Contract, DropOff, Field, Json, Queue, Route, Table
 
 THREADS, BATCH = 4, 5_000
+PSYCOPG2 = "postgresql+psycopg2:"
 CURRENCIES = ("EUR", "USD", "GBP")
 ORDER = Contract(
     (
@@ -84,8 +91,6 @@ def bare(endpoint_url: str, queue: str, messages: int) -> Callable[[], None]:
 
 def by_hand(endpoint_url: str, queue: str, messages: int, url: str, table: str) -> Callable[[], None]:
     """The consumer that people write: a row per message, committed before the delete; no checks, duplicates as they come."""
-    import sqlalchemy as sa
-
     engine = sa.create_engine(url, pool_size=THREADS)
     insert = sa.text(f"INSERT INTO {table} VALUES (:order_id, :customer_id, :amount, :currency, :ordered_at)")
     for _ in range(THREADS):
@@ -102,50 +107,135 @@ def by_hand(endpoint_url: str, queue: str, messages: int, url: str, table: str) 
 def route(queue: str, table: str) -> Route:
     return Route(
         name="orders",
-        triggers=(Queue(queue, Json(ORDER), batch=BATCH, max_in_flight=2),),
+        triggers=(Queue(queue, Json(ORDER), batch=BATCH, max_in_flight=4),),
         stops=(DropOff("dropped", Table("warehouse", table), of="messages"),),
     )
 
 
-def product(endpoint_url: str, queue: str, messages: int, url: str, table: str, home: str) -> Callable[[], Any]:
-    """The dispatcher and the route's Dagster job in one process, depot in Postgres, contract, gates and receipts on.
+@dataclass(frozen=True)
+class Place:
+    """Where the product's processes find everything: strings only, as they start anew."""
 
-    Until every message is delivered. Warm: a first message has been driven before the clock starts.
-    """
-    from pathlib import Path
+    endpoint_url: str
+    queue: str
+    url: str
+    table: str
+    home: str
 
-    from dagster import DagsterInstance
+    def systems(self) -> dict[str, Any]:
+        from resources.database import Database
+        from resources.queue import SqsQueue
+
+        # Half of the threads, as the product receives and deletes at the same time.
+        return {
+            self.queue: SqsQueue(name=self.queue, endpoint_url=self.endpoint_url, threads=THREADS // 2),
+            "warehouse": Database(url=self.url),
+        }
+
+    def depot(self) -> Any:
+        from resources.depot.resource import DepotResource
+
+        return DepotResource(url=self.url)
+
+    def staging(self) -> Any:
+        from resources.staging import StagingArea
+
+        return StagingArea(url=f"{self.home}/staging")
+
+    def instance(self) -> Any:
+        """Dagster's own storage in Postgres, as in production."""
+        from dagster import DagsterInstance
+
+        storage = {"postgres": {"postgres_url": self.url.replace("postgresql+psycopg:", "postgresql:").replace("postgresql:", PSYCOPG2)}}
+        (Path(self.home) / "dagster.yaml").write_text(json.dumps({"storage": storage, "telemetry": {"enabled": False}}))
+        return DagsterInstance.from_config(self.home)
+
+
+def drive_trips(place: Place, trips: Any, done: Any) -> None:
+    """A warm worker's process: drives the trips that it is told of until it is told None, each as a run of the route's Dagster job."""
+    import logging
 
     from bus_assets import build_definitions
+    from bus_assets.drive import TRIP_TAG
+
+    logging.disable(logging.INFO)  # a run's events are kept in Dagster's storage; on a console they are for people
+    defs = build_definitions((route(place.queue, place.table),), place.systems(), depot=place.depot(), staging=place.staging())
+    job, instance = defs.resolve_job_def("orders"), place.instance()
+    done.put("ready")
+    while trip := trips.get():
+        done.put(job.execute_in_process(instance=instance, tags={TRIP_TAG.format(route="orders"): trip}).success)
+
+
+class Workers:
+    """So many processes of :func:`drive_trips`; each has driven one trip before the clock starts."""
+
+    def __init__(self, place: Place, many: int):
+        spawned = multiprocessing.get_context("spawn")
+        self.trips, self.done = spawned.Queue(), spawned.Queue()
+        place.instance()
+        self._all = [spawned.Process(target=drive_trips, args=(place, self.trips, self.done)) for _ in range(many)]
+        for process in self._all:
+            process.start()
+            self.done.get()
+
+    def end(self) -> float:
+        """CPU seconds that they took in all, imports included."""
+        for _ in self._all:
+            self.trips.put(None)
+        for process in self._all:
+            process.join()
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+
+def product(endpoint_url: str, queue: str, messages: int, url: str, table: str, home: str, workers: int) -> Callable[[], Any]:
+    """A dispatcher's process, this one, and warm workers': what the daemon's code server and the Celery workers do, without the broker.
+
+    Depot, Dagster's storage and the target in Postgres; contract, gates and receipts on. Until all rows are in the target.
+    """
     from bus_assets.build.dispatching import policy_of, protocol
-    from bus_assets.drive import TRIP_TAG, Bus
-    from resources.database import Database
-    from resources.depot.resource import DepotResource
-    from resources.queue import SqsQueue
+    from bus_assets.drive import Bus
     from resources.queue_seam import Outgoing
-    from resources.staging import StagingArea
     from sensors.dispatch import tick
 
     Path(home).mkdir(parents=True, exist_ok=True)
-    made = route(queue, table)
-    waiting, warm = (
-        SqsQueue(name=queue, endpoint_url=endpoint_url, threads=THREADS),
-        SqsQueue(name=f"{queue}-warm", endpoint_url=endpoint_url),
-    )
-    systems = {queue: waiting, "warehouse": Database(url=url)}
-    depot, staging = DepotResource(url=url), StagingArea(url=f"{home}/staging")
-    defs = build_definitions((made,), systems, depot=depot, staging=staging)
-    job, instance = defs.resolve_job_def("orders"), DagsterInstance.local_temp(home)
-    bus = Bus(depot.depot(), staging.open(), systems)
-    trigger = made.queue
+    place, made = Place(endpoint_url, queue, url, table, home), route(queue, table)
+    systems, trigger = place.systems(), made.queue
     assert trigger is not None
-    above, policy = protocol(bus, made, trigger, instance), policy_of(made, trigger)
+    bus = Bus(place.depot().depot(), place.staging().open(), systems)
+    bus.depot.upgrade()
+    driving = Workers(place, workers)
+    inbox, policy, above = bus.depot.inbox, policy_of(made, trigger), protocol(bus, made, trigger, place.instance())
+    is_over = threading.Event()
 
-    def until(queue: Any, delivered: int) -> None:
-        while bus.depot.inbox.counts("orders").by_state["delivered"] < delivered:
-            for departure in tick(policy, bus.depot.inbox, queue, above, poll_seconds=1).departures:
-                job.execute_in_process(instance=instance, tags={TRIP_TAG.format(route="orders"): departure.trip})
+    def dispatch(queue: Any) -> None:
+        while not is_over.is_set():
+            for departure in tick(policy, inbox, queue, above, poll_seconds=1).departures:
+                driving.trips.put(departure.trip)
 
-    warm.send([Outgoing(body(0))])
-    until(warm, 1)
-    return lambda: until(waiting, messages + 1)
+    warm = systems[queue].model_copy(update={"name": f"{queue}-warm"})
+    for number in range(workers):  # one after the other, so that each worker gets one
+        warm.send([Outgoing(body(number))])
+        for departure in tick(policy, inbox, warm, above, poll_seconds=5).departures:
+            driving.trips.put(departure.trip)
+    for _ in range(workers):
+        driving.done.get()
+    engine, dispatcher = sa.create_engine(url), threading.Thread(target=dispatch, args=(systems[queue],))
+
+    def run() -> Callable[[], dict[str, float]]:
+        dispatcher.start()
+        while _rows(engine, table) < messages + workers:
+            time.sleep(0.03)
+        return end
+
+    def end() -> dict[str, float]:
+        is_over.set()
+        dispatcher.join()
+        return {"workers' cpu": driving.end()}
+
+    return run
+
+
+def _rows(engine: sa.Engine, table: str) -> int:
+    with engine.connect() as connection:
+        return connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar_one()

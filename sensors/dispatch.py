@@ -39,7 +39,7 @@ BUSY_SECONDS = 2.0
 LONGEST_WAIT_SECONDS = 3600.0
 LOOK_SECONDS = 1.0
 """How often a tick looks after trips that are under way."""
-RECEIVE_AT_ONCE = 1_000
+RECEIVE_AT_ONCE = 500
 ROOM = 2
 """Messages are received as long as the depot holds fewer than so many times what fits in flight."""
 DEAD_LETTERS_AT_ONCE = 100
