@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from bus_assets import Contract, DropOff, Field, Json, PickUp, Table, TextFile, Transform
+from resources.database import Database
 from resources.depot.mail import Arrival
 from resources.errors import BusError, Transient
 from resources.queue import SqsQueue
@@ -479,6 +480,27 @@ def test_what_was_archived_and_never_boarded_is_brought_back_too(world):
     world.queue.expire()
     world.deliver()
     assert world.logged() == ["O-1"]
+
+
+def test_a_message_that_is_in_one_database_of_two_is_rebuilt_to_roll_forward(tmp_path, monkeypatch, capsys):
+    def die_before_the_mart(drive, at):
+        if at == "mart":
+            raise Transient("the mart is away")
+
+    stops = (*MENDED, DropOff("copy", Table("mart", "copy", create=True), of="priced"))
+    mart = Database(url=f"sqlite:///{tmp_path}/mart.db")
+    world = CliWorld(tmp_path, monkeypatch, capsys, events(dead_letters="dead", stops=stops), mart=mart)
+    world.send(*orders([1, 2]))
+    world.deliver()
+    world.send(order(3))
+    (departure,) = world.tick().departures
+    world.run(departure, die_before_the_mart)
+    world.lose_the_depot()
+    assert world.told("depot", "rebuild")[0]["by_state"] == {"delivered": 2, "waiting": 1}
+    world.deliver()
+    assert world.logged() == ["O-1", "O-2", "O-3"]
+    with mart.transaction(reading=True) as transaction:
+        assert transaction.count_rows("copy") == 3
 
 
 def test_an_upgrade_makes_a_depot_and_says_at_which_revision_it_is(world):
