@@ -11,10 +11,22 @@ from dataclasses import asdict
 from typing import Any
 
 from bus_assets.aboard import tell_fates
-from bus_assets.drive import LEASE_SECONDS, SCHEDULED, TRIP_TAG, AppliedBefore, Boarding, Bus, Drive, Ended, Mode, ledger_id
+from bus_assets.drive import (
+    LEASE_SECONDS,
+    SCHEDULED,
+    TRIP_TAG,
+    AppliedBefore,
+    Boarding,
+    Bus,
+    Drive,
+    Ended,
+    Mode,
+    Overtaken,
+    ledger_id,
+)
 from bus_assets.queues import MESSAGES, Queue
 from bus_assets.route import Route
-from resources.depot.entries import AlreadyDelivered, Attempt, AttemptLive, Kind, Trip
+from resources.depot.entries import AlreadyDelivered, Attempt, AttemptEnded, AttemptLive, Kind, Trip
 from resources.depot.process import this_process
 from resources.errors import BusError, ChecksFailed, Misconfigured, Poison, Refused, Transient
 from resources.receipts import AlreadySettled
@@ -210,6 +222,8 @@ def kind_of(route: Route, error: BusError) -> Kind:
 
 _KINDS: tuple[tuple[type[BusError], Kind], ...] = (
     (Ended, "died"),
+    (Overtaken, "died"),  # what the one who ended it says, too: it is no failure of the trip
+    (AttemptEnded, "died"),
     (Transient, "transient"),
     (Poison, "poison"),
     (Misconfigured, "misconfigured"),

@@ -110,6 +110,10 @@ class AppliedBefore(Refused):
     """Messages aboard were applied by an earlier trip while this one was under way: nothing was written; the rest rides again."""
 
 
+class Overtaken(Refused):
+    """This attempt was ended by somebody else while its run went on: nothing was written. Whoever ended it decides how the trip goes on."""
+
+
 class Ended(BusError):
     """Somebody ended the run: terminated it, or told its process to stop."""
 
@@ -133,6 +137,6 @@ class Lease:
             return
         self._renewed = time.monotonic()
         if not self.drive.bus.depot.renew(self.drive.trip.id, self.drive.attempt, LEASE_SECONDS):
-            raise Refused(
+            raise Overtaken(
                 f"attempt {self.drive.attempt} of trip {self.drive.trip.id} was taken over; this run stops", route=self.drive.route.name
             )

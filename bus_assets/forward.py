@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from bus_assets.drive import Bus, Drive, ledger_id
@@ -44,12 +44,33 @@ def restored(drive: Drive, trip: str) -> None:
         return
     except NoSuchTrip:
         pass
-    first = drive.bus.systems[drive.route.databases[0]]
-    with first.transaction(reading=True) as transaction:
-        found = transaction.plan(trip)
-    if found is None:
+    plan = _plan(drive, trip)
+    if plan is None:
         raise Refused(f"trip {trip} has applied messages in '{drive.route.databases[0]}' only, and left no plan to roll it forward by")
-    plan: dict[str, Any] = json.loads(found)
-    verdicts = [Verdict(**{**said, "figures": tuple(said["figures"])}) for said in plan["verdicts"]]
-    known = {"attempt": plan["attempt"], "run": plan["run"], "verdicts": verdicts}
+    known = {"attempt": plan["attempt"], "run": plan["run"], "verdicts": _verdicts(plan)}
     drive.bus.depot.restore_trip(trip, drive.route.name, plan["trigger"], plan["parameters"], **known)
+
+
+def as_committed(drive: Drive, stop: str) -> Verdict | None:
+    """The verdict of ``stop`` by which the trip was committed in the first database, for the depot to know it (again).
+
+    One that was restored from an earlier copy has none, or one of an earlier attempt: other bytes. None without a plan.
+    """
+    plan = _plan(drive, drive.trip.id) if len(drive.route.databases) > 1 else None
+    verdict = next((verdict for verdict in _verdicts(plan) if verdict.stop == stop), None) if plan else None
+    known = drive.verdicts().get(stop)
+    if verdict is None or (known is not None and known.digest == verdict.digest and known.inputs == verdict.inputs):
+        return known
+    mine = replace(verdict, attempt=drive.attempt)
+    drive.bus.depot.record_verdict(mine)
+    return mine
+
+
+def _plan(drive: Drive, trip: str) -> dict[str, Any] | None:
+    with drive.bus.systems[drive.route.databases[0]].transaction(reading=True) as transaction:
+        found = transaction.plan(trip)
+    return json.loads(found) if found is not None else None
+
+
+def _verdicts(plan: Mapping[str, Any]) -> list[Verdict]:
+    return [Verdict(**{**said, "figures": tuple(said["figures"])}) for said in plan["verdicts"]]

@@ -14,6 +14,7 @@ import pyarrow.compute
 from bus_assets.aboard import MessageOf, bodies, named_by
 from bus_assets.contract import TableKey
 from bus_assets.drive import Drive, Lease
+from bus_assets.forward import as_committed
 from bus_assets.passengers import ORIGIN, POSITION, ROW, Passengers
 from bus_assets.progress import Progress, tell
 from bus_assets.queues import Bodies
@@ -98,7 +99,7 @@ def _staged(drive: Drive, stop: PickUp | Transform, work: Callable[[Stager], Fin
 
 def _halted_before(drive: Drive, stop: PickUp | Transform) -> Stopped:
     """The stop as it was driven before the trip was committed; :class:`Refused` if this depot never heard of that."""
-    verdict = drive.verdicts().get(stop.name)
+    verdict = as_committed(drive, stop.name) if drive.mode == "forward" else drive.verdicts().get(stop.name)
     if verdict is None:
         raise Refused(
             f"trip {drive.trip.id} is committed already, but this depot has no verdict of the stop; was it restored from an earlier copy? "

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from bus_assets.aboard import receipts_of, receipts_to_be, tell_fates
-from bus_assets.drive import AppliedBefore, Drive, Lease, ledger_id
+from bus_assets.drive import AppliedBefore, Drive, Lease, Overtaken, ledger_id
 from bus_assets.forward import plan_of
 from bus_assets.passengers import Passengers, duck, quoted
 from bus_assets.progress import Progress, tell
@@ -172,7 +172,7 @@ def _already(drive: Drive, database: str, drops: tuple[DropOff, ...], settled: A
         published, applied = transaction.published(ledger), transaction.applied(ledger)
     # A depot restored from an earlier copy knows only an attempt that was revoked since: another one delivered the trip.
     if settled.outcome != PUBLISHED and (drive.mode != "delivered" or published is None):
-        raise Refused(
+        raise Overtaken(
             f"attempt {drive.attempt} of trip {drive.trip.id} was revoked: another run took the trip over; nothing was written"
         ) from settled
     return tuple(Dropped(drop.name, done.mode, 0, 0, done.rows, already=True) for drop, done in zip(drops, applied, strict=True))

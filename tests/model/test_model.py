@@ -1,0 +1,98 @@
+"""Random schedules of the real code keep every promise; without any one safeguard some schedule does not.
+
+Longer: ``python -m tests.model.schedules --minutes 10``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bus_assets import boarding
+from resources.database import Transaction
+from resources.depot import settling
+from tests.model.schedules import explore
+from tests.model.world import Budget, TurnQueue, prepare
+
+SECONDS = 20
+LONGEST_SECONDS = 60
+
+
+@pytest.fixture
+def patch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    prepare(monkeypatch)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(("seed", "budget"), [(1, Budget()), (2, Budget(kills=4, expired=3, redelivered=3, redriven=2, restored=1))])
+def test_every_schedule_delivers_each_message_once_or_strands_it(patch, seed, budget):
+    found = explore(seed, budget, seconds=SECONDS / 2)
+    assert found.problem is None, found
+    assert found.steps > 200
+
+
+def no_revoke(patch: pytest.MonkeyPatch) -> None:
+    def settle(bus: Any, route: Any, trip: Any, attempt: Any) -> str:
+        bus.depot.end_attempt(trip.id, attempt.attempt, "revoked", kind=attempt.kind or "died")
+        return "revoked"
+
+    patch.setattr(boarding, "settle", settle)
+    patch.setattr("bus_assets.build.dispatching.settle", settle)
+
+
+def no_outcome(patch: pytest.MonkeyPatch) -> None:
+    record = Transaction.record_outcome
+
+    def revoked_only(self: Transaction, route: str, trip: str, attempt: int, outcome: str, run: str) -> None:
+        if outcome == "revoked":
+            record(self, route, trip, attempt, outcome, run)
+
+    patch.setattr(Transaction, "record_outcome", revoked_only)
+
+
+def no_receipts(patch: pytest.MonkeyPatch) -> None:
+    record = Transaction.record_receipts
+
+    def unheeded(self: Transaction, *args: Any, **of: Any) -> tuple[str, ...]:
+        record(self, *args, **of)
+        return ()
+
+    patch.setattr(Transaction, "record_receipts", unheeded)
+    patch.setattr(Transaction, "receipt_trips", lambda *_: {})
+    patch.setattr(Transaction, "receipt_parts", lambda *_: {})
+
+
+def delete_first(patch: pytest.MonkeyPatch) -> None:
+    receive = TurnQueue.receive
+
+    def eager(self: TurnQueue, limit: int, wait_seconds: float = 0) -> Any:
+        received = receive(self, limit, wait_seconds)
+        self.delete(received)
+        return received
+
+    patch.setattr(TurnQueue, "receive", eager)
+
+
+def no_pivot(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("bus_assets.build.dispatching.caught_up", lambda bus, route, trip: False)
+    patch.setattr(settling, "has_published", lambda connection, trip: False)
+
+
+@pytest.mark.parametrize(
+    ("without", "budget", "messages", "says"),
+    [
+        (no_revoke, Budget(0, 2, 0, 0, 0), (1,), "stranded and applied"),
+        (no_outcome, Budget(0, 2, 0, 0, 0), (1,), "applied"),
+        (no_receipts, Budget(0, 2, 0, 0, 0, restored=1), (1,), "applied 2"),
+        (delete_first, Budget(2, 0, 0, 0, 0), (1,), "is lost"),
+        (no_pivot, Budget(2, 0, 0, 0, 0), (1,), "stranded and applied"),
+    ],
+)
+def test_without_a_safeguard_the_model_finds_a_schedule(patch, without: Callable[[pytest.MonkeyPatch], None], budget, messages, says):
+    without(patch)
+    found = explore(7, budget, seconds=LONGEST_SECONDS, messages=messages)
+    assert found.problem is not None, f"{found}\n{found.happened}"
+    assert says in found.problem
+    print(found.schedules)
