@@ -93,14 +93,15 @@ def _check(routes: tuple[Route, ...], resources: Mapping[str, Any]) -> None:
 
 
 def _check_queues(routes: tuple[Route, ...]) -> None:
-    """Two routes on one queue would each get half of its messages, by chance."""
+    """Two routes on one queue would each get half of its messages, by chance; of dead letters nobody could tell whose they are."""
     of: dict[str, str] = {}
     for route in routes:
-        if route.queue and (other := of.setdefault(route.queue.system, route.name)) != route.name:
-            raise Misdeclared(
-                f"routes {other!r} and {route.name!r} both take messages from queue {route.queue.system!r}; one queue belongs to one "
-                "route: let SNS fan out to a queue for each"
-            )
+        for system in route.queue.systems if route.queue else ():
+            if (other := of.setdefault(system, route.name)) != route.name:
+                raise Misdeclared(
+                    f"routes {other!r} and {route.name!r} both take messages from queue {system!r}, or send it their dead letters; one queue "
+                    "belongs to one route: let SNS fan out to a queue for each, and give each dead letters of its own"
+                )
 
 
 def _check_steps(route: Route, keys: Mapping[Any, str]) -> None:

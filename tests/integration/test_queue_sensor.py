@@ -137,6 +137,14 @@ def test_two_routes_on_one_queue_are_refused(tmp_path):
         build_definitions((events(), other), {"order_events": FakeQueue(), "warehouse": Database(url="sqlite:////nowhere/w.db")})
 
 
+def test_dead_letters_are_of_one_route(tmp_path):
+    one = events(dead_letters="dead")
+    other = events(name="others", triggers=(Queue("other_events", Json(ORDER), dead_letters="dead"),))
+    systems = {name: FakeQueue() for name in ("order_events", "other_events", "dead")}
+    with pytest.raises(Misdeclared, match="dead letters of its own"):
+        build_definitions((one, other), {**systems, "warehouse": Database(url="sqlite:////nowhere/w.db")})
+
+
 @pytest.mark.parametrize(
     ("triggers", "said"),
     [
