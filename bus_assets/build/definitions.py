@@ -99,7 +99,7 @@ def _check_queues(routes: tuple[Route, ...]) -> None:
         for system in route.queue.systems if route.queue else ():
             if (other := of.setdefault(system, route.name)) != route.name:
                 raise Misdeclared(
-                    f"routes {other!r} and {route.name!r} both take messages from queue {system!r}, or send it their dead letters; one queue "
+                    f"routes {other!r} and {route.name!r} both take messages from queue {system!r}, or send it dead letters; one queue "
                     "belongs to one route: let SNS fan out to a queue for each, and give each dead letters of its own"
                 )
 
