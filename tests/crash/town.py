@@ -39,7 +39,7 @@ are its streams captured (two processes for each step)."""
 _WAL_HEADER, _WAL_FRAME = 32, 24
 
 _fork = multiprocessing.get_context("forkserver")
-_fork.set_forkserver_preload(["tests.crash.child"])
+_fork.set_forkserver_preload(["tests.crash.child", "tests.crash.message_child"])
 
 
 def warm_up() -> None:
