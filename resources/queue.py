@@ -4,6 +4,7 @@ Nothing is asked before it is needed; boto3 is imported then. See :mod:`resource
 """
 
 import base64
+import math
 import re
 import threading
 import time
@@ -66,7 +67,7 @@ class SqsQueue(ConfigurableResource):
         if limit < 1:
             return []
         take = self._taker()
-        first = take(min(limit, BATCH), min(int(wait_seconds), LONGEST_POLL_SECONDS))
+        first = take(min(limit, BATCH), min(math.ceil(wait_seconds), LONGEST_POLL_SECONDS))
         # The visibility of the first must not run out while the last are received.
         load = _Load(first, limit, seconds=self.visibility_seconds / 4)
         if len(first) < BATCH or self.is_fifo:

@@ -84,7 +84,7 @@ class MessageQueue(Protocol):
         ...
 
     def receive(self, limit: int, wait_seconds: float = 0) -> list[Received]:
-        """Up to ``limit`` messages: waits for the first one at most ``wait_seconds`` (0 to 20), then takes what else is there.
+        """Up to ``limit`` messages: waits for the first one at most ``wait_seconds`` (0 to 20, parts rounded up), then takes what there is.
 
         Nothing there: an empty list. Fewer than ``limit`` does not mean that the queue is empty: a queue answers from some of its
         servers only, a FIFO queue holds back what follows an undeleted message of its group, and one call takes at most

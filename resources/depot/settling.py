@@ -32,6 +32,8 @@ class Stranding:
 def underway(connection: sa.Connection, route: str) -> list[Underway]:
     query = sa.select(trips).where(trips.c.route == route, trips.c.trigger == "queue", trips.c.state.in_(UNDERWAY))
     found = [Trip(**row) for row in connection.execute(query.order_by(trips.c.created_at, trips.c.id)).mappings()]
+    if not found:
+        return []
     ids = [trip.id for trip in found]
     newest, riding = _newest_attempts(connection, ids), _riding(connection, ids)
     return [
