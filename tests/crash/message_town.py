@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
 import signal
+import sqlite3
+import struct
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,8 +26,12 @@ from tests.crash.message_routes import QUEUES, Place
 from tests.crash.town import DAGSTER_YAML, _fork, rows
 from tests.emulators import Emulator
 
-GONE_SECONDS = 20
 FIFO_GROUPS = ("a", "b", "c", "d")
+_FLOCK = "hhqqi4x"
+_PUBLISHERS = """
+    SELECT a.application_name FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_stat_activity a ON a.pid = l.pid
+    WHERE c.relname = 'bus_outcomes' AND l.mode = 'RowExclusiveLock' AND a.application_name LIKE 'worker-%'
+"""
 
 
 @dataclass(frozen=True)
@@ -86,8 +94,10 @@ class MessageTown:
         number = "seq BIGSERIAL PRIMARY KEY" if self.on_postgres else "seq INTEGER PRIMARY KEY AUTOINCREMENT"
         with self.warehouse.begin() as connection:
             connection.exec_driver_sql(f"CREATE TABLE lines ({number}, id TEXT, place TEXT, number BIGINT)")
+        self.sendings: Counter[str] = Counter()
+        """How many messages were put on each route's queue, whatever is in them."""
         self._children = 0
-        self._sendings = 0
+        self._shared_memory: dict[int, int] = {}
 
     @property
     def on_postgres(self) -> bool:
@@ -101,19 +111,19 @@ class MessageTown:
             entries = []
             for body in bodies[start : start + 10]:
                 self.sent.setdefault(body["id"], body)
-                self._sendings += 1
-                entry = {"Id": str(self._sendings), "MessageBody": json.dumps(body)}
+                self.sendings[route] += 1
+                number = str(self.sendings[route])
+                entry = {"Id": number, "MessageBody": json.dumps(body)}
                 if route == "lines":
-                    entry |= {"MessageGroupId": body["place"], "MessageDeduplicationId": str(self._sendings)}
+                    entry |= {"MessageGroupId": body["place"], "MessageDeduplicationId": number}
                 entries.append(entry)
             answer = self.sqs.send_message_batch(QueueUrl=self.urls[route], Entries=entries)
             assert not answer.get("Failed"), answer
 
-    def waiting(self, queue: str) -> int:
-        return self._attributes(queue)["ApproximateNumberOfMessages"]
-
-    def in_flight(self, queue: str) -> int:
-        return self._attributes(queue)["ApproximateNumberOfMessagesNotVisible"]
+    def on_queue(self, queue: str) -> tuple[int, int]:
+        """How many messages wait there, and how many are in flight."""
+        found = self._attributes(queue)
+        return found["ApproximateNumberOfMessages"], found["ApproximateNumberOfMessagesNotVisible"]
 
     def _attributes(self, queue: str) -> dict[str, int]:
         found = self.sqs.get_queue_attributes(QueueUrl=self.urls[queue], AttributeNames=["All"])["Attributes"]
@@ -128,6 +138,7 @@ class MessageTown:
             for message in found:
                 attributes = message.get("MessageAttributes", {})
                 self.sqs.send_message(QueueUrl=self.urls["events"], MessageBody=message["Body"], MessageAttributes=attributes)
+                self.sendings["events"] += 1
                 self.sqs.delete_message(QueueUrl=self.urls["dead"], ReceiptHandle=message["ReceiptHandle"])
                 moved += 1
         return moved
@@ -169,7 +180,8 @@ class MessageTown:
         states = self.states()
         known = sum(counter.total() for counter in states.values())
         live = sum(counter[state] for counter in states.values() for state in ("waiting", "aboard"))
-        return known == len(self.sent) and not live and not any(self.waiting(q) + self.in_flight(q) for q in QUEUES)
+        unsent = rows(self.depot, "SELECT 1 FROM depot_messages WHERE to_dead_letters LIMIT 1")
+        return known == len(self.sent) and not live and not unsent and not any(sum(self.on_queue(queue)) for queue in QUEUES)
 
     def wait_until_quiet(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
@@ -179,10 +191,72 @@ class MessageTown:
             time.sleep(0.1)
         return True
 
-    def quiet_servers(self) -> None:
-        """Wait until Postgres has noticed that its killed clients are gone."""
+    def archive_files(self, route: str) -> list[Path]:
+        """Oldest first."""
+        return sorted((self.place.staging / "archive" / route).glob("*/*.jsonl"))
+
+    def departures_told(self, route: str) -> int:
+        """For how many departures the route's dispatchers have asked for a run so far, by their logs."""
+        told = 0
+        for log in self.place.root.glob(f"*-{route}.log"):
+            lines = (line for line in log.read_text(errors="replace").splitlines() if not line.startswith("20"))
+            told += sum(int(number) for line in lines for number in re.findall(r"departed (\d+)", line))
+        return told
+
+    def publisher(self) -> int | None:
+        """The process of a run that stands in a transaction on the warehouse at this moment."""
         if self.on_postgres:
-            time.sleep(0.05)
+            found = rows(self.warehouse, _PUBLISHERS)
+            return int(found[0][0].removeprefix("worker-")) if found else None
+        return self._holder(Path(f"{self.warehouse.url.database}-shm"))
+
+    def _holder(self, shared_memory: Path) -> int | None:
+        """Who holds SQLite's write lock: byte 120 of the WAL index. https://www.sqlite.org/walformat.html#locks"""
+        with suppress(FileNotFoundError):
+            inode = shared_memory.stat().st_ino
+            if inode not in self._shared_memory:  # never closed: that would give up the locks of this process's own connections
+                self._shared_memory[inode] = os.open(shared_memory, os.O_RDWR)
+            asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 120, 1, 0)
+            kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(self._shared_memory[inode], fcntl.F_GETLK, asked))
+            return pid if kind != fcntl.F_UNLCK else None
+        return None
+
+    def copy_depot(self) -> None:
+        """Keep the depot as it is now. Nobody may be at it."""
+        if self.on_postgres:
+            self._as_superuser(f'CREATE DATABASE "{self.depot.url.database}_copy" TEMPLATE "{self.depot.url.database}"')
+            return
+        with suppress(FileNotFoundError), closing(sqlite3.connect(self._depot_file)) as source, closing(sqlite3.connect(self._copy)) as copy:
+            source.backup(copy)
+
+    def restore_depot(self) -> None:
+        """Put the copy where the depot is."""
+        if self.on_postgres:
+            name = self.depot.url.database
+            self._as_superuser(f'DROP DATABASE "{name}" WITH (FORCE)', f'ALTER DATABASE "{name}_copy" RENAME TO "{name}"')
+            return
+        for leftover in self._depot_file.parent.glob(f"{self._depot_file.name}*"):
+            if leftover != self._copy:
+                leftover.unlink()
+        self._copy.rename(self._depot_file)
+
+    @property
+    def _depot_file(self) -> Path:
+        return Path(str(self.depot.url.database))
+
+    @property
+    def _copy(self) -> Path:
+        return self._depot_file.with_suffix(".copy")
+
+    def _as_superuser(self, *statements: str) -> None:
+        """From another database: this one must have no client, and it takes a moment until the killed ones are gone."""
+        engine = sa.create_engine(self.depot.url.set(database="postgres"), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        gone = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
+        with engine.connect() as connection:
+            connection.execute(sa.text(gone), {"name": self.depot.url.database})
+            time.sleep(0.2)
+            for statement in statements:
+                connection.exec_driver_sql(statement)
 
     def told(self) -> str:
         """Where things stand, for whoever looks into a failure."""
@@ -198,7 +272,8 @@ def wrong(town: MessageTown, again: Mapping[str, int] | None = None) -> Iterator
     """What differs from the oracle, once the town is quiet. ``again``: so much more often was a message applied on purpose."""
     yield from _unaccounted(town)
     times = {key: 1 + (again or {}).get(key, 0) for key in town.sent}
-    events = {key: body for key, body in town.sent.items() if "item" in body and body["qty"] > 0}
+    mended = town.place.mended.exists()
+    events = {key: body for key, body in town.sent.items() if body.get("qty", 0) > 0 and (mended or body["item"] != "poison")}
     logged = Counter(tuple(row) for row in rows(town.warehouse, "SELECT id, item, qty FROM log"))
     expected = Counter({(key, body["item"], body["qty"]): times[key] for key, body in events.items()})
     if logged != expected:
