@@ -279,7 +279,8 @@ def _seconds_since(moment: datetime | None) -> float:
 
 def board(policy: Policy, inbox: Inbox, queue: Ahead, above: Above, wait_seconds: float, *, enough: bool = False) -> Boarded:
     """Receive once and keep what came: the depot commits first, and only then the queue forgets. ``enough``: ask for no more."""
-    room = ROOM * policy.batch * policy.max_in_flight - inbox.live(policy.route)
+    held = inbox.moving(policy.route) if policy.halt_on_stranded else inbox.live(policy.route)
+    room = ROOM * policy.batch * policy.max_in_flight - held
     if room <= 0:
         time.sleep(wait_seconds)
         return Boarded()
@@ -377,12 +378,13 @@ def _until_ready(
     while not (paused := inbox.paused(policy.route)):
         left = began + poll_seconds - time.monotonic()
         wait = 0.0 if coming_since or departures else _patience(policy, inbox, left)
-        boarded = board(policy, inbox, queue, above, wait, enough=_is_enough(policy, departures, coming_since))
+        enough = _is_enough(policy, departures, coming_since)
+        boarded = board(policy, inbox, queue, above, wait, enough=enough)
         told.boarded, more = _sum(told.boarded, boarded), boarded != Boarded()
         coming_since = (coming_since or time.monotonic()) if more else None
         if not more:
             failed = _settled(policy, inbox, above, told)
-        departures += dispatch(policy, inbox, only_full=more)
+        departures += dispatch(policy, inbox, only_full=more or (enough and bool(departures)))
         if not more and (departures or left <= 0):
             return failed
     told.notes.append(f"paused since {paused[0]:%Y-%m-%d %H:%M} UTC: {paused[1]}")

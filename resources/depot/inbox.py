@@ -68,6 +68,11 @@ class Inbox:
         with self._connections.reading() as connection:
             return messages.live(connection, route)
 
+    def moving(self, route: str) -> int:
+        """As ``live``, but for messages that wait behind a stranded one of their group: those leave room for others."""
+        with self._connections.reading() as connection:
+            return messages.moving(connection, route)
+
     # Dispatching
 
     def form(

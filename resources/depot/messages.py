@@ -57,6 +57,15 @@ def live(connection: sa.Connection, route: str) -> int:
     return connection.execute(query).scalar_one()
 
 
+def moving(connection: sa.Connection, route: str) -> int:
+    """As :func:`live`, without those that wait behind a stranded message of their group."""
+    stranded = messages.alias("stranded")
+    same_group = (stranded.c.route == route) & (stranded.c.state == "stranded") & (stranded.c.group == messages.c.group)
+    halted = (messages.c.state == "waiting") & sa.exists(sa.select(sa.literal(1)).select_from(stranded).where(same_group))
+    query = sa.select(sa.func.count()).where(messages.c.route == route, messages.c.state.in_(("waiting", "aboard")), ~halted)
+    return connection.execute(query).scalar_one()
+
+
 def aboard(connection: sa.Connection, trip: str) -> list[Message]:
     query = sa.select(messages).where(messages.c.trip == trip, messages.c.state == "aboard")
     return in_riding_order(_read(connection, query))

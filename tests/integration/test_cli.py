@@ -275,8 +275,11 @@ def test_trips_are_listed_filtered_and_shown(call, place):
 
 
 def test_an_unknown_trip_is_an_error_in_a_line(call):
-    for command in ("trip", "account"):
-        assert call(command, "nosuch") == (1, "", "error: the depot has no trip 'nosuch'\n")
+    assert call("trip", "nosuch") == (1, "", "error: the depot has no trip 'nosuch'\n")
+    code, out, said = call("account", "nosuch")
+    assert (code, out) == (1, "")
+    assert said.startswith("error: the depot has no trip 'nosuch', and module ")
+    assert said.endswith("; there are shop, strict, lazy\n")
 
 
 def test_an_account_balances_and_says_so(call, place):

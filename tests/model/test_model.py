@@ -85,7 +85,7 @@ def no_pivot(patch: pytest.MonkeyPatch) -> None:
     [
         (no_revoke, Budget(0, 2, 0, 0, 0), (1,), "stranded and applied"),
         (no_outcome, Budget(0, 2, 0, 0, 0), (1,), "applied"),
-        (no_receipts, Budget(0, 2, 0, 0, 0, restored=1), (1,), "applied 2"),
+        (no_receipts, Budget(0, 2, 0, 0, 0, restored=1), (1,), "applied"),
         (delete_first, Budget(2, 0, 0, 0, 0), (1,), "is lost"),
         (no_pivot, Budget(2, 0, 0, 0, 0), (1,), "stranded and applied"),
     ],
