@@ -1,4 +1,4 @@
-"""``python -m bench [orders|xml|overhead|memory|start|all] [--rounds N] [--rows N]``: measure, print, keep in RESULTS.md."""
+"""``python -m bench [WHAT …|all] [--rounds N] [--rows N]``: measure, print, keep in RESULTS.md. ``--help`` lists what there is."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from bench.contest import Contest, orders_contest
 from bench.data import catalog_file, orders_file
 from bench.driven import forget, workshop
 from bench.results import keep, machine, ratios, table, verdict
+from bench.waiting import depot, latency, messages, neighbours, workers
 from bench.worker import REPOSITORY, Measured, measured
 from tests.servers import fresh_database, postgres_server
 
@@ -150,7 +151,18 @@ def _run(command: list[str]) -> float:
     return time.perf_counter() - started
 
 
-BENCHES: dict[str, Callable[[int, int], None]] = {"orders": orders, "xml": xml, "overhead": overhead, "memory": memory, "start": start}
+BENCHES: dict[str, Callable[[int, int], None]] = {
+    "orders": orders,
+    "xml": xml,
+    "overhead": overhead,
+    "memory": memory,
+    "start": start,
+    "messages": messages,
+    "workers": workers,
+    "latency": latency,
+    "neighbours": neighbours,
+    "depot": depot,
+}
 
 
 def main() -> None:

@@ -225,13 +225,45 @@ def product(endpoint_url: str, queue: str, messages: int, url: str, table: str, 
     def run() -> Callable[[], dict[str, float]]:
         dispatcher.start()
         while _rows(engine, table) < messages + workers:
-            time.sleep(0.03)
+            time.sleep(0.05)
         return end
 
     def end() -> dict[str, float]:
         is_over.set()
         dispatcher.join()
         return {"workers' cpu": driving.end()}
+
+    return run
+
+
+def trips(url: str, table: str, home: str, workers: int, trips: int, messages: int) -> Callable[[], Any]:
+    """So many trips of so many messages each, all boarded before the clock starts, driven by warm workers."""
+    from resources.depot.mail import Arrival
+
+    Path(home).mkdir(parents=True, exist_ok=True)
+    place = Place("http://127.0.0.1:1", "unused", url, table, home)
+    depot = place.depot().depot()
+    depot.upgrade()
+    driving = Workers(place, workers)
+
+    def departing(number: int, first: int) -> list[str]:
+        arrivals = [Arrival(f"sqs:{at}", body(at).encode()) for at in range(first, first + number * messages)]
+        depot.inbox.board("orders", arrivals)
+        depot.inbox.form("orders", batch=messages, max_wait_seconds=0, max_trips=1000)
+        return [one.trip for one in depot.inbox.depart("orders", max_in_flight=1000, limit=1000)]
+
+    for trip in departing(workers, 0):
+        driving.trips.put(trip)
+    for _ in range(workers):
+        driving.done.get()
+    waiting = departing(trips, workers * messages)
+
+    def run() -> Callable[[], dict[str, float]]:
+        for trip in waiting:
+            driving.trips.put(trip)
+        for _ in waiting:
+            driving.done.get()
+        return lambda: {"workers' cpu": driving.end()}
 
     return run
 

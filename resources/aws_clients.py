@@ -58,7 +58,7 @@ def _new_client(service: str, region: str | None, endpoint_url: str | None, thre
         retries={"mode": "standard"},
         connect_timeout=10,
         read_timeout=60,  # SQS's longest poll takes 20
-        max_pool_connections=max(10, threads),
+        max_pool_connections=max(50, threads),  # all queues share a client, and each may be in a long poll
         parameter_validation=False,  # AWS checks them as well, and here it takes a fifth of the time
     )
     try:

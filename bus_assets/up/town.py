@@ -24,8 +24,9 @@ from resources.errors import Misconfigured
 
 HOST = "127.0.0.1"
 UI_PORT, CLOUD_PORT = 3000, 4566
-THREADS = 8
-"""Of the daemon for sensors and schedules each; the code server has twice as many, as the UI asks it too."""
+THREADS = 32
+"""Of the daemon for sensors and schedules each, started as they are needed: the sensor of every queue has one to itself nearly all the
+time, while it waits for a message. The code server has twice as many, as the UI asks it too."""
 
 _KNOWN_WARNINGS = ("Task name 'execute_job' is already", "You're running the worker with superuser")
 """dagster-celery registers its task at each launch; what workers read is JSON, so root is no more dangerous than elsewhere."""
