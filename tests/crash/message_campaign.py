@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +22,12 @@ from bus_assets.drive import Bus
 from bus_assets.rebuild import rebuild
 from resources.depot.store import Depot
 from resources.staging import StagingArea
-from tests.crash import message_windows as windows
 from tests.crash.message_aims import SHARES, Aim
 from tests.crash.message_routes import Place, routes, systems
 from tests.crash.message_town import FIFO_GROUPS, MessageTown, Worker, wrong
 from tests.crash.message_windows import WINDOWS, Windows
 from tests.crash.town import rows, warm_up
-from tests.emulators import Emulator, ministack
+from tests.emulators import ministack
 from tests.servers import fresh_database
 
 SQLITE, POSTGRES = "on SQLite", "on Postgres"
@@ -38,7 +37,6 @@ ITEMS = 20
 MOST_BEHIND = 150
 """Messages are not sent faster than that many behind what is applied."""
 REPLAYED = 15
-POISONS = 4
 DRAIN_SECONDS = 120
 LEASE_OVER_SECONDS = 4.0
 REACH_SECONDS = 0.03
@@ -51,6 +49,7 @@ class Plan:
 
     messages: int
     kills: int
+    poisons: int = 5
     zombies: int = 0
     restore: bool = False
     replay: bool = True
@@ -140,8 +139,6 @@ class Siege:
 
     def kill_once(self, chunk: int) -> bool:
         kind = self._aims.pop() if self._aims else "any run"
-        if kind == "stranded" and not self.town.place.mended.exists():
-            self.sender.poison()
         if kind == "revoked":  # there is something to be revoked only after a run's death
             self._kill(self.aim.taken("claimed", self.running, lambda: None), "claimed")
         victim = self.aim.taken(kind, self.running, lambda: self.sender.send(chunk) if self._behind() < MOST_BEHIND else None)
@@ -167,10 +164,12 @@ class Siege:
     def _due(self, share: float) -> Iterator[Callable[[], None]]:
         """What is to be done at this share of the kills, each thing once."""
         plan = self.plan
-        things: list[tuple[float, str, Callable[[], None]]] = [(0.02 + 0.1 * n, f"poison {n}", self.sender.poison) for n in range(POISONS)]
+        things: list[tuple[float, str, Callable[[], None]]] = [
+            (0.02 + 0.08 * n, f"poison {n}", self.sender.poison) for n in range(plan.poisons)
+        ]
         if plan.restore:
-            things += [(0.15, "copy", self.copy), (0.3, "restore", self.restore)]
-        things += [(0.5, "redrive", self.redrive), (0.65, "mend", lambda: None)]
+            things += [(0.1, "copy", self.copy), (0.4, "restore", self.restore)]
+        things += [(0.55, "redrive", self.redrive)]
         if plan.replay:
             things += [(0.7, "replay", self.replay), (0.85, "replay again", self.replay)]
         things += [((n + 0.5) / plan.zombies, f"zombie {n}", self.haunt) for n in range(plan.zombies)]
@@ -183,9 +182,15 @@ class Siege:
 
     def redrive(self) -> None:
         """The author's function is mended; what lies in the dead letters goes back to the queue."""
-        self._until(lambda: sum(self.town.on_queue("dead")) > 0)
+        self._until(self._poison_is_stranded)
         self.town.place.mended.touch()
         self.tally.told["dead letters redriven"] += self.town.redrive()
+
+    def _poison_is_stranded(self) -> bool:
+        """All that was sent is given up, and its copies are sent."""
+        stranded = self.town.states()["events"]["stranded"]
+        sent = sum(body.get("item") == "poison" for body in self.town.sent.values())
+        return stranded == sent and not rows(self.town.depot, "SELECT 1 FROM depot_messages WHERE to_dead_letters")
 
     def replay(self) -> None:
         """Some messages that are delivered are delivered once more, on purpose."""
@@ -194,7 +199,7 @@ class Siege:
             delivered = depot.inbox.replay("events")
             chosen = self.rng.sample(delivered, min(REPLAYED, len(delivered)))
             depot.inbox.again(chosen, "to see what comes twice")
-            keys = {message: key for message, key in rows(self.town.depot, "SELECT id, key FROM depot_messages")}
+            keys = dict(tuple(row) for row in rows(self.town.depot, "SELECT id, key FROM depot_messages"))
         finally:
             depot.close()
         self.again.update(keys[message].removeprefix("body:") for message in chosen)
@@ -243,7 +248,8 @@ class Siege:
     def resume(self) -> None:
         """What a person does when several trips in a row have failed."""
         for route, reason in rows(self.town.depot, "SELECT route, paused_reason FROM depot_routes WHERE paused_at IS NOT NULL"):
-            self.tally.told[f"paused and resumed: {reason[:20] if 'Dagster' in reason else route}"] += 1
+            self.tally.told[f"times route {route} was paused, and resumed"] += 1
+            print(f"  paused {route}: {reason[:300]}", file=sys.stderr, flush=True)
             depot = Depot(self.town.place.depot_url)
             depot.inbox.resume(route)
             depot.close()
@@ -255,10 +261,9 @@ class Siege:
         deadline = time.monotonic() + DRAIN_SECONDS
         while time.monotonic() < deadline:
             self.resume()
-            quiet = self.town.wait_until_quiet(5)
-            if quiet and not (stranded := self.town.states()["events"]["stranded"]):
-                break
-            if quiet and stranded:
+            if self.town.wait_until_quiet(5):
+                if not self.town.states()["events"]["stranded"]:
+                    break
                 self.tally.told["dead letters redriven"] += self.town.redrive()
         else:
             self.tally.problems.append(f"{self.kind}: not quiet after {DRAIN_SECONDS} s: {self.town.told()}")
@@ -305,7 +310,7 @@ def twins(town: MessageTown, messages: int, seed: int, seconds: float = DRAIN_SE
 
 
 @contextmanager
-def message_towns(root: Path, server: str, emulator: Emulator | None = None) -> Iterator[Callable[[str], MessageTown]]:
+def message_towns(root: Path, server: str) -> Iterator[Callable[[str], MessageTown]]:
     """Makes towns below ``root``, each with databases and a cloud of its own; all are gone at the end."""
     with ExitStack() as stack:
 
@@ -320,19 +325,25 @@ def message_towns(root: Path, server: str, emulator: Emulator | None = None) -> 
         yield build
 
 
-def message_campaign(root: Path, server: str, seed: int, plan: Plan, kinds: Sequence[str] = KINDS) -> MessageTally:
-    """``plan`` in a town of each kind, then two dispatchers at once with as many messages as all of those had together."""
+def whole(messages: int, kills: int) -> Plan:
+    """The share of each kind of town in a campaign of so many messages and kills, with everything that can happen."""
+    share = -(-kills // len(KINDS))
+    return Plan(-(-messages // len(KINDS)), share, zombies=max(2, share // 15), restore=True)
+
+
+def campaign(root: Path, server: str, seed: int, plan: Plan) -> MessageTally:
+    """``plan`` in a town of each kind; then, without kills, two dispatchers at once with as many messages as all of those had."""
     tally = MessageTally()
     warm_up()
     with message_towns(root, server) as build:
-        for kind in kinds:
+        for kind in KINDS:
             besieged(kind, build(kind), seed, plan, tally)
-            print(f"  {tally.kills} kills {kind}, {len(tally.problems)} problems", file=sys.stderr, flush=True)
-        for kind in kinds:
-            messages = plan.messages * len(kinds) if kind == kinds[-1] else plan.messages
+            print(f"  {tally.kills} kills, {len(tally.problems)} problems", file=sys.stderr, flush=True)
+        for kind in KINDS:
             town = build(kind)
-            tally.problems += [f"two dispatchers {kind}: {problem}" for problem in twins(town, messages, seed)]
-            tally.told[f"messages with two dispatchers at once {kind}"] += len(town.sent)
+            tally.problems += [f"two dispatchers {kind}: {problem}" for problem in twins(town, plan.messages * len(KINDS) // 2, seed)]
+            tally.told["messages with two dispatchers at once"] += len(town.sent)
+            print(f"  two dispatchers {kind}, {len(tally.problems)} problems", file=sys.stderr, flush=True)
     return tally
 
 
@@ -347,6 +358,3 @@ def told(tally: MessageTally, seconds: float) -> str:
     lines += ["", *(f"{count:>7,} {what}" for what, count in tally.told.items())]
     lines += ["", f"{len(tally.problems)} differences from the oracle", *(f"  {problem}" for problem in tally.problems)]
     return "\n".join(lines)
-
-
-__all__ = ["KINDS", "POSTGRES", "SQLITE", "MessageTally", "Plan", "besieged", "message_campaign", "message_towns", "told", "twins", "windows"]

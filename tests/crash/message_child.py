@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import sqlite3
@@ -14,15 +15,14 @@ from typing import Any
 
 import dagster as dg
 import sqlalchemy as sa
+from sqlalchemy import exc
 
 from bus_assets.drive import TRIP_TAG
 from tests.crash import child, message_routes
 from tests.emulators import CREDENTIALS
 
-assert child.LATE_IMPORTS, "imported before the fork, as for the other campaign"
-import boto3  # noqa: E402, F401
-import bus_assets.build.dispatching  # noqa: E402, F401
-import resources.queue  # noqa: E402, F401
+for _name in (*child.LATE_IMPORTS, "boto3", "bus_assets.build.dispatching", "resources.queue"):
+    importlib.import_module(_name)
 
 IDLE_SECONDS = 0.05
 _DEPARTED = "SELECT id, route FROM depot_trips WHERE state = 'departed' OR (state = 'stuck' AND departed_at IS NOT NULL)"
@@ -56,7 +56,7 @@ def work(place: message_routes.Place, log: Path) -> None:
             try:
                 with depot.connect() as connection:
                     departed = connection.execute(sa.text(_DEPARTED)).fetchall()
-            except sa.exc.DBAPIError:
+            except exc.DBAPIError:
                 departed = []
             if not departed:
                 time.sleep(IDLE_SECONDS)
@@ -70,7 +70,7 @@ def _run(definitions: Any, instance: Any, route: str, trip: str) -> None:
     tags = {TRIP_TAG.format(route=route): trip, "bus/trigger": "queue"}
     try:
         result = job.execute_in_process(tags=tags, instance=instance, raise_on_error=False)
-    except (sqlite3.OperationalError, sa.exc.OperationalError) as error:  # Dagster's own records are locked: the run is lost
+    except (sqlite3.OperationalError, exc.OperationalError) as error:  # Dagster's own records are locked: the run is lost
         print(f"{trip}: Dagster failed: {error}", flush=True)
         return
     errors = [str(event.step_failure_data.error)[:2000] for event in result.all_events if event.is_step_failure]

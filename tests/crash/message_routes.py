@@ -64,9 +64,7 @@ def routes(place: Place) -> dict[str, Route]:
 
     events = Route(
         name="events",
-        triggers=(
-            Queue("events", decode=Json(EVENT), identity="id", batch=12, max_in_flight=3, attempts=1, dead_letters="dead_letters"),
-        ),
+        triggers=(Queue("events", decode=Json(EVENT), identity="id", batch=12, max_in_flight=3, attempts=1, dead_letters="dead_letters"),),
         stops=(
             Transform("per_item", per_item, PER_ITEM, grain="changed", combine="accumulate"),
             DropOff("log", Table("warehouse", "log", create=True), of="messages"),

@@ -226,7 +226,11 @@ class MessageTown:
         if self.on_postgres:
             self._as_superuser(f'CREATE DATABASE "{self.depot.url.database}_copy" TEMPLATE "{self.depot.url.database}"')
             return
-        with suppress(FileNotFoundError), closing(sqlite3.connect(self._depot_file)) as source, closing(sqlite3.connect(self._copy)) as copy:
+        with (
+            suppress(FileNotFoundError),
+            closing(sqlite3.connect(self._depot_file)) as source,
+            closing(sqlite3.connect(self._copy)) as copy,
+        ):
             source.backup(copy)
 
     def restore_depot(self) -> None:
