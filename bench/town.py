@@ -101,6 +101,7 @@ def world(workers: int, routes: int) -> Iterator[World]:
     """A town with so many workers (0: the default launcher) and routes with a queue each; at the end no process of it is left."""
     with postgres_server() as server, fresh_database(server) as url, tempfile.TemporaryDirectory(prefix="bench-town-") as home:
         kept = dict(os.environ)
+        os.environ.pop("AWS_ENDPOINT_URL", None)  # the town brings a cloud along
         here = {"BUS_HOME": home, "BUS_MODULE": "bench.town_routes", "DAGSTER_HOME": f"{home}/dagster", "AWS_REGION": "eu-west-1"}
         os.environ.update(here | {"BUS_DEPOT_URL": url, "BUS_WAREHOUSE_URL": url, "BENCH_ROUTES": str(routes), "PYTHONPATH": os.getcwd()})
         engine = sa.create_engine(url)

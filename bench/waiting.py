@@ -37,7 +37,7 @@ def messages(rounds: int, _rows: int) -> None:
         for number in range(rounds):
             for at, name in enumerate((BARE, BY_HAND, ONE, TWO)):
                 with fresh_database(server) as url:
-                    done, rows[name] = _delivered(cloud.url, url, f"bench-{number}-{at}", name)
+                    done, rows[name] = _delivered(cloud.url, url, f"bench_{number}_{at}", name)
                 took[name].append(done)
     seconds = {name: [done.seconds for done in all_done] for name, all_done in took.items()}
     compared = []
@@ -57,7 +57,7 @@ def messages(rounds: int, _rows: int) -> None:
     with town.world(2, routes=1) as here:
         in_town = [town.waiting(here, MESSAGES) for _ in range(max(1, rounds // 2))]
     lines.append((TOWN, f"{MESSAGES / min(in_town):,.0f}", f"{MESSAGES / median(in_town):,.0f}", "", "as many"))
-    said = f"""{MESSAGES:,} messages of 120 bytes wait on ministack, {rounds} rounds, contenders turn about, {THREADS} connections to SQS each.
+    said = f"""{MESSAGES:,} messages of 120 bytes wait on ministack, {rounds} rounds, contenders turn about, {THREADS} connections each.
 The product is a dispatcher's process (the sensor's tick, called in a loop) beside worker processes that have driven a trip before; no
 broker and no daemon. Trips of up to {BATCH:,} messages. Depot, Dagster's storage and target are in one Postgres; contract, gates and
 receipts are on. The clock stops when all rows are in the table. `bus up` is everything: daemon, code server, web server, 2 Celery workers,
@@ -125,11 +125,9 @@ def latency(rounds: int, _rows: int) -> None:
             judged.append((name, f"p{percent}", f"{at:.2f}", f"≤ {limit:g}" if limit else "", verdict(at, limit) if limit else ""))
         lines.append((name, *(f"{median(of):.2f}" for of in found.values())))
         steps = list(found)
-    said = f"{4 * rounds} messages each, one at a time, at any moment of a poll, `bus up` with one route. Depot and target in Postgres. Dagster's"
-    said += (
-        " storage in SQLite. Medians of when a message came how far, in seconds since it was sent: received and kept in the depot (poll),"
-    )
-    said += " its trip departed (tick), claimed by a run (submit, broker, worker), published (the stops, and the commit)."
+    said = f"""{4 * rounds} messages each, one at a time, at any moment of a poll; `bus up` with one route, depot and target in Postgres,
+Dagster's storage in SQLite. The medians are of when a message came how far, in seconds since it was sent: received and kept in the depot
+(poll), its trip departed (tick), claimed by a run (submit, broker, worker), published (the stops, and the commit)."""
     heads = table(("", "", "seconds", "limit", ""), judged)
     keep("Latency", f"{machine(load)}\n\n{said}\n\n{heads}\n\n{table(('', *steps), lines)}")
 
@@ -148,11 +146,9 @@ def neighbours(_rounds: int, _rows: int) -> None:
     ):
         p50, p95 = town.share(of, 50), town.share(of, 95)
         lines.append((name, f"{p50:.2f}", f"{p95:.2f}", f"{max(of):.2f}", *((f"≤ {limit:g}", verdict(p95, limit)) if limit else ("", ""))))
-    said = f"`bus up` with {ROUTES} routes, a queue and a sensor each, 2 workers; {WATCHED_SECONDS} s of long polls of 10 s, then a message"
-    said += " to every queue at once. A sensor that had to wait for another's poll would stand still for 10 s. Twenty trips at once wait for the workers."
-    said += (
-        f" A tick that finds nothing costs code server and daemon {1000 * found.idle_tick_cpu:.0f} ms of CPU, all their idling included."
-    )
+    said = f"""`bus up` with {ROUTES} routes, a queue and a sensor each, 2 workers: {WATCHED_SECONDS} s of long polls of 10 s, then a
+message to every queue at once. A sensor that had to wait for another's poll would stand still for 10 s. Twenty trips at once wait for the workers.
+A tick that finds nothing costs code server and daemon {1000 * found.idle_tick_cpu:.0f} ms of CPU, all their idling included."""
     heads = table(("seconds", "p50", "p95", "most", "limit of p95", ""), lines)
     keep("Twenty queues", f"{machine(load)}\n\n{said}\n\n{heads}")
 
