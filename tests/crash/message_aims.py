@@ -16,7 +16,7 @@ from tests.crash.town import look, looking
 POLL_SECONDS = 0.002
 PATIENCE_SECONDS = 4.0
 LATER_SECONDS = 0.015
-STRANDED_AGAIN_SECONDS = 5.0
+STRANDED_AGAIN_SECONDS = 3.0
 SHARES = {
     "any run": 16,
     "any tick": 8,

@@ -165,7 +165,7 @@ class Siege:
         """What is to be done at this share of the kills, each thing once."""
         plan = self.plan
         things: list[tuple[float, str, Callable[[], None]]] = [
-            (0.02 + 0.08 * n, f"poison {n}", self.sender.poison) for n in range(plan.poisons)
+            (0.02 + 0.06 * n, f"poison {n}", self.sender.poison) for n in range(plan.poisons)
         ]
         if plan.restore:
             things += [(0.1, "copy", self.copy), (0.4, "restore", self.restore)]
@@ -328,11 +328,11 @@ def message_towns(root: Path, server: str) -> Iterator[Callable[[str], MessageTo
 def whole(messages: int, kills: int) -> Plan:
     """The share of each kind of town in a campaign of so many messages and kills, with everything that can happen."""
     share = -(-kills // len(KINDS))
-    return Plan(-(-messages // len(KINDS)), share, zombies=max(2, share // 15), restore=True)
+    return Plan(-(-messages // len(KINDS)), share, poisons=8, zombies=max(2, share // 15), restore=True)
 
 
 def campaign(root: Path, server: str, seed: int, plan: Plan) -> MessageTally:
-    """``plan`` in a town of each kind; then, without kills, two dispatchers at once with as many messages as all of those had."""
+    """``plan`` in a town of each kind; then, without kills, two dispatchers at once on as many messages as all of those had."""
     tally = MessageTally()
     warm_up()
     with message_towns(root, server) as build:
@@ -341,7 +341,7 @@ def campaign(root: Path, server: str, seed: int, plan: Plan) -> MessageTally:
             print(f"  {tally.kills} kills, {len(tally.problems)} problems", file=sys.stderr, flush=True)
         for kind in KINDS:
             town = build(kind)
-            tally.problems += [f"two dispatchers {kind}: {problem}" for problem in twins(town, plan.messages * len(KINDS) // 2, seed)]
+            tally.problems += [f"two dispatchers {kind}: {problem}" for problem in twins(town, plan.messages * len(KINDS), seed)]
             tally.told["messages with two dispatchers at once"] += len(town.sent)
             print(f"  two dispatchers {kind}, {len(tally.problems)} problems", file=sys.stderr, flush=True)
     return tally

@@ -176,12 +176,14 @@ class MessageTown:
         return found
 
     def is_quiet(self) -> bool:
-        """Everything that was sent is in the depot, nothing waits or rides, nothing is on a queue."""
+        """Everything that was sent is in the depot, nothing waits or rides, no trip is open, nothing is on a queue."""
         states = self.states()
         known = sum(counter.total() for counter in states.values())
         live = sum(counter[state] for counter in states.values() for state in ("waiting", "aboard"))
         unsent = rows(self.depot, "SELECT 1 FROM depot_messages WHERE to_dead_letters LIMIT 1")
-        return known == len(self.sent) and not live and not unsent and not any(sum(self.on_queue(queue)) for queue in QUEUES)
+        if known != len(self.sent) or live or unsent or any(sum(self.on_queue(queue)) for queue in QUEUES):
+            return False
+        return not rows(self.depot, "SELECT 1 FROM depot_trips WHERE state IN ('formed', 'departed', 'driving', 'failed', 'stuck')")
 
     def wait_until_quiet(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds

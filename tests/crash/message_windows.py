@@ -96,11 +96,11 @@ class Windows:
             return BOARDED if newest <= known else ARCHIVED
         if self._just_received(route, in_flight):
             return RECEIVED
+        if rows(town.depot, _PENDING, route=route):
+            return STRANDED
         if self._unjudged(route):
             return REVOKED
-        if not_told > 0:
-            return DEPARTED
-        return STRANDED if rows(town.depot, _PENDING, route=route) else ELSEWHERE
+        return DEPARTED if not_told > 0 else ELSEWHERE
 
     def _archive(self, route: str) -> tuple[int, set[str]]:
         """How many deliveries were archived ever, and the keys in the newest file."""
