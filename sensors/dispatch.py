@@ -34,7 +34,7 @@ CLAIM_SECONDS = 120.0
 """A run that was asked for and has not claimed its trip after so long is asked for again; the wait doubles each time."""
 POLL_SECONDS = 10.0
 """How long a tick waits for a first message. Some deployments end a tick after 15 s."""
-BUSY_SECONDS = 2.0
+BUSY_SECONDS = 3.0
 """How long a tick goes on receiving while messages come without a pause; then those it has leave."""
 LONGEST_WAIT_SECONDS = 3600.0
 LOOK_SECONDS = 1.0
