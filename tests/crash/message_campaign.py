@@ -122,7 +122,8 @@ class Siege:
 
     def __post_init__(self) -> None:
         self.sender, self.aim, self.windows = Sender(self.town, self.rng), Aim(self.town, self.rng), Windows(self.town)
-        self._aims = self.rng.choices(list(SHARES), list(SHARES.values()), k=10 * self.plan.kills)
+        each = self.rng.sample(list(SHARES), len(SHARES))
+        self._aims = self.rng.choices(list(SHARES), list(SHARES.values()), k=10 * self.plan.kills) + each  # taken from the end
         self._done = set[str]()
 
     def hold(self) -> None:
