@@ -50,6 +50,7 @@ class Plan:
     messages: int
     kills: int
     poisons: int = 5
+    strandings: int = 1
     zombies: int = 0
     restore: bool = False
     replay: bool = True
@@ -170,6 +171,7 @@ class Siege:
         ]
         if plan.restore:
             things += [(0.1, "copy", self.copy), (0.4, "restore", self.restore)]
+        things += [(0.5, f"stranding {n}", self.strand) for n in range(plan.strandings)]
         things += [(0.55, "redrive", self.redrive)]
         if plan.replay:
             things += [(0.7, "replay", self.replay), (0.85, "replay again", self.replay)]
@@ -180,6 +182,12 @@ class Siege:
                 yield what
 
     # What else happens
+
+    def strand(self) -> None:
+        """A message that is given up at once, and the tick that does so is killed before a copy is sent: in traffic that is over at once."""
+        self._until(lambda: not self._behind(), 20)
+        self.sender.poison()
+        self._kill(self.aim.taken("stranded", self.running, lambda: None), "stranded")
 
     def redrive(self) -> None:
         """The author's function is mended; what lies in the dead letters goes back to the queue."""
@@ -299,7 +307,7 @@ def besieged(kind: str, town: MessageTown, seed: int, plan: Plan, tally: Message
         Siege(town, kind, random.Random(seed), plan, tally, running).hold()
 
 
-def twins(town: MessageTown, messages: int, seed: int, seconds: float = DRAIN_SECONDS) -> list[str]:
+def twins(town: MessageTown, messages: int, seed: int, seconds: float = 2 * DRAIN_SECONDS) -> list[str]:
     """Two dispatchers per route on one depot and one queue, from the first message to the last; what differs from the oracle."""
     sender = Sender(town, random.Random(seed))
     with town.running(dispatchers=2):
@@ -329,7 +337,7 @@ def message_towns(root: Path, server: str) -> Iterator[Callable[[str], MessageTo
 def whole(messages: int, kills: int) -> Plan:
     """The share of each kind of town in a campaign of so many messages and kills, with everything that can happen."""
     share = -(-kills // len(KINDS))
-    return Plan(-(-messages // len(KINDS)), share, poisons=8, zombies=max(2, share // 15), restore=True)
+    return Plan(-(-messages // len(KINDS)), share, poisons=8, strandings=4, zombies=max(2, share // 15), restore=True)
 
 
 def campaign(root: Path, server: str, seed: int, plan: Plan) -> MessageTally:
