@@ -171,7 +171,7 @@ class Siege:
         ]
         if plan.restore:
             things += [(0.1, "copy", self.copy), (0.4, "restore", self.restore)]
-        things += [(0.5, f"stranding {n}", self.strand) for n in range(plan.strandings)]
+        things += [(0.5 - 0.1 * n, f"stranding {n}", self.strand) for n in range(plan.strandings)]
         things += [(0.55, "redrive", self.redrive)]
         if plan.replay:
             things += [(0.7, "replay", self.replay), (0.85, "replay again", self.replay)]
@@ -184,7 +184,7 @@ class Siege:
     # What else happens
 
     def strand(self) -> None:
-        """A message that is given up at once, and the tick that does so is killed before a copy is sent: in traffic that is over at once."""
+        """A message that is given up at once; the tick that does so is killed before a copy is sent. In traffic that is over at once."""
         self._until(lambda: not self._behind(), 20)
         self.sender.poison()
         self._kill(self.aim.taken("stranded", self.running, lambda: None), "stranded")
@@ -285,7 +285,8 @@ class Siege:
     def _until(self, happened: Callable[[], bool], seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds
         while not happened() and time.monotonic() < deadline:
-            time.sleep(0.02)
+            self.resume()
+            time.sleep(0.05)
 
     def _write(self, sql: str, **values: Any) -> None:
         import sqlalchemy as sa
@@ -337,7 +338,7 @@ def message_towns(root: Path, server: str) -> Iterator[Callable[[str], MessageTo
 def whole(messages: int, kills: int) -> Plan:
     """The share of each kind of town in a campaign of so many messages and kills, with everything that can happen."""
     share = -(-kills // len(KINDS))
-    return Plan(-(-messages // len(KINDS)), share, poisons=8, strandings=4, zombies=max(2, share // 15), restore=True)
+    return Plan(-(-messages // len(KINDS)), share, poisons=4, strandings=3, zombies=max(2, share // 15), restore=True)
 
 
 def campaign(root: Path, server: str, seed: int, plan: Plan) -> MessageTally:
