@@ -148,7 +148,7 @@ def neighbours(_rounds: int, _rows: int) -> None:
         lines.append((name, f"{p50:.2f}", f"{p95:.2f}", f"{max(of):.2f}", *((f"≤ {limit:g}", verdict(p95, limit)) if limit else ("", ""))))
     said = f"""`bus up` with {ROUTES} routes, a queue and a sensor each, 2 workers: {WATCHED_SECONDS} s of long polls of 10 s, then a
 message to every queue at once. A sensor that had to wait for another's poll would stand still for 10 s. Twenty trips at once wait for
-the workers. A tick that finds nothing costs code server and daemon {1000 * found.idle_tick_cpu:.0f} ms of CPU, all their idling included."""
+the workers. A tick that finds nothing costs code server and daemon {1000 * found.idle_tick_cpu:.0f} ms of CPU, their idling included."""
     heads = table(("seconds", "p50", "p95", "most", "limit of p95", ""), lines)
     keep("Twenty queues", f"{machine(load)}\n\n{said}\n\n{heads}")
 
