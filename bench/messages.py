@@ -157,10 +157,12 @@ def drive_trips(place: Place, trips: Any, done: Any) -> None:
 
     from bus_assets import build_definitions
     from bus_assets.drive import TRIP_TAG
+    from bus_assets.up.held import hold
 
     logging.disable(logging.INFO)  # a run's events are kept in Dagster's storage; on a console they are for people
     defs = build_definitions((route(place.queue, place.table),), place.systems(), depot=place.depot(), staging=place.staging())
     job, instance = defs.resolve_job_def("orders"), place.instance()
+    hold(instance)
     done.put("ready")
     while trip := trips.get():
         done.put(job.execute_in_process(instance=instance, tags={TRIP_TAG.format(route="orders"): trip}).success)

@@ -14,18 +14,20 @@ from typing import Any
 from celery.backends.database import DatabaseBackend
 from celery.exceptions import WorkerLostError
 from celery.signals import celeryd_init, worker_process_shutdown, worker_ready
+from dagster_celery import tasks
 from dagster_celery.config import DEFAULT_CONFIG
 from dagster_celery.make_app import make_app
-from dagster_celery.tasks import create_execute_job_task, create_resume_job_task
 from kombu.transport import TRANSPORT_ALIASES
 
 from bus_assets.settings import settings
+from bus_assets.up.held import HeldInstance
 from bus_assets.up.runs import read_launcher
 
 READY = "takes runs now"
 LAZY = ("pandas", "pyarrow.parquet", "pyarrow.compute", "duckdb", "sqlalchemy", "dagster._core.execution.api")
 """What stops import when they first halt."""
 
+tasks.DagsterInstance = HeldInstance  # pyright: ignore[reportAttributeAccessIssue, reportPrivateImportUsage]
 TRANSPORT_ALIASES["sqs"] = "bus_assets.up.patient_sqs:Transport"
 _here = settings()
 _launcher = read_launcher(_here.dagster_home)
@@ -39,8 +41,8 @@ app = make_app(
         "task_default_queue": _launcher.get("default_queue") or "dagster",
     }
 )
-execute_job = create_execute_job_task(app)
-resume_job = create_resume_job_task(app)
+execute_job = tasks.create_execute_job_task(app)
+resume_job = tasks.create_resume_job_task(app)
 
 
 @celeryd_init.connect

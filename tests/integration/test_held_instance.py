@@ -1,0 +1,72 @@
+"""Workers keep their connections to Dagster's storage while a run lasts, and give them back after it."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from dagster import DagsterInstance, asset, materialize
+from sqlalchemy.pool import NullPool
+
+from bus_assets.up.held import HeldInstance
+
+FEW, MANY = 12, 30
+
+
+@asset
+def empty() -> None:
+    return None
+
+
+@pytest.fixture
+def watched(postgres_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> sa.Engine:
+    """An engine on the database in which Dagster's storage is."""
+    url = postgres_database_url.replace("postgresql+psycopg:", "postgresql+psycopg2:")
+    (tmp_path / "dagster.yaml").write_text(json.dumps({"storage": {"postgres": {"postgres_url": url}}, "telemetry": {"enabled": False}}))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    return sa.create_engine(postgres_database_url, poolclass=NullPool)
+
+
+def opened(watched: sa.Engine) -> int:
+    """How many connections the database has been asked for in all."""
+    with watched.connect() as connection:
+        connection.exec_driver_sql("SELECT pg_stat_force_next_flush()")
+        asked = "SELECT sessions FROM pg_stat_database WHERE datname = current_database()"
+        return connection.exec_driver_sql(asked).scalar_one()
+
+
+def opened_by_a_run(instance: DagsterInstance, watched: sa.Engine) -> int:
+    before = opened(watched)
+    assert materialize([empty], instance=instance).success
+    return opened(watched) - before
+
+
+def test_a_run_opens_a_few_connections_and_not_one_for_every_statement(watched: sa.Engine):
+    with DagsterInstance.get() as plain:
+        assert opened_by_a_run(plain, watched) > MANY
+    with HeldInstance.get() as held:
+        assert opened_by_a_run(held, watched) < FEW
+
+
+def test_nothing_stays_open_after_the_run(watched: sa.Engine):
+    for _ in range(3):
+        with HeldInstance.get() as held:
+            assert materialize([empty], instance=held).success
+        del held
+    gc.collect()
+    with watched.connect() as connection:
+        others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        assert connection.exec_driver_sql(others).scalar_one() == 0
+
+
+def test_the_tasks_get_their_instance_where_the_worker_puts_ours():
+    """``bus_assets.up.worker`` replaces the name in this module: it must still be what the tasks look up."""
+    from dagster_celery import tasks
+
+    assert tasks.DagsterInstance is DagsterInstance
+    assert inspect.getsource(tasks.create_execute_job_task).count("DagsterInstance.get()") == 1
+    assert inspect.getsource(tasks.create_resume_job_task).count("DagsterInstance.get()") == 1
