@@ -15,8 +15,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bus_assets.drive import BREAKER, Drive, NothingToDo
+from bus_assets.duck import duck
 from bus_assets.forward import in_every_database, restored
-from bus_assets.passengers import MESSAGE, ROW, duck, literals
+from bus_assets.passengers import MESSAGE, ROW, literals
 from bus_assets.queues import MESSAGES, Bodies, S3Event
 from bus_assets.route import Route
 from bus_assets.stops import PickUp, Transform

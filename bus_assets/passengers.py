@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bus_assets.contract import Contract
+from bus_assets.duck import duck
 
 if TYPE_CHECKING:
     import duckdb
@@ -25,9 +25,6 @@ ORIGIN, POSITION = "_bus_origin", "_bus_position"
 
 MESSAGE = "_bus_message"
 """int64: the depot's number of the message that a row belongs to, on queue routes."""
-
-DUCKDB_MEMORY = "192MB"
-"""DuckDB spills to disk above this, so that memory is bounded by the batch and not by the input."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ class Passengers:
         """Make the rows known to ``connection`` under the stop's name."""
         columns = ", ".join(quoted(name) for name in (*self.contract.names, *((ROW,) if with_row else ())))
         where = "" if self.message is None else f" WHERE {MESSAGE} = {int(self.message)}"
-        connection.execute(f"CREATE VIEW {quoted(self.stop)} AS SELECT {columns} FROM read_parquet({literals(self.paths())}){where}")  # noqa: S608
+        connection.execute(f"CREATE TEMP VIEW {quoted(self.stop)} AS SELECT {columns} FROM read_parquet({literals(self.paths())}){where}")  # noqa: S608
 
 
 def frame(table: pa.Table | pa.RecordBatch) -> pd.DataFrame:
@@ -112,22 +109,6 @@ def _nullable(kind: pa.DataType) -> object | None:
     import pyarrow as pa
 
     return {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype(), pa.string(): pd.StringDtype()}.get(kind)
-
-
-@contextmanager
-def duck() -> Iterator[duckdb.DuckDBPyConnection]:
-    """A DuckDB of one's own: bounded memory, spilling beside the system's temporary files, no extensions fetched, UTC."""
-    import tempfile
-
-    import duckdb
-
-    with tempfile.TemporaryDirectory(prefix="bus-duckdb-") as spill:
-        settings = {"memory_limit": DUCKDB_MEMORY, "temp_directory": spill, "autoinstall_known_extensions": False}
-        connection = duckdb.connect(config={**settings, "TimeZone": "UTC"})
-        try:
-            yield connection
-        finally:
-            connection.close()
 
 
 def quoted(identifier: str) -> str:

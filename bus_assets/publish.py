@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from bus_assets.aboard import receipts_of, receipts_to_be, tell_fates
 from bus_assets.drive import AppliedBefore, Drive, Lease, Overtaken, ledger_id
+from bus_assets.duck import duck
 from bus_assets.forward import plan_of
-from bus_assets.passengers import Passengers, duck, quoted
+from bus_assets.passengers import Passengers, quoted
 from bus_assets.progress import Progress, tell
 from bus_assets.release import reaches, release_stop, released_rows
 from bus_assets.stops import DropOff

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from bus_assets.account import DropSum, Recount, StopSum
 from bus_assets.counted_messages import bodies_again, named_again
 from bus_assets.drive import Drive
-from bus_assets.passengers import Passengers, duck, literals, quoted
+from bus_assets.duck import duck
+from bus_assets.passengers import Passengers, literals, quoted
 from bus_assets.queues import Bodies
 from bus_assets.release import release_stop, released_rows, rows_of
 from bus_assets.stage import EXAMPLES_OF_A_FAILED_STOP

@@ -22,8 +22,9 @@ import pyarrow.compute
 
 from bus_assets.contract import Contract
 from bus_assets.cross_rows import InOrder
+from bus_assets.duck import duck
 from bus_assets.gate import cross_row, split
-from bus_assets.passengers import MESSAGE, ORIGIN, POSITION, ROW, Passengers, duck, quoted
+from bus_assets.passengers import MESSAGE, ORIGIN, POSITION, ROW, Passengers, quoted
 from bus_assets.reading import as_python
 from bus_assets.stops import Check
 from bus_assets.verify import Figure, verify

@@ -10,7 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from bus_assets.passengers import INDEX, MESSAGE, ROW, Passengers, duck, frame
+from bus_assets.duck import duck
+from bus_assets.passengers import INDEX, MESSAGE, ROW, Passengers, frame
 from bus_assets.sql import carrying
 from bus_assets.stops import Transform
 from resources.errors import BusError, Misconfigured, Poison

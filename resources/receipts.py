@@ -67,8 +67,16 @@ class AlreadySettled(Refused):
         self.outcome = outcome
 
 
+_made: dict[tuple[object, ...], sa.MetaData] = {}
+
+
 def ledger_tables(dialect: Dialect, schema: str | None) -> sa.MetaData:
-    """The four tables as ``dialect`` needs them."""
+    """The four tables as ``dialect`` needs them; the same ones each time, so that their statements are compiled once."""
+    wanted = (dialect.name, getattr(dialect, "is_mariadb", False), schema)
+    return _made.get(wanted) or _made.setdefault(wanted, _ledger_tables(dialect, schema))
+
+
+def _ledger_tables(dialect: Dialect, schema: str | None) -> sa.MetaData:
     made = sa.MetaData(schema=schema)
 
     def name(column: str, characters: int = NAME_CHARACTERS, *, primary_key: bool = False) -> sa.Column[str]:

@@ -1,4 +1,4 @@
-"""Workers keep their connections to Dagster's storage while a run lasts, and give them back after it."""
+"""Workers keep their connections to Dagster's storage while a run lasts, and not longer."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def watched(postgres_database_url: str, tmp_path: Path, monkeypatch: pytest.Monk
     url = postgres_database_url.replace("postgresql+psycopg:", "postgresql+psycopg2:")
     (tmp_path / "dagster.yaml").write_text(json.dumps({"storage": {"postgres": {"postgres_url": url}}, "telemetry": {"enabled": False}}))
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setattr(HeldInstance, "_kept", None)
     return sa.create_engine(postgres_database_url, poolclass=NullPool)
 
 
@@ -52,15 +53,19 @@ def test_a_run_opens_a_few_connections_and_not_one_for_every_statement(watched: 
         assert opened_by_a_run(held, watched) < FEW
 
 
-def test_nothing_stays_open_after_the_run(watched: sa.Engine):
+def test_runs_share_an_instance_and_each_begins_with_connections_of_its_own(watched: sa.Engine):
+    others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    seen = set[int]()
     for _ in range(3):
         with HeldInstance.get() as held:
+            seen.add(id(held))
             assert materialize([empty], instance=held).success
-        del held
+        with watched.connect() as connection:  # as when the server is restarted between two runs
+            connection.exec_driver_sql(f"SELECT pg_terminate_backend(pid) {others}")
     gc.collect()
     with watched.connect() as connection:
-        others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        assert connection.exec_driver_sql(others).scalar_one() == 0
+        assert connection.exec_driver_sql(f"SELECT count(*) {others}").scalar_one() == 0
+    assert len(seen) == 1
 
 
 def test_the_tasks_get_their_instance_where_the_worker_puts_ours():
