@@ -214,7 +214,7 @@ def _drop(drive: Drive, transaction: Any, drop: DropOff, verdicts: Mapping[str, 
         if table.mode == "append":
             applied = transaction.append(table.name, columns, rows)
         elif table.mode == "upsert":
-            applied = transaction.upsert(table.name, columns, tuple(table.key), rows)
+            applied = transaction.upsert(table.name, columns, tuple(table.key), rows, newest=table.newest)
         elif table.mode == "replace":
             applied = transaction.replace(table.name, columns, fill(table.scope or {}, drive.values), rows)
         elif table.mode == "delete":

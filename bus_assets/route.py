@@ -325,7 +325,8 @@ class Route:
                 )
             if column.startswith(HIDDEN_PREFIX):
                 raise Misdeclared(f"drop-off {stop.name!r}: column {column!r} begins with {HIDDEN_PREFIX!r}, which is the platform's own")
-        for what, columns in (("key", stop.into.key), ("scope", stop.into.scope or ()), ("sums", stop.into.sums)):
+        into, newest = stop.into, (stop.into.newest,) if stop.into.newest else ()
+        for what, columns in (("key", into.key), ("scope", into.scope or ()), ("sums", into.sums), ("newest", newest)):
             for column in columns:
                 if column not in mapping:
                     raise Misdeclared(
@@ -334,6 +335,9 @@ class Route:
         for column in stop.into.sums:
             if contract[mapping[column]].parsed_type.kind not in ("integer", "number", "decimal"):
                 raise Misdeclared(f"drop-off {stop.name!r}: sums column {column!r} is not a number but {contract[mapping[column]].type}")
+        for column in newest:
+            if contract[mapping[column]].parsed_type.kind not in ("integer", "number", "date", "timestamp", "timestamptz"):
+                raise Misdeclared(f"drop-off {stop.name!r}: newest={column!r} is no time or number but {contract[mapping[column]].type}")
         check_placeholders(f"drop-off {stop.name!r}", stop.into.scope or {}, tuple(p.name for p in self.parameters))
 
     def _check_tables(self) -> None:

@@ -119,6 +119,8 @@ class Table:
 
     ``mode``    'upsert' where there is a ``key`` (default), 'append' where there is none; 'replace' deletes the rows of ``scope`` first
                 (``{}``: all rows); 'delete' removes the keys; 'accumulate' adds the columns in ``sums`` to the row of the key.
+    ``newest``  for 'upsert': the column with the time or number of the event. A row that is older than the table's row of its key does
+                not replace it, whichever trip comes first; one without a value is the oldest.
     ``scope``   for 'replace': column → value or placeholder, ``{"month": "{params.month}"}``.
     ``create``  make the table from the contract if it is not there; otherwise its absence is an error that shows the statement.
     """
@@ -130,6 +132,7 @@ class Table:
     scope: Mapping[str, Any] | None = None
     sums: tuple[str, ...] = ()
     create: bool = False
+    newest: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.key, str):
@@ -145,6 +148,8 @@ class Table:
             raise Misdeclared(f"{me}: scope is for mode 'replace', not {self.mode!r}")
         if (self.mode == "accumulate") != bool(self.sums):
             raise Misdeclared(f"{me}: mode 'accumulate' and sums=(…) belong together")
+        if self.newest is not None and (self.mode != "upsert" or self.newest in self.key):
+            raise Misdeclared(f"{me}: newest={self.newest!r} is for mode 'upsert', and for a column that is not in the key")
         if set(self.sums) & set(self.key):
             raise Misdeclared(f"{me}: {', '.join(sorted(set(self.sums) & set(self.key)))} is both key and sum")
 

@@ -115,10 +115,22 @@ class Transaction:
         with self._doing(f"appending to table {table!r}"):
             return self._loader.append(table, columns, batches)
 
-    def upsert(self, table: str, columns: Sequence[str], key: Sequence[str], batches: Iterable[pa.RecordBatch]) -> Applied:
-        """Insert rows with a new key, set ``columns`` of the others. Of several rows with one key the last counts."""
+    def upsert(
+        self,
+        table: str,
+        columns: Sequence[str],
+        key: Sequence[str],
+        batches: Iterable[pa.RecordBatch],
+        *,
+        newest: str | None = None,
+    ) -> Applied:
+        """Insert rows with a new key, set ``columns`` of the others. Of several rows with one key the last counts.
+
+        ``newest``: the one with the greatest value there counts, the last of equal ones; null is less than any. It must not be less
+        than the value in the table either. Rows that do not count are ``folded``.
+        """
         with self._doing(f"upserting into table {table!r}"):
-            return self._loader.upsert(table, columns, key, batches)
+            return self._loader.upsert(table, columns, key, batches, newest)
 
     def replace(self, table: str, columns: Sequence[str], scope: Mapping[str, object], batches: Iterable[pa.RecordBatch]) -> Applied:
         """Delete the rows whose columns equal ``scope`` (``{}``: all), insert these. Refused if some of these are outside ``scope``."""

@@ -53,6 +53,7 @@ class _Staged:
     sums: tuple[str, ...]
     schema: pa.Schema | None
     rows: int
+    newest: str | None
     in_order: bool
     """The rows came in ascending order of their key, as bytes: no key is there twice."""
 
@@ -94,8 +95,10 @@ class Loader:
         inserted = self._fill(target, columns, _inside(scope, table, (chosen(batch, columns, table) for batch in rows)))
         return Applied(inserted=inserted, deleted=deleted)
 
-    def upsert(self, table: str, columns: Sequence[str], key: Sequence[str], batches: Iterable[pa.RecordBatch]) -> Applied:
-        staged = self._staged(table, columns, key, batches)
+    def upsert(
+        self, table: str, columns: Sequence[str], key: Sequence[str], batches: Iterable[pa.RecordBatch], newest: str | None = None
+    ) -> Applied:
+        staged = self._staged(table, columns, key, batches, newest=newest)
         return self._merged(self._target(table), staged) if staged.rows else Applied()
 
     def accumulate(
@@ -141,7 +144,13 @@ class Loader:
         return self._targets[table]
 
     def _staged(
-        self, table: str, columns: Sequence[str], key: Sequence[str], batches: Iterable[pa.RecordBatch], sums: Sequence[str] = ()
+        self,
+        table: str,
+        columns: Sequence[str],
+        key: Sequence[str],
+        batches: Iterable[pa.RecordBatch],
+        sums: Sequence[str] = (),
+        newest: str | None = None,
     ) -> _Staged:
         schema, rows = peeked(batches)
         self._loads += 1
@@ -149,7 +158,7 @@ class Loader:
         order = Ascending()
         order.holds = schema is not None and all(_as_is(schema.field(name).type, temporary.c[name].type) for name in key)
         filled = self._fill(temporary, (*columns, POSITION), _positioned(rows, columns, key, table, order))
-        return _Staged(temporary, tuple(columns), tuple(key), tuple(sums), schema, filled, order.holds)
+        return _Staged(temporary, tuple(columns), tuple(key), tuple(sums), schema, filled, newest, order.holds)
 
     def _temporary(self, name: str, target: sa.Table, columns: Sequence[str], key: Sequence[str]) -> sa.Table:
         like = [sa.Column(column.name, column.type, nullable=column.name not in key) for column in self._columns_of(target, columns)]
@@ -183,7 +192,8 @@ class Loader:
         def update_then_insert() -> Applied:
             source = self._folded(staged)
             values = {name: self._new_value(target, source, staged, name) for name in staged.others}
-            updated = self._connection.execute(sa.update(target).values(values).where(_same_key(target, source, staged.key))).rowcount
+            replaced = (_same_key(target, source, staged.key), *_not_older(target, source, staged.newest))
+            updated = self._connection.execute(sa.update(target).values(values).where(*replaced)).rowcount
             there = target.alias("there")
             absent = ~sa.exists(sa.select(sa.literal(1)).select_from(there).where(_same_key(there, source, staged.key)))
             fresh = sa.select(*(source.c[name] for name in staged.columns)).where(absent).order_by(*(source.c[name] for name in staged.key))
@@ -197,9 +207,14 @@ class Loader:
         t = staged.table
         key = [t.c[name] for name in staged.key]
         columns = self._summed(staged)
-        rank = sa.func.row_number().over(partition_by=key, order_by=t.c[POSITION].desc()).label("_bus_rank")
+        rank = sa.func.row_number().over(partition_by=key, order_by=self._last_first(staged)).label("_bus_rank")
         ranked = sa.select(*columns, rank).subquery("ranked")
         return sa.select(*(ranked.c[name] for name in staged.columns)).where(ranked.c["_bus_rank"] == 1).subquery("folded")
+
+    def _last_first(self, staged: _Staged) -> list[sa.ColumnElement[Any]]:
+        t = staged.table
+        newest = [] if staged.newest is None else [t.c[staged.newest].is_not(None).desc(), t.c[staged.newest].desc()]
+        return [*newest, t.c[POSITION].desc()]
 
     def _summed(self, staged: _Staged) -> list[sa.ColumnElement[Any]]:
         """The columns, each of the sums over all rows of the key."""
@@ -260,8 +275,10 @@ class PostgresLoader(Loader):
 
     def _merged_on_conflict(self, target: sa.Table, staged: _Staged) -> Applied:
         insert = postgresql.insert(target).from_select(list(staged.columns), self._folded_rows(staged))
-        values = {name: self._new_value(target, _Excluded(insert.excluded), staged, name) for name in staged.others}
-        upsert = insert.on_conflict_do_update(index_elements=[target.c[name] for name in staged.key], set_=values)
+        excluded = _Excluded(insert.excluded)
+        values = {name: self._new_value(target, excluded, staged, name) for name in staged.others}
+        replaced = sa.and_(sa.true(), *_not_older(target, excluded, staged.newest))
+        upsert = insert.on_conflict_do_update(index_elements=[target.c[name] for name in staged.key], set_=values, where=replaced)
         # A row that this statement inserted has no deleter or locker, one that it updated is locked by it.
         done = upsert.returning(sa.literal_column("xmax = 0", sa.Boolean).label("is_new")).cte("done")
         counts = sa.select(sa.func.count().filter(done.c.is_new), sa.func.count()).select_from(done)
@@ -274,7 +291,7 @@ class PostgresLoader(Loader):
             return sa.select(*(t.c[name] for name in staged.columns))
         # Bytes, not the language's rules: several times faster, and the same order for every writer, so that none waits crosswise.
         key = [t.c[name].collate("C") if isinstance(t.c[name].type, sa.String) else t.c[name] for name in staged.key]
-        return sa.select(*self._summed(staged)).distinct(*key).order_by(*key, t.c[POSITION].desc())
+        return sa.select(*self._summed(staged)).distinct(*key).order_by(*key, *self._last_first(staged))
 
 
 @dataclass(frozen=True)
@@ -298,6 +315,13 @@ def _same(column: sa.ColumnElement[Any], value: Any) -> sa.ColumnElement[bool]:
 
 def _same_key(one: Any, other: Any, key: Sequence[str]) -> sa.ColumnElement[bool]:
     return sa.and_(*(one.c[name] == other.c[name] for name in key))
+
+
+def _not_older(target: Any, source: Any, newest: str | None) -> list[sa.ColumnElement[bool]]:
+    """The condition under which a row of ``source`` replaces the one in ``target``; none without ``newest``."""
+    if newest is None:
+        return []
+    return [target.c[newest].is_(None) | (target.c[newest] <= source.c[newest])]
 
 
 def _as_is(kind: pa.DataType, into: Any) -> bool:

@@ -38,7 +38,8 @@ class Applied:
     """What became of the rows for one table, from the database's row counts.
 
     ``inserted + updated + folded`` is the number of rows given (not for delete). ``folded``: rows of a key that came again later
-    in the same load, and so do not stand in the table by themselves. ``deleted``: rows taken away, by delete or before a replace.
+    in the same load, or that is newer in the table, and so do not stand in the table by themselves. ``deleted``: rows taken away, by
+    delete or before a replace.
     """
 
     inserted: int = 0

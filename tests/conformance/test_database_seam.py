@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import json
 import threading
 import time
@@ -275,6 +276,52 @@ def test_upsert_lets_the_last_row_of_a_key_win_and_leaves_other_columns(orders: 
         ("c", 5, None),
         ("z", 1, ""),
     ]
+
+
+def test_an_older_row_does_not_replace_a_newer_one(orders: Database) -> None:
+    append(orders, order("new", 5), order("old", 5), order("same", 5), order("unknown", None), order("kept", 5))
+    given = [order(key, quantity) for key, quantity in (("new", 4), ("old", 6), ("unknown", 1), ("kept", None), ("fresh", None))]
+    given.append(order("same", 5, note="again"))
+    with orders.transaction() as transaction:
+        done = transaction.upsert("orders", COLUMNS, ["order_id"], [batch(*given)], newest="quantity")
+    assert done == Applied(inserted=1, updated=3, folded=2)
+    there = {row["order_id"]: (row["quantity"], row["note"]) for row in rows_of(orders)}
+    assert there == {
+        "new": (5, ""),
+        "old": (6, ""),
+        "same": (5, "again"),
+        "unknown": (1, ""),
+        "kept": (5, ""),
+        "fresh": (None, ""),
+    }
+
+
+def test_of_one_load_the_newest_row_of_a_key_counts_and_of_equal_ones_the_last(orders: Database) -> None:
+    quantities = ((2, "a"), (3, "b"), (3, "c"), (1, "d"), (None, "e"))
+    given = [order("a", quantity, note=note) for quantity, note in quantities] + [order("n", None), order("n", 1)]
+    with orders.transaction() as transaction:
+        done = transaction.upsert("orders", COLUMNS, ["order_id"], [batch(*given)], newest="quantity")
+    assert done == Applied(inserted=2, folded=5)
+    assert [(row["quantity"], row["note"]) for row in rows_of(orders)] == [(3, "c"), (1, "")]
+
+
+def as_moment(value: Any) -> dt.datetime:
+    """SQLite has no type for it: there it is text."""
+    return (dt.datetime.fromisoformat(value) if isinstance(value, str) else value).replace(tzinfo=dt.UTC)
+
+
+def test_times_are_compared_as_times_with_and_without_fractions(database: Database) -> None:
+    kinds = pa.schema([("id", pa.string()), ("at", pa.timestamp("us", "UTC"))])
+    database.prepare([plan("moments", kinds, key=("id",))])
+    micros = (0, 1, 100_000, 120_000, 1_000_000)
+    moments = [dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC) + dt.timedelta(microseconds=micro) for micro in micros]
+    pairs = {f"{number}": pair for number, pair in enumerate(itertools.permutations(moments, 2))}
+    for at in (0, 1):
+        with database.transaction() as transaction:
+            rows = [batch(*({"id": key, "at": pair[at]} for key, pair in pairs.items()), schema=kinds)]
+            transaction.upsert("moments", kinds.names, ["id"], rows, newest="at")
+    found = [row for records in database.read("SELECT * FROM moments", name="moments") for row in records.batch.to_pylist()]
+    assert {row["id"]: as_moment(row["at"]) for row in found} == {key: max(pair) for key, pair in pairs.items()}
 
 
 def test_upsert_of_keys_alone_counts_every_row(orders: Database) -> None:

@@ -136,6 +136,21 @@ def test_folded_rows_and_a_changed_grain_are_shown(world):
     assert made.balanced
 
 
+def test_rows_older_than_the_tables_are_folded_and_a_later_trip_with_them_changes_nothing(world):
+    stops = (
+        PickUp("orders", TextFile("landing", "orders*.csv"), ORDERS),
+        DropOff("last", Table("warehouse", "last", key="order_id", create=True, newest="qty")),
+    )
+    world.land("order_id,qty,price\nO-1,7,1.00\nO-2,7,2.00\n")
+    world.drive(shop(stops=stops))
+    world.land("order_id,qty,price\nO-1,6,9.00\nO-2,8,9.00\nO-3,1,9.00\n")
+    made = of(world, world.drive(shop(stops=stops)))
+    (last,) = made.drop_offs
+    assert (last.offered, last.folded, last.inserted, last.updated) == (3, 1, 1, 1)
+    assert made.balanced
+    assert [row[:2] for row in sorted(world.rows("last"))] == [("O-1", 7), ("O-2", 8), ("O-3", 1)]
+
+
 def test_rows_that_nothing_drops_are_said_to_be_aboard(world):
     world.land("order_id,qty,price\nO-1,1,1.00\n", "orders.csv")
     world.land("id\nO-1\n", "known.csv")

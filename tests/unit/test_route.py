@@ -105,6 +105,16 @@ WRONG = {
         lambda: route(orders(), DropOff("d", Table("w", "t", key="order_id", mode="accumulate", sums=("sku",)))),
         "sums column 'sku' is not a number",
     ),
+    "newest not dropped": (
+        lambda: route(orders(), DropOff("d", Table("w", "t", key="order_id", newest="at"))),
+        "newest column 'at' is not among the columns it drops",
+    ),
+    "newest by text": (
+        lambda: route(orders(), DropOff("d", Table("w", "t", key="order_id", newest="sku"))),
+        "newest='sku' is no time or number but string",
+    ),
+    "newest of an append": (lambda: Table("w", "t", newest="at"), "newest='at' is for mode 'upsert'"),
+    "newest in the key": (lambda: Table("w", "t", key=("id", "at"), newest="at"), "a column that is not in the key"),
     "two writers of a table": (
         lambda: route(orders(), DropOff("d", Table("w", "t", key="sku")), DropOff("e", Table("w", "t", key="sku"))),
         "both write table 't'",
