@@ -18,8 +18,9 @@ from bus_assets.forward import as_committed
 from bus_assets.passengers import ORIGIN, POSITION, ROW, Passengers
 from bus_assets.progress import Progress, tell
 from bus_assets.queues import Bodies
+from bus_assets.rejects import RejectSpool
 from bus_assets.release import contract_for, release_stop, released_records
-from bus_assets.stage import EXAMPLES_OF_A_FAILED_STOP, Findings, RejectSpool, Stager, author_checks, with_checks
+from bus_assets.stage import EXAMPLES_OF_A_FAILED_STOP, Findings, Stager, author_checks, with_checks
 from bus_assets.stops import PickUp, Transform
 from resources.depot.entries import QuarantinedRow, Verdict
 from resources.errors import BusError, ChecksFailed, Refused

@@ -7,15 +7,10 @@ records the verdict.
 
 from __future__ import annotations
 
-import json
-import math
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, time
-from decimal import Decimal
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
@@ -25,8 +20,9 @@ from bus_assets.cross_rows import InOrder
 from bus_assets.duck import duck
 from bus_assets.gate import cross_row, split
 from bus_assets.passengers import MESSAGE, ORIGIN, POSITION, ROW, Passengers, quoted
-from bus_assets.reading import as_python
+from bus_assets.rejects import RejectSpool, payloads
 from bus_assets.stops import Check
+from bus_assets.tally import RowTally
 from bus_assets.verify import Figure, verify
 from resources.depot.entries import QuarantinedRow, Reason
 from resources.errors import ChecksFailed
@@ -55,36 +51,6 @@ class Findings:
     @property
     def passed(self) -> bool:
         return not self.problems
-
-
-class RejectSpool:
-    """Rejected rows on disk until the verdict is recorded: memory stays bounded however many there are."""
-
-    def __init__(self) -> None:
-        self._file: IO[str] = tempfile.TemporaryFile("w+", prefix="bus-rejected-", encoding="utf-8", errors="surrogatepass")  # noqa: SIM115
-        self.rows = 0
-        self.reasons: dict[str, int] = {}
-        self.by_message: Counter[int] = Counter()
-
-    def add(self, row: QuarantinedRow) -> None:
-        self.rows += 1
-        if row.message is not None:
-            self.by_message[row.message] += 1
-        for reason in row.reasons:
-            self.reasons[reason.rule] = self.reasons.get(reason.rule, 0) + 1
-        reasons = [list(reason) for reason in row.reasons]
-        entry = [row.row_id, row.origin, row.unit, row.position, reasons, dict(row.payload), row.message]
-        self._file.write(json.dumps(entry) + "\n")
-
-    def __iter__(self) -> Iterator[QuarantinedRow]:
-        self._file.flush()
-        self._file.seek(0)
-        for line in self._file:
-            row_id, origin, unit, position, reasons, payload, message = json.loads(line)
-            yield QuarantinedRow(row_id, origin, unit, position, tuple(Reason(*reason) for reason in reasons), payload, message=message)
-
-    def close(self) -> None:
-        self._file.close()
 
 
 @dataclass
@@ -295,53 +261,6 @@ class Stager:
             yield key, QuarantinedRow(str(row), origin, self._unit, position, (), payload, message=message)
 
 
-class RowTally:
-    """Does every row of the first input come out exactly once? Compared in step while the order holds, by counting after."""
-
-    def __init__(self, first: Passengers):
-        self._first = first
-        self._expected = (batch.column(ROW) for batch in first.batches((ROW,)))
-        self._buffer = pa.array([], pa.int64())
-        self._in_step = True
-        self._spill: list[pa.Array] = []
-        self.rows = 0
-
-    def add(self, ids: pa.Int64Array) -> None:
-        self.rows += len(ids)
-        if self._in_step:
-            while len(self._buffer) < len(ids) and (more := next(self._expected, None)) is not None:
-                self._buffer = pa.concat_arrays([self._buffer, more])
-            if self._buffer.slice(0, len(ids)).equals(ids):
-                self._buffer = self._buffer.slice(len(ids))
-                return
-            self._in_step = False
-            before = self.rows - len(ids)
-            self._spill = [batch.column(ROW) for batch in self._first.batches((ROW,))]
-            self._spill = [pa.concat_arrays(self._spill).slice(0, before)] if before else []
-        self._spill.append(ids)
-
-    def problem(self, stop: str) -> str | None:
-        """One sentence if rows were lost, made up or multiplied, else None."""
-        if self._in_step and self.rows == len(self._first):
-            return None
-        came = pc.value_counts(pa.concat_arrays(self._spill)) if not self._in_step else None
-        went = (
-            pa.concat_arrays([batch.column(ROW) for batch in self._first.batches((ROW,))]) if len(self._first) else pa.array([], pa.int64())
-        )
-        advice = "declare grain='changed' if that is meant"
-        if came is None:
-            return f"{len(self._first) - self.rows} of {len(self._first)} rows did not come out; {advice}"
-        values, counts = came.field("values"), came.field("counts")
-        many = pc.sum(pc.cast(pc.greater(counts, 1), pa.int64())).as_py() or 0
-        if many:
-            row = values.filter(pc.greater(counts, 1))[0].as_py()
-            return f"{many} rows came out more than once (row {row}, say: does a join find several partners?); {advice}"
-        if values.null_count or len(values.filter(pc.invert(pc.is_in(values, value_set=went)))):
-            return f"rows came out that were never aboard ('{ROW}' was changed); carry it along untouched, or {advice}"
-        lost = len(went) - len(values)
-        return f"{lost} of {len(went)} rows did not come out (a filter, or an inner join without a partner?); {advice}" if lost else None
-
-
 def author_checks(checks: Sequence[Check], passengers: Passengers) -> dict[str, int]:
     """How many rows each check's SELECT finds in the staged rows. Raises :class:`ChecksFailed` for SQL that does not run."""
     import duckdb
@@ -365,39 +284,6 @@ def with_checks(findings: Findings, checks: Sequence[Check], failures: Mapping[s
     """``findings`` with what the author's checks found; those that block are problems."""
     blocked = tuple(f"check '{c.name}' found {failures[c.name]} rows" for c in checks if c.blocking and failures[c.name])
     return replace(findings, check_failures=dict(failures), problems=findings.problems + blocked)
-
-
-def payloads(batch: pa.RecordBatch, contract: Contract) -> Iterator[dict[str, str | None]]:
-    """Each row as text columns, in the form in which a source would give it: what a release puts aboard again."""
-    present = [field for field in contract.fields if field.name in batch.schema.names]
-    columns = [[_text(value, field.parsed_type.kind) for value in as_python(batch.column(field.name))] for field in present]
-    for row in range(batch.num_rows):
-        yield {field.name: column[row] for field, column in zip(present, columns, strict=True)}
-
-
-def _text(value: Any, kind: str = "") -> str | None:
-    """``value`` so that it reads as a field of ``kind`` as it would have without becoming text, see :mod:`bus_assets.casting`."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "backslashreplace")
-    if isinstance(value, (list, dict)):
-        return json.dumps(value, default=_text, ensure_ascii=False)
-    if isinstance(value, (float, Decimal)):
-        return _number_text(value, kind)
-    if kind == "date" and isinstance(value, datetime) and value.time() == time():
-        return value.date().isoformat()
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
-
-
-def _number_text(value: float | Decimal, kind: str) -> str | None:
-    if not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    if kind == "integer" and value == int(value):
-        return str(int(value))
-    return str(value) if isinstance(value, float) and kind != "decimal" else format(Decimal(str(value)), "f")
 
 
 def _taken(values: pa.Array, index: pa.Int64Array) -> pa.Array:

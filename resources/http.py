@@ -18,7 +18,7 @@ from dagster import ConfigurableResource
 from pydantic import ConfigDict, Field
 
 from resources.errors import BusError, Misconfigured, Poison
-from resources.files import READ_AHEAD_BYTES, Listed
+from resources.files_seam import READ_AHEAD_BYTES, Listed
 from resources.http_answers import MAX_WAIT_SECONDS, MISSING, Answers, is_worth_another_try, secret_headers
 from resources.http_body import Body, charset_of, is_encoded, version_of
 from resources.http_paging import PageWatch, checked_paging, paginator, record_list

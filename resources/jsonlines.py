@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from resources.errors import Misconfigured, Poison
-from resources.files import Files, matching
+from resources.files_seam import Files, matching
 from resources.records import Records, Unreadable, place_of
 from resources.textstream import Utf8Stream, check_encoding, utf8
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from resources.errors import Misconfigured, Poison, Transient
-from resources.files import Files, Listed, matching
+from resources.files_seam import Files, Listed, matching
 from resources.records import Records
 
 BATCH_ROWS = 65536

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
 from resources.errors import Misconfigured, Poison
-from resources.files import Files, Listed, matching
+from resources.files_seam import Files, Listed, matching
 from resources.linecount import Ledger, Shape, open_quote, quote_left_open
 from resources.records import Records, place_of
 from resources.textstream import Utf8Stream, break_lines, check_encoding, opened, utf8

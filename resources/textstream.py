@@ -16,7 +16,7 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from resources.errors import Misconfigured, Poison, Transient
-from resources.files import Files, Listed
+from resources.files_seam import Files, Listed
 from resources.records import place_of
 
 COMPRESSIONS = ("infer", "gzip", "none")

@@ -16,7 +16,7 @@ from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] - it has n
 
 from resources import xmlscan
 from resources.errors import Misconfigured, Poison
-from resources.files import Files, Listed, matching
+from resources.files_seam import Files, Listed, matching
 from resources.records import Records, Unreadable, place_of
 from resources.xmlpaths import Plan, RowPath, Step, plan_of
 from resources.xmlscan import CHUNK_BYTES, Prolog, chunks, survey

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from xml.parsers import expat
 
 from resources.errors import Poison
-from resources.files import Files, Listed
+from resources.files_seam import Files, Listed
 from resources.records import place_of
 from resources.xmlpaths import RowPath
 

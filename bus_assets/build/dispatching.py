@@ -14,8 +14,9 @@ from bus_assets.drive import TRIP_TAG, Bus
 from bus_assets.queues import Queue
 from bus_assets.route import Route
 from resources.depot.entries import Attempt, Trip
-from sensors.dispatch import POLL_SECONDS, Above, Policy, Tick, tick
+from sensors.dispatch import POLL_SECONDS, Above, Tick, tick
 from sensors.envelopes import unwrap
+from sensors.judging import Policy
 from sensors.queue import queue_sensor
 
 

@@ -537,7 +537,7 @@ def test_a_lock_that_somebody_holds_is_transient_in_bounded_time(orders: Databas
         began = time.monotonic()
         with pytest.raises(Transient, match="holds a lock"), impatient.transaction() as transaction:
             transaction.upsert("orders", COLUMNS, ["order_id"], [batch(order("a", 3))])
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
     assert rows_of(orders) == [order("a", 2)]
 
 

@@ -409,6 +409,6 @@ def test_a_failing_disk_is_transient(tmp_path: Path) -> None:
 
 
 def _failing() -> io.RawIOBase:
-    from resources.files import _LocalFile
+    from resources.local_files import _LocalFile
 
     return _LocalFile("/proc/self/mem")

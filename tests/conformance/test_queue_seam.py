@@ -162,10 +162,10 @@ def test_waiting_ends_with_the_first_message(make: Make) -> None:
     threading.Timer(0.3, queue.send, [[Outgoing("x")]]).start()
     began = time.monotonic()
     assert bodies(queue.receive(10, 10)) == ["x"]
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 9
     began = time.monotonic()
     assert queue.receive(10, 1) == []
-    assert 0.5 < time.monotonic() - began < 4
+    assert 0.5 < time.monotonic() - began < 8
 
 
 def test_groups_keep_their_order_and_wait_for_what_is_undeleted(make: Make) -> None:

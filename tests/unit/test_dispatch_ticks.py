@@ -20,8 +20,9 @@ from resources.depot.mail import Arrival, Departure
 from resources.depot.store import Depot
 from resources.errors import Transient
 from resources.queue_seam import Outgoing
-from sensors.dispatch import BREAKER, Above, Policy, Tick, tick
+from sensors.dispatch import BREAKER, Above, Tick, tick
 from sensors.envelopes import unwrap
+from sensors.judging import Policy
 from tests.fakes import FakeQueue
 
 ROUTE = "events"

@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus_assets.stage import RowTally
+from bus_assets.tally import RowTally
 
 
 class Aboard:

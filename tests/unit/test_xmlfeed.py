@@ -295,7 +295,7 @@ def test_an_entity_bomb_is_refused_by_name_before_it_expands(feed, where, reader
     files, started = feed(bomb(where)), time.perf_counter()
     with pytest.raises(Poison, match="line 1: the feed declares the entity 'e0'"):
         read(files, "p") if reader == "read" else count_xml(files, "feed.xml", row="p")
-    assert time.perf_counter() - started < 0.5
+    assert time.perf_counter() - started < 30  # expanded it is a hundred gigabytes
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "shift_jis"])

@@ -1,0 +1,108 @@
+"""What is to be done about a trip whose attempt failed: ride again, split, be stranded, or pause the route. Plain values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from resources.depot.entries import Kind
+from resources.depot.mail import Spent, Underway
+
+DEATHS = 5
+"""So often may the process that drives a trip die before the trip itself is suspected: a message may kill whoever reads it."""
+LONGEST_DELAY_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a route asks of its queue. ``parameters`` are those of its trips."""
+
+    route: str
+    batch: int
+    max_wait_seconds: float
+    max_in_flight: int
+    attempts: int
+    halt_on_stranded: bool
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Retry:
+    delay_seconds: float
+    spent: Spent | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """``parts`` become trips; messages in none of them wait again, behind those."""
+
+    parts: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Strand:
+    messages: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pause:
+    """The same messages ride again when a person has resumed the route."""
+
+
+Decision = Retry | Split | Strand | Pause
+
+
+def judge(found: Underway, kind: Kind, culprit: int | None, policy: Policy) -> Decision:
+    """What to do about a failed attempt, by the kind of its failure."""
+    trip = found.trip
+    if kind == "conflict":
+        return Retry(0)
+    if kind == "transient":
+        return Retry(delay_seconds(trip.launches))
+    if kind in ("misconfigured", "checks"):
+        return Pause()
+    if kind == "refused":
+        return Retry(delay_seconds(trip.launches), "failure") if trip.failures + 1 < policy.attempts else Pause()
+    if kind == "died" and trip.deaths + 1 < DEATHS:
+        return Retry(delay_seconds(trip.deaths), "death")
+    parts = halves(found.messages, found.groups, culprit)
+    if parts:
+        return Split(parts)
+    if kind != "died" and trip.failures + 1 < policy.attempts:
+        return Retry(delay_seconds(trip.failures + 1), "failure")
+    return Strand(found.messages)
+
+
+def delay_seconds(before: int) -> float:
+    """1, 2, 4 … seconds, five minutes at most."""
+    return min(LONGEST_DELAY_SECONDS, 2.0 ** min(before, 30))
+
+
+def halves(messages: Sequence[int], groups: Sequence[str | None], culprit: int | None) -> tuple[tuple[int, ...], ...]:
+    """The messages in smaller parts: the suspect by itself where one is known, else halves. () for a message alone.
+
+    Messages of one group stay in order: groups are parted first; of a single group the beginning rides, and the rest waits.
+    """
+    units = _units(messages, groups)
+    if len(units) > 1:
+        suspect = next((place for place, unit in enumerate(units) if culprit in unit), None)
+        if suspect is not None:
+            return units[suspect], _flat(units[:suspect] + units[suspect + 1 :])
+        return _flat(units[: len(units) // 2]), _flat(units[len(units) // 2 :])
+    if len(messages) < 2:
+        return ()
+    before = messages.index(culprit) if culprit in messages else len(messages) // 2
+    return (tuple(messages[: max(before, 1)]),)
+
+
+def _units(messages: Sequence[int], groups: Sequence[str | None]) -> list[tuple[int, ...]]:
+    """What can be parted: the messages of a group together, each message without a group by itself."""
+    found: dict[Any, list[int]] = {}
+    for message, group in zip(messages, groups, strict=True):
+        found.setdefault(("alone", message) if group is None else group, []).append(message)
+    return [tuple(unit) for unit in found.values()]
+
+
+def _flat(units: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(message for unit in units for message in unit)
