@@ -120,7 +120,7 @@ def _rows_of(source: Bodies, fields: Mapping[str, str], messages: Sequence[Messa
 
 def _items(source: Bodies, message: Message) -> list[Mapping[str, Any]]:
     """The rows in one body; the envelope's values stand beside the body's own under names that begin with '@'."""
-    envelope = {
+    envelope: dict[str, Any] = {
         "@key": message.key,
         "@group": message.group,
         "@sent_at": message.sent_at.isoformat() if message.sent_at else None,
@@ -136,6 +136,7 @@ def _items(source: Bodies, message: Message) -> list[Mapping[str, Any]]:
     body = loads_exact(text)
     if not isinstance(body, dict):
         raise Poison("the body is JSON, but not an object")
+    envelope["@body"] = body
     path = getattr(source.decode, "records", None)
     return [{**item, **envelope} for item in _listed(body, path)] if path else [{**body, **envelope}]
 
@@ -307,7 +308,7 @@ def tell_fates(drive: Drive) -> None:
 
 
 def _why(rows: int, first: str) -> str:
-    return first if rows < 2 else f"all of its {rows} rows were rejected, the first: {first}"
+    return first if rows < 2 else f"none of its {rows} rows was delivered; the first: {first}"
 
 
 def _carriers(route: Route) -> set[str]:

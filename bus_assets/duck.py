@@ -6,9 +6,10 @@ import atexit
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,15 +19,20 @@ MEMORY = "192MB"
 """DuckDB spills to disk above this, so that memory is bounded by the batch and not by the input."""
 
 
+SHORT_SECONDS = 1.0
+"""Whoever took longer may have left much memory behind, which only closing gives back; and then opening one costs little beside it."""
+
+
 @dataclass(frozen=True)
 class _Opened:
     database: duckdb.DuckDBPyConnection
     spill: str
-    process: int = field(default_factory=os.getpid)
+    """Where it spills: a folder that only this user can read, and that is there only while it is used."""
+    since: float = field(default_factory=time.monotonic)
 
 
 _at_rest: list[_Opened] = []
-"""At most one of this process; what is here after a fork is the parent's, and must not be touched."""
+"""At most one."""
 
 
 @contextmanager
@@ -35,22 +41,18 @@ def duck() -> Iterator[duckdb.DuckDBPyConnection]:
 
     What is made in it must be temporary: it may be somebody else's afterwards, who sees none of that.
     """
-    import duckdb
-
     opened = _taken() or _open()
     connection = opened.database.cursor()
     try:
         yield connection
-    except duckdb.Error:
-        connection.close()
-        _close(opened)  # after some errors a database cannot be used any more
+    except GeneratorExit:
+        _leave(opened, connection)
         raise
     except BaseException:
         connection.close()
-        _rest(opened)
+        _close(opened)  # after some errors a database cannot be used any more
         raise
-    connection.close()
-    _rest(opened)
+    _leave(opened, connection)
 
 
 def _open() -> _Opened:
@@ -67,20 +69,20 @@ def _taken() -> _Opened | None:
         opened = _at_rest.pop()
     except IndexError:
         return None
-    if opened.process == os.getpid():
-        return opened
-    _inherited.append(opened)
-    return None
+    try:
+        os.mkdir(opened.spill, 0o700)
+    except OSError:
+        opened.database.close()
+        return None
+    return replace(opened, since=time.monotonic())
 
 
-_inherited: list[_Opened] = []
-"""Kept where nothing collects, and so closes, them."""
-
-
-def _rest(opened: _Opened) -> None:
-    if _at_rest:
+def _leave(opened: _Opened, connection: duckdb.DuckDBPyConnection) -> None:
+    connection.close()
+    if _at_rest or time.monotonic() - opened.since > SHORT_SECONDS:
         _close(opened)
     else:
+        shutil.rmtree(opened.spill, ignore_errors=True)
         _at_rest.append(opened)
 
 
@@ -91,5 +93,9 @@ def _close(opened: _Opened) -> None:
 
 @atexit.register
 def _end() -> None:
-    if opened := _taken():
-        _close(opened)
+    """Close the one at rest."""
+    while _at_rest:
+        _close(_at_rest.pop())
+
+
+os.register_at_fork(before=_end)  # its threads would not be there in the child

@@ -199,7 +199,7 @@ def plan(drive: Drive, drop: DropOff) -> TablePlan:
     )
     needs_key = drop.into.mode in ("upsert", "accumulate") or drop.into.create
     key = tuple(drop.into.key) if needs_key else ()
-    return TablePlan(drop.into.name, columns, key, drop.into.create, fills=drop.into.mode != "delete")
+    return TablePlan(drop.into.name, columns, key, drop.into.create, drop.into.mode != "delete", drop.into.newest)
 
 
 def _drop(drive: Drive, transaction: Any, drop: DropOff, verdicts: Mapping[str, Verdict]) -> Dropped:

@@ -22,6 +22,8 @@ MESSAGES = "messages"
 """The name of the stop at which a queue route's messages come aboard."""
 OF_THE_ENVELOPE = ("@key", "@sent_at", "@group", "@event_at")
 """What a field of a message may be besides a path in its body: its identity, when it was sent, its FIFO group, the event's time."""
+BODY = "@body."
+"""How the path of a field begins that is found in the whole body, and not in the item of ``records`` that is the row."""
 LONGEST_WAIT_SECONDS = 900
 MOST_PER_TRIP = 100_000
 
@@ -46,6 +48,7 @@ S3_EVENT = Contract(
 class Json:
     """Bodies are JSON objects. ``fields`` are dotted paths (``order.id``) or one of :data:`OF_THE_ENVELOPE`; what is not listed is
     found under its own name. ``records`` is the path of a list in the body, whose items are the rows; none: the body is one row.
+    With ``records``, paths are those in an item; ``@body.order.id`` is what all of them share.
 
     A message of which more than ``contract.max_rejected`` of the rows are rejected waits in quarantine whole; the others go on.
     """
@@ -98,8 +101,8 @@ def _check_fields(what: str, contract: Contract, fields: Mapping[str, str]) -> N
     for name, path in fields.items():
         if name not in contract:
             raise Misdeclared(f"{what}: fields maps {name!r}, which the contract does not promise; it promises {', '.join(contract.names)}")
-        if path.startswith("@") and path not in OF_THE_ENVELOPE:
-            raise Misdeclared(f"{what}: field {name!r}: {path!r} is not known; there is {', '.join(OF_THE_ENVELOPE)}")
+        if path.startswith("@") and path not in OF_THE_ENVELOPE and not (what == "Json" and path.startswith(BODY)):
+            raise Misdeclared(f"{what}: field {name!r}: {path!r} is not known; there is {', '.join(OF_THE_ENVELOPE)}, and {BODY}… in Json")
 
 
 @declaration

@@ -113,8 +113,13 @@ def _quarantined(drive: Drive, stop: StopSum) -> Recount:
 def _of_drop_off(drive: Drive, drop: DropSum) -> Iterator[Recount]:
     declared = drive.route[drop.stop]
     assert isinstance(declared, DropOff)
+    verdict = drive.bus.depot.verdicts(drive.trip.id).get(drop.of)
+    if verdict is None:
+        said = f"the trip was driven before the route had stop {drop.of!r}"
+        yield _not_counted("dropped off", drop.stop, f"table {drop.table}", drop.inserted + drop.updated, said)
+        return
     try:
-        passengers = _passengers(drive, drop.of, drive.bus.depot.verdicts(drive.trip.id)[drop.of].manifest)
+        passengers = _passengers(drive, drop.of, verdict.manifest)
         paths = passengers.paths()
         yield _compared("left out", drop.stop, "DuckDB, staged Parquet", drop.left_out, _left_out(declared, paths))
         if declared.into.key:

@@ -14,7 +14,7 @@ from bus_assets.duck import duck
 from bus_assets.passengers import INDEX, MESSAGE, ROW, Passengers, frame
 from bus_assets.sql import carrying
 from bus_assets.stops import Transform
-from resources.errors import BusError, Misconfigured, Poison
+from resources.errors import BusError, Misconfigured, Poison, Transient
 from resources.sql_values import as_json
 
 BATCH_ROWS = 65_536
@@ -59,8 +59,9 @@ def _run_sql(stop: Transform, inputs: Sequence[Passengers]) -> Iterator[pa.Recor
             passengers.view(connection, with_row=keeps and number == 0)
         try:
             yield from connection.sql(sql).to_arrow_reader(BATCH_ROWS)
-        except duckdb.Error as error:
-            raise Poison(f"its SQL failed: {_shown(stop, inputs, error)}") from error
+        except (duckdb.Error, pa.ArrowException, OSError) as error:  # after the first batch it is Arrow that tells of DuckDB's error
+            failed = Transient if _is_of_the_disk(error) else Poison
+            raise failed(f"its SQL failed: {_shown(stop, inputs, error)}") from _cause(stop, inputs, error)
 
 
 def _run_function(stop: Transform, inputs: Sequence[Passengers], parameters: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
@@ -77,12 +78,25 @@ def _run_function(stop: Transform, inputs: Sequence[Passengers], parameters: Map
     except BusError:
         raise
     except Exception as error:  # the author's code may raise anything; it is told where, and not swallowed
-        raise Poison(f"{name}() raised {type(error).__name__}: {_shown(stop, inputs, error)}") from error
+        raise Poison(f"{name}() raised {type(error).__name__}: {_shown(stop, inputs, error)}") from _cause(stop, inputs, error)
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether DuckDB could not spill: that is the machine's fault, and not the rows'."""
+    return "No space left" in str(error) or "failed to offload" in str(error)
+
+
+def _cause(stop: Transform, inputs: Sequence[Passengers], error: Exception) -> Exception | None:
+    return None if _is_sensitive(stop, inputs) else error
+
+
+def _is_sensitive(stop: Transform, inputs: Sequence[Passengers]) -> bool:
+    return bool(stop.contract.sensitive.union(*(passengers.contract.sensitive for passengers in inputs)))
 
 
 def _shown(stop: Transform, inputs: Sequence[Passengers], error: Exception) -> str:
     """The error's text, unless it might quote a sensitive value: DuckDB and pandas put values in their messages."""
-    if not stop.contract.sensitive.union(*(passengers.contract.sensitive for passengers in inputs)):
+    if not _is_sensitive(stop, inputs):
         return _first_line(error) + _line_of(stop, error)
     return f"{type(error).__name__}; the text is not shown, as rows here hold sensitive fields" + _line_of(stop, error)
 

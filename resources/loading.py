@@ -26,6 +26,7 @@ from sqlalchemy.sql.elements import quoted_name
 from resources import decimals
 from resources.copying import copy_rows
 from resources.errors import Misconfigured, Refused
+from resources.fractions import unrounded
 from resources.ordered import Ascending
 from resources.receipts import Applied, again_after_race
 from resources.sql_values import as_bound, as_rows, chosen, peeked, pieces, refuse_null_keys
@@ -178,7 +179,7 @@ class Loader:
         insert = sa.insert(table).values({column.name: sa.bindparam(f"p{at}") for at, column in enumerate(targets)})
         compiled = insert.compile(dialect=self._connection.dialect)
         inserted = 0
-        for batch in pieces(batches):
+        for batch in pieces(unrounded(batches, targets, table.name)):
             rows: list[Any] = list(as_rows(batch, self._dialect))
             if compiled.positional:
                 # Straight to the driver: SQLAlchemy would look at every value of every row.
@@ -243,10 +244,12 @@ class PostgresLoader(Loader):
     """The fast way: COPY, and one ``INSERT … ON CONFLICT`` that folds, merges and counts; a plain INSERT where no key is there yet."""
 
     def _fill(self, table: sa.Table, columns: Sequence[str], batches: Iterable[pa.RecordBatch]) -> int:
-        types = {column.name: column.type for column in self._columns_of(table, columns)}
+        targets = self._columns_of(table, columns)
+        types = {column.name: column.type for column in targets}
         place = [part for part in (table.schema, table.name) if part]
         doing = f"copying into table {table.name!r}"
-        return copy_rows(self._connection, place, columns, batches, types, where=self._where, doing=doing)
+        rows = unrounded(batches, targets, table.name)
+        return copy_rows(self._connection, place, columns, rows, types, where=self._where, doing=doing)
 
     def _temporary(self, name: str, target: sa.Table, columns: Sequence[str], key: Sequence[str]) -> sa.Table:
         """Made by SELECT: the target's column types whatever they are, none of its constraints."""

@@ -37,7 +37,8 @@ class TablePlan:
     """What a drop-off expects of a table. ``name`` is 'orders' or 'schema.orders'; a part with a dot in it is written in double quotes.
 
     ``key`` needs a primary key, unique constraint or unique index on exactly these columns. ``create``: make it if it is not there.
-    ``fills``: rows are put in, so every column that must have a value must be among ``columns``.
+    ``fills``: rows are put in, so every column that must have a value must be among ``columns``. ``newest``: a column by which rows
+    are compared, so it must be of a type that compares as theirs.
     """
 
     name: str
@@ -45,6 +46,7 @@ class TablePlan:
     key: tuple[str, ...] = ()
     create: bool = False
     fills: bool = True
+    newest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,9 @@ def _differences(plan: TablePlan, found: _Found, dialect: Dialect) -> Iterator[s
         elif lost := loss(column.type, found.columns[column.name]["type"], dialect):
             existing = ddl(found.columns[column.name]["type"], dialect)
             yield f"column {column.name!r} is {existing}, the rows have {column.type}: {lost}; change the column or the contract"
+        elif column.name == plan.newest and _compares_as_text(column.type, found.columns[column.name]["type"]):
+            existing = ddl(found.columns[column.name]["type"], dialect)
+            yield f"column {column.name!r} is {existing}, in which 9 is newer than 10; change the column, or leave out newest="
     planned = {column.name for column in plan.columns}
     for name, column in found.columns.items():
         if plan.fills and name not in planned and _must_be_given(column, dialect):
@@ -170,6 +175,10 @@ def _differences(plan: TablePlan, found: _Found, dialect: Dialect) -> Iterator[s
         yield f"no unique index on exactly ({', '.join(plan.key)}); create one, or change key="
     if found.engine and found.engine.lower() != "innodb":
         yield f"engine {found.engine} has no transactions; ALTER TABLE … ENGINE = InnoDB"
+
+
+def _compares_as_text(kind: pa.DataType, column: Any) -> bool:
+    return isinstance(column, sa.String) and (pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _must_be_given(column: dict[str, Any], dialect: Dialect) -> bool:

@@ -264,6 +264,8 @@ def tick(
     if failed is not None and not departures:
         raise failed
     told.departed = len(departures)
+    if not departures and policy.halt_on_stranded and (behind := inbox.live(policy.route) - inbox.moving(policy.route)):
+        told.notes.append(f"{behind} wait behind stranded messages of their groups")
     return Tick(tuple(departures), str(told) + (f"; then: {failed}" if failed else ""))
 
 

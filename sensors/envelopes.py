@@ -33,6 +33,9 @@ DEDUPLICATION_ID = "@deduplication_id"
 KEY, GENERATION, EVENT_AT = "bus-key", "bus-generation", "bus-event-at"
 """Message attributes of what this project sends, see :func:`carried`."""
 
+TRIP = "trip:"
+"""How the receipts of whole trips begin."""
+
 MAX_RECORDS = 1000
 """S3 puts one record into a notification, and may put more; a message with thousands of them was made to exhaust its reader."""
 
@@ -88,7 +91,8 @@ class _Letter:
     def arrival(self, **more: Any) -> Arrival:
         told = {"key": self.key, "body": _bytes(self.text), "event_at": self.event_at, "problem": self.problem}
         attributes = {**self.attributes, "envelope": "+".join(self.envelopes) or "none"}
-        return Arrival(**{**told, "sent_at": self.sent_at, "group": self.group, "attributes": attributes, **more})
+        made = Arrival(**{**told, "sent_at": self.sent_at, "group": self.group, "attributes": attributes, **more})
+        return replace(made, key=f"key:{made.key}") if made.key.startswith(TRIP) else made
 
     def inside(self, envelope: str, text: str, key: str, at: Any, **attributes: Any) -> _Letter:
         """The letter that was in this one."""
@@ -161,8 +165,8 @@ def _identified(letter: _Letter, received: Received, identity: str | None) -> _L
         found, kind = received.deduplication_id, "deduplication"
     else:
         found, kind = at_path(letter.value, identity), "body"
-    if not _is_told(found):
-        return letter.wrong(f"there is no text or number at {identity!r}, which identifies a message")
+    if not _is_told(found) or "\0" in str(found):
+        return letter.wrong(f"there is no text or number at {identity!r}, which identifies a message, or it has a NUL in it")
     return replace(letter, key=f"{kind}:{found}")
 
 

@@ -1,15 +1,19 @@
 """The Dagster sensor of a queue: each tick dispatches, and asks for a run for each trip that is ready."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 from dagster import DefaultSensorStatus, RunRequest, SensorEvaluationContext, SensorResult, SkipReason, sensor
 
+from resources.errors import BusError
 from sensors.dispatch import Tick
 
 SHORTEST_INTERVAL_SECONDS = 1
 """Dagster's daemon looks every five seconds all the same; a tick itself waits for messages."""
+ERROR_SECONDS = 3.0
+"""How long a tick that failed waits: the next one comes at once, and most often fails as well."""
 
 
 def queue_sensor(
@@ -35,7 +39,11 @@ def queue_sensor(
     )
     def ticks(context: SensorEvaluationContext) -> SensorResult | SkipReason:
         with ticking(context) as tick:
-            done = tick()
+            try:
+                done = tick()
+            except BusError as error:
+                time.sleep(ERROR_SECONDS)
+                raise error.with_traceback(None) from None  # what it says is for people, how it came about fills their log
         context.log.info(done.said)
         if not done.departures:
             return SkipReason(done.said)

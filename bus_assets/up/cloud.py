@@ -17,6 +17,7 @@ HOST = "127.0.0.1"
 NAME = "cloud"
 ANSWER_SECONDS = 2
 NOBODY = {"AWS_ACCESS_KEY_ID": "embedded", "AWS_SECRET_ACCESS_KEY": "embedded", "AWS_EC2_METADATA_DISABLED": "true"}
+FOR_A_SHELL = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 REAL = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI")
 """Ways to real credentials, which no process may find by accident while it works on the embedded cloud."""
 

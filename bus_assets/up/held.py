@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
+import sqlalchemy as sa
 from dagster import DagsterInstance
 
 RECYCLE_SECONDS = 3600
@@ -25,10 +26,28 @@ class HeldInstance:
     def get(cls) -> Iterator[DagsterInstance]:
         if cls._kept is None:
             cls._kept = DagsterInstance.get()
-        hold(cls._kept)  # anew for each run: the server may have been restarted since the last one
-        yield cls._kept
+        hold(cls._kept)
+        try:
+            yield cls._kept
+        finally:
+            release(cls._kept)
 
 
 def hold(instance: DagsterInstance) -> None:
-    """Open new connections to the storage, and keep them."""
+    """Keep connections to the storage from now on; each is asked whether it still lives before it is used again."""
     instance.optimize_for_webserver(statement_timeout=0, pool_recycle=RECYCLE_SECONDS, max_overflow=NO_LIMIT)
+    for engine in _engines(instance):
+        engine.pool._pre_ping = True
+
+
+def release(instance: DagsterInstance) -> None:
+    """Close what is kept; ``instance`` can go on."""
+    for engine in _engines(instance):
+        engine.dispose()
+
+
+def _engines(instance: DagsterInstance) -> list[sa.Engine]:
+    """Of the storages that are on Postgres."""
+    storages = (instance.run_storage, instance.event_log_storage, instance.schedule_storage)
+    engines = [getattr(storage, "_engine", None) for storage in storages]
+    return [engine for engine in engines if isinstance(engine, sa.Engine) and engine.dialect.name == "postgresql"]

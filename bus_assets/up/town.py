@@ -18,7 +18,7 @@ from typing import Any
 from bus_assets.settings import Settings, settings
 from bus_assets.up import cloud
 from bus_assets.up.instance import warm_instance
-from bus_assets.up.log import Tell, TownLog
+from bus_assets.up.log import UP, Tell, TownLog
 from bus_assets.up.supervisor import Process, Supervisor
 from resources.errors import Misconfigured
 
@@ -98,6 +98,9 @@ def running(plan: Plan | None = None, tell: Tell = print) -> Iterator[Town]:
         supervisor = Supervisor(_processes(here, plan, environment, workers=warm and plan.workers > 0), log, plan.end_seconds)
         supervisor.start()
         stack.callback(supervisor.end)
+        if _is_embedded():
+            exported = " ".join(f"{name}={environment[name]}" for name in cloud.FOR_A_SHELL)
+            log.line(UP, f"the cloud is reached from a shell by: export {exported}")
         yield Town(f"http://{HOST}:{plan.port}", here.cloud_url, environment, log.path, supervisor)
 
 

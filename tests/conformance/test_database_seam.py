@@ -324,6 +324,33 @@ def test_times_are_compared_as_times_with_and_without_fractions(database: Databa
     assert {row["id"]: as_moment(row["at"]) for row in found} == {key: max(pair) for key, pair in pairs.items()}
 
 
+SECONDS = {"postgresql": "TIMESTAMPTZ(0)", "mysql": "DATETIME", "mariadb": "DATETIME"}
+
+
+def test_a_fraction_of_a_second_that_the_column_would_round_is_refused(database: Database, url: str) -> None:
+    kind = SECONDS.get(make_url(url).get_backend_name())
+    if kind is None:
+        pytest.skip("SQLite keeps times as text")
+    run_sql(url, f"CREATE TABLE moments (id VARCHAR(9) PRIMARY KEY, at {kind})")
+    kinds = pa.schema([("id", pa.string()), ("at", pa.timestamp("us", "UTC"))])
+    database.prepare([plan("moments", kinds, create=False)])
+    whole, half = (dt.datetime(2026, 1, 2, 3, 4, 5, micro, dt.UTC) for micro in (0, 500_000))
+    for mode in ("append", "upsert"):
+        more = {"key": ["id"]} if mode == "upsert" else {}
+        with database.transaction() as transaction:
+            getattr(transaction, mode)("moments", kinds.names, batches=[batch({"id": mode, "at": whole}, schema=kinds)], **more)
+        with pytest.raises(Misconfigured, match="'at' keeps 0 digits of a second"), database.transaction() as transaction:
+            getattr(transaction, mode)("moments", kinds.names, batches=[batch({"id": mode, "at": half}, schema=kinds)], **more)
+
+
+def test_numbers_are_not_compared_in_a_column_of_text(database: Database, url: str) -> None:
+    run_sql(url, "CREATE TABLE things (id VARCHAR(9) PRIMARY KEY, n VARCHAR(20))")
+    columns = (Column("id", pa.string(), False), Column("n", pa.int64()))
+    database.prepare([TablePlan("things", columns, ("id",))])
+    with pytest.raises(Misconfigured, match="'n' is VARCHAR.*in which 9 is newer than 10"):
+        database.prepare([TablePlan("things", columns, ("id",), newest="n")])
+
+
 def test_upsert_of_keys_alone_counts_every_row(orders: Database) -> None:
     append(orders, order("a"))
     with orders.transaction() as transaction:

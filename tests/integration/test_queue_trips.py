@@ -9,6 +9,7 @@ from decimal import Decimal
 import pytest
 
 from bus_assets import Contract, DropOff, Field, Json, PickUp, S3Event, Table, TextFile, Transform
+from bus_assets.account import account
 from bus_assets.boarding import board, settle
 from bus_assets.drive import Boarding
 from bus_assets.publish import publish
@@ -116,6 +117,36 @@ def test_a_message_of_many_rows_is_judged_by_its_own_share(tmp_path):
     assert (first.state, first.rows_rejected) == ("delivered", 1)
     assert (second.state, second.rows_rejected) == ("quarantined", 2)
     assert (third.state, third.rows_rejected) == ("delivered", 0)
+
+
+def test_what_all_rows_of_a_message_share_is_found_in_its_body(tmp_path):
+    fields = {"order_id": "@body.order.id", "qty": "qty"}
+    world = QueueWorld(tmp_path, events(decode=Json(ORDER, fields=fields, records="lines")))
+    lines = [{"qty": 1, "price": "1"}, {"qty": 2, "price": "2"}]
+    world.send({"order": {"id": "O-7"}, "lines": lines}, {"order": {}, "lines": lines})
+    world.deliver()
+    assert world.logged() == ["O-7", "O-7"]
+    assert world.states() == {"delivered": 1, "quarantined": 1}
+    (bad,) = world.messages("quarantined")
+    assert bad.error is not None
+    assert bad.error.startswith("none of its 2 rows was delivered; the first: order_id: required")
+
+
+def test_a_trip_from_before_a_stop_was_put_in_still_has_its_account(tmp_path):
+    world = QueueWorld(tmp_path, events(stops=(DropOff("log", Table("warehouse", "log", create=True), of="messages"),)))
+    world.send(order(1))
+    world.deliver()
+    (message,) = world.messages()
+    made = account(world.bus, events(), message.trip)
+    assert any("before the route had stop 'priced'" in recount.note for recount in made.recounts)
+
+
+def test_an_idle_tick_says_who_waits_behind_whom(tmp_path):
+    world = QueueWorld(tmp_path, events(attempts=1), fifo=True)
+    world.send(order(666), order(1), order(2), group="a")
+    world.deliver()
+    assert world.states() == {"stranded": 1, "waiting": 2}
+    assert "2 wait behind stranded messages of their groups" in world.tick().said
 
 
 def test_two_messages_about_one_key_do_not_reject_each_other(tmp_path):

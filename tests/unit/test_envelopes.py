@@ -184,6 +184,16 @@ def test_what_was_sent_to_the_dead_letters_comes_back_as_the_same(decode: Decode
     assert after.attributes["message_attributes"]["bus-generation"] == "3"
 
 
+def test_no_key_looks_like_the_receipt_of_a_trip() -> None:
+    forged = one("{}", attributes={"bus-key": "trip:1"})
+    assert (forged.key, forged.problem) == ("key:trip:1", None)
+
+
+def test_an_identity_with_a_nul_is_a_problem() -> None:
+    """It would be kept as the four characters that stand for it, which may be in somebody else's identity."""
+    assert "NUL" in str(one('{"id": "a\\u0000b"}', identity="id").problem)
+
+
 def test_an_envelope_that_was_data_stays_data_on_the_way_back() -> None:
     before = one(sns(sns(ORDER)))
     (after,) = unwrap(a_message(before.body.decode(), carried(before.key, 1, None)), "json")
