@@ -69,11 +69,13 @@ class WholeSiege(Traffic):
                 what()
             if kills > self.plan.kills / 2 and not self.town.place.mended.exists() and self.poison_is_stranded():
                 self.redrive()
-        while len(self.town.sent) < self.plan.messages:
-            self.sender.send(SENT_AT_ONCE)
+        self.come_back()
+        if not self.town.place.mended.exists():
+            self.redrive()
         for what in self.due(1):
             what()
-        self.come_back()
+        while len(self.town.sent) < self.plan.messages:
+            self.sender.send(SENT_AT_ONCE)
         self.drain()
         self.runs_over()
 
@@ -195,7 +197,7 @@ def _environment(place: Place, cloud: Mapping[str, str]) -> dict[str, str]:
 def whole(messages: int, kills: int) -> Plan:
     """The share of each kind of town in a campaign of so many messages and kills."""
     share = -(-kills // len(KINDS))
-    return Plan(-(-messages // len(KINDS)), share, poisons=2, most_seconds=120, drain_seconds=360, stranded_seconds=150)
+    return Plan(-(-messages // len(KINDS)), share, poisons=2, most_seconds=150, drain_seconds=360, stranded_seconds=150)
 
 
 def campaign(root: Path, server: str, seed: int, plan: Plan) -> MessageTally:
