@@ -28,7 +28,7 @@ from sensors.judging import Decision, Pause, Policy, Retry, Split, Strand, judge
 BREAKER = 5
 """So many trips that fail in a row, with none delivered between them, are no accident: the route is paused, and strands nothing."""
 CLAIM_SECONDS = 120.0
-"""A run that was asked for and has not claimed its trip after so long is asked for again; the wait doubles each time."""
+"""A run that was asked for and has not claimed its trip after so long is asked for again; the wait doubles with each that never came."""
 POLL_SECONDS = 10.0
 """How long a tick waits for a first message. Some deployments end a tick after 15 s."""
 BUSY_SECONDS = 3.0
@@ -112,7 +112,7 @@ def settle(policy: Policy, inbox: Inbox, above: Above, told: Told) -> None:
 def _settle_one(policy: Policy, inbox: Inbox, above: Above, told: Told, found: Underway) -> None:
     trip, attempt = found.trip, found.attempt
     if trip.state == "departed":
-        if _seconds_since(trip.departed_at) > CLAIM_SECONDS * 2 ** min(trip.launches - 1, 6):
+        if _seconds_since(trip.departed_at) > _claim_seconds(trip, attempt):
             told.returned += inbox.retry(trip.id, 0, spent=None, launch=trip.launches)
         return
     if attempt is None or _is_alive(trip, attempt, above):
@@ -130,6 +130,12 @@ def _settle_one(policy: Policy, inbox: Inbox, above: Above, told: Told, found: U
         told.stranded += len(found.messages)
         return
     _decide(policy, inbox, told, found, attempt)
+
+
+def _claim_seconds(trip: Trip, newest: Attempt | None) -> float:
+    """How long a run may take to claim its trip. Runs that did claim it, however they ended, are no reason to wait longer."""
+    unclaimed = trip.launches - (newest.attempt if newest else 0)
+    return CLAIM_SECONDS * 2 ** max(0, min(unclaimed - 1, 6))
 
 
 def _is_alive(trip: Trip, attempt: Attempt, above: Above) -> bool:

@@ -165,8 +165,10 @@ def _identified(letter: _Letter, received: Received, identity: str | None) -> _L
         found, kind = received.deduplication_id, "deduplication"
     else:
         found, kind = at_path(letter.value, identity), "body"
-    if not _is_told(found) or "\0" in str(found):
-        return letter.wrong(f"there is no text or number at {identity!r}, which identifies a message, or it has a NUL in it")
+    if not _is_told(found):
+        return letter.wrong(f"there is no text or number at {identity!r}, which identifies a message")
+    if "\0" in str(found):
+        return letter.wrong(f"there is a NUL in {identity!r}, which identifies a message")
     return replace(letter, key=f"{kind}:{found}")
 
 

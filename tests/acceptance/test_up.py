@@ -5,49 +5,22 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.webserver import Webserver, outside_environment, until
+from tests.bus_up import READY_SECONDS, Up, belonging, free_port, up, wait_until_ready
+from tests.webserver import until
 
 pytest.importorskip("celery", reason="pip install 'bus-assets[demo]'")
 pytest.importorskip("ministack", reason="pip install 'bus-assets[demo]'")
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-MODULE = "main_street.definitions"
-READY_SECONDS, END_SECONDS, SEEN_SECONDS = 90, 15, 45
+END_SECONDS, SEEN_SECONDS = 15, 45
 pytestmark = pytest.mark.xdist_group("town")
-
-
-@dataclass(frozen=True)
-class Up:
-    """A ``bus up`` command, and what it has printed so far."""
-
-    popen: subprocess.Popen[bytes]
-    home: Path
-    port: int
-    printed: Path
-    environment: Mapping[str, str]
-
-    @property
-    def text(self) -> str:
-        return self.printed.read_text()
-
-    def pids(self, name: str) -> list[int]:
-        """All process ids that ``name`` has had, the newest last."""
-        return [int(pid) for pid in re.findall(rf"\| {name} ready.*\(pid (\d+)\)", self.text)]
-
-    @property
-    def server(self) -> Webserver:
-        return Webserver(f"http://127.0.0.1:{self.port}", MODULE, self.home, self.home / "up")
 
 
 @pytest.fixture(scope="module")
@@ -144,32 +117,6 @@ def test_what_cannot_work_ends_all_and_says_why(tmp_path: Path):
         assert belonging(tmp_path) == []
 
 
-@contextmanager
-def up(
-    home: Path, *, port: int | None = None, cloud_port: int | None = None, printed: Path | None = None, module: str = MODULE
-) -> Iterator[Up]:
-    port, cloud_port, printed = port or free_port(), cloud_port or free_port(), printed or home / "printed"
-    outside = outside_environment(REPOSITORY, REPOSITORY / "tests" / "acceptance" / "town")
-    environment = {name: value for name, value in outside.items() if name != "AWS_ENDPOINT_URL"}
-    environment |= {"BUS_HOME": str(home), "BUS_MODULE": module}
-    command = [sys.executable, "-m", "bus_assets.cli", "up", "--port", str(port), "--cloud-port", str(cloud_port)]
-    with printed.open("wb") as out:
-        popen = subprocess.Popen(command, cwd=home, env=environment, stdout=out, stderr=out, start_new_session=True)
-    try:
-        yield Up(popen, home, port, printed, environment)
-    finally:
-        popen.kill()
-        popen.wait()
-
-
-def wait_until_ready(started: Up) -> None:
-    def settled() -> bool:
-        return "everything is ready" in started.text or started.popen.poll() is not None
-
-    until(settled, "the town is ready", READY_SECONDS)
-    assert started.popen.poll() is None, started.text
-
-
 def launch_slow(town: Up) -> str:
     (town.home / "slow.pid").unlink(missing_ok=True)
     run = town.server.launch("slow")
@@ -178,26 +125,6 @@ def launch_slow(town: Up) -> str:
     return run
 
 
-def belonging(home: Path) -> list[int]:
-    """Every live process whose environment names this BUS_HOME, except `bus up` itself and zombies."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (process / "environ").read_bytes().split(b"\0")
-            command = (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if f"BUS_HOME={home}".encode() in environment and command and b"bus_assets.cli" not in command:
-            found.append(int(process.name))
-    return found
-
-
 def of_process(pid: int) -> dict[str, str]:
     pairs = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
     return dict(pair.split("=", 1) for pair in pairs if pair)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

@@ -347,7 +347,7 @@ def test_numbers_are_not_compared_in_a_column_of_text(database: Database, url: s
     run_sql(url, "CREATE TABLE things (id VARCHAR(9) PRIMARY KEY, n VARCHAR(20))")
     columns = (Column("id", pa.string(), False), Column("n", pa.int64()))
     database.prepare([TablePlan("things", columns, ("id",))])
-    with pytest.raises(Misconfigured, match="'n' is VARCHAR.*in which 9 is newer than 10"):
+    with pytest.raises(Misconfigured, match=r"'n' is VARCHAR.*in which 9 is newer than 10"):
         database.prepare([TablePlan("things", columns, ("id",), newest="n")])
 
 

@@ -1,9 +1,13 @@
 """Kill the process that drives, again and again, and hold what it leaves against an oracle: ``python -m tests.crash.campaign``.
 
-Here trips of files; the second part, messages and the dispatchers that start their trips, is in :mod:`tests.crash.message_campaign`.
-Unmodified product code in processes of its own, killed by SIGKILL from outside at seeded moments while it boards, stages, judges and
-publishes; then the same trip is driven again, and perhaps killed again, until it is delivered. Ends with 1 if anything differs from
-the oracle, or if no kill landed in one of the windows.
+Unmodified product code in processes of its own, killed by SIGKILL from outside at seeded moments, in three parts:
+
+    files     here: a process that drives a trip is killed while it boards, stages, judges and publishes; then the same trip is driven
+              again, and perhaps killed again, until it is delivered
+    messages  :mod:`tests.crash.message_campaign`: messages, the dispatchers that start their trips, and those who drive them
+    town      :mod:`tests.crash.whole_town`: a whole `bus up` and its own processes
+
+Ends with 1 if anything differs from the oracle, or if no kill landed in one of the windows (`town`: of one of the kinds of processes).
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.crash import message_campaign, oracle
+from tests.crash import message_campaign, message_traffic, oracle, whole_town
 from tests.crash.aims import SHARES, Aim, Ridden
 from tests.crash.batches import Batch, made
 from tests.crash.routes import Place
@@ -205,28 +209,34 @@ def told(tally: Tally, seconds: float) -> str:
 
 def main() -> int:
     asked = argparse.ArgumentParser(prog="python -m tests.crash.campaign", description="Kill the processes and check what they leave.")
-    asked.add_argument("--part", choices=("files", "messages"), help="only this part; default: both")
-    asked.add_argument("--kills", type=int, default=200, help="how many must land, in each part")
+    asked.add_argument("--part", choices=("files", "messages", "town"), help="only this part; default: all three")
+    asked.add_argument("--kills", type=int, default=200, help="how many must land, of files and of messages each")
+    asked.add_argument("--town-kills", type=int, default=40, help="how many processes of whole towns are killed, if there is time")
     asked.add_argument("--seed", type=int, default=None, help="default: another each time; it is printed")
     asked.add_argument("--rows", type=int, nargs=2, default=(15_000, 30_000), metavar=("LEAST", "MOST"), help="rows of a file")
-    asked.add_argument("--messages", type=int, default=2_000, help="how many flow while processes are killed")
+    asked.add_argument("--messages", type=int, default=2_000, help="how many flow while processes are killed, in each part")
     given = asked.parse_args()
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(1_000_000)
     print(f"seed {seed}", flush=True)
     failed = False
     with tempfile.TemporaryDirectory(prefix="bus-crash-") as root, postgres_server() as server:
-        if given.part != "messages":
+        if given.part in (None, "files"):
             started = time.monotonic()
             with towns(Path(root), server) as made_towns:
                 tally = campaign(given.kills, seed, tuple(given.rows), made_towns, zombies=ZOMBIES_IN_A_TOWN)
             print(told(tally, time.monotonic() - started), flush=True)
             failed |= bool(tally.problems or tally.empty_windows or tally.kills < given.kills)
-        if given.part != "files":
+        if given.part in (None, "messages"):
             started = time.monotonic()
             plan = message_campaign.whole(given.messages, given.kills)
             found = message_campaign.campaign(Path(root), server, seed, plan)
-            print(message_campaign.told(found, time.monotonic() - started), flush=True)
+            print(message_traffic.told(found, time.monotonic() - started), flush=True)
             failed |= bool(found.problems or found.empty_windows or found.kills < given.kills)
+        if given.part in (None, "town"):
+            started = time.monotonic()
+            found = whole_town.campaign(Path(root), server, seed, whole_town.whole(given.messages, given.town_kills))
+            print(message_traffic.told(found, time.monotonic() - started), flush=True)
+            failed |= bool(found.problems or found.empty_windows)
     return 1 if failed else 0
 
 

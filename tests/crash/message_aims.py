@@ -95,19 +95,19 @@ class Aim:
         if kind == "publishing":
             return town.publisher
         if kind == "archived":
-            return _risen(lambda: {route: len(town.archive_files(route)) for route in QUEUES})
+            return risen(lambda: {route: len(town.archive_files(route)) for route in QUEUES})
         if kind == "received":
-            return _risen(lambda: {route: town.on_queue(route)[1] for route in QUEUES})
+            return risen(lambda: {route: town.on_queue(route)[1] for route in QUEUES})
         depot = stack.enter_context(looking(town.depot))
         if kind == "stranded":
             return lambda: "events" if look(depot, _PENDING) else None
         if kind in _TICKS:
-            return _risen(lambda: {route: int(number) for route, number in look(depot, _TICKS[kind])})
+            return risen(lambda: {route: int(number) for route, number in look(depot, _TICKS[kind])})
         if kind in _RUNS:
-            return _new(lambda: {(row[1:], row[0]) for row in map(tuple, look(depot, _RUNS[kind]))})
+            return new(lambda: {(row[1:], row[0]) for row in map(tuple, look(depot, _RUNS[kind]))})
         warehouse = stack.enter_context(looking(town.warehouse))
         outcome = "published" if kind == "committed" else "revoked"
-        fresh = _new(lambda: {(tuple(row), tuple(row)) for row in look(warehouse, _OUTCOMES, outcome=outcome)})
+        fresh = new(lambda: {(tuple(row), tuple(row)) for row in look(warehouse, _OUTCOMES, outcome=outcome)})
 
         def whose() -> Any:
             found = fresh()
@@ -117,29 +117,29 @@ class Aim:
         return whose
 
 
-def _risen(numbers: Callable[[], dict[str, int]]) -> Callable[[], str | None]:
+def risen(numbers: Callable[[], dict[str, int]]) -> Callable[[], str | None]:
     """The route whose number is higher than at some look before."""
     lowest = numbers()
 
-    def risen() -> str | None:
+    def which() -> str | None:
         for route, number in numbers().items():
             if number > lowest.get(route, 0):
                 return route
             lowest[route] = number
         return None
 
-    return risen
+    return which
 
 
-def _new(found: Callable[[], set[tuple[Any, Any]]]) -> Callable[[], Any]:
+def new(found: Callable[[], set[tuple[Any, Any]]]) -> Callable[[], Any]:
     """What belongs to an entry that was not there at first; each new one is told once."""
     known = {key for key, _ in found()}
 
-    def new() -> Any:
+    def fresh() -> Any:
         for key, what in found():
             if key not in known:
                 known.add(key)
                 return what
         return None
 
-    return new
+    return fresh

@@ -35,12 +35,17 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a town of messages has its things: staging and Dagster's records below ``root``; the rest by URL."""
+    """Where a town of messages has its things: staging and Dagster's records below ``root``; the rest by URL.
+
+    ``batch``, ``in_flight``: how many messages share a trip, and how many trips of a route go at a time.
+    """
 
     root: Path
     warehouse_url: str
     depot_url: str
     cloud_url: str
+    batch: int = 12
+    in_flight: int = 3
 
     @property
     def staging(self) -> Path:
@@ -62,9 +67,10 @@ def routes(place: Place) -> dict[str, Route]:
             raise Broken("poison is too much for me")
         return messages.groupby("item", as_index=False).agg(messages=("id", "count"), qty=("qty", "sum"))
 
+    size = {"batch": place.batch, "max_in_flight": place.in_flight}
     events = Route(
         name="events",
-        triggers=(Queue("events", decode=Json(EVENT), identity="id", batch=12, max_in_flight=3, attempts=1, dead_letters="dead_letters"),),
+        triggers=(Queue("events", decode=Json(EVENT), identity="id", attempts=1, dead_letters="dead_letters", **size),),
         stops=(
             Transform("per_item", per_item, PER_ITEM, grain="changed", combine="accumulate"),
             DropOff("log", Table("warehouse", "log", create=True), of="messages"),
@@ -75,7 +81,7 @@ def routes(place: Place) -> dict[str, Route]:
     )
     lines = Route(
         name="lines",
-        triggers=(Queue("lines", decode=Json(LINE), identity="id", batch=12, max_in_flight=3),),
+        triggers=(Queue("lines", decode=Json(LINE), identity="id", **size),),
         stops=(DropOff("lines", Table("warehouse", "lines"), of="messages"),),
     )
     return {"events": events, "lines": lines}

@@ -52,11 +52,7 @@ class Worker:
         return self.process.exitcode is None
 
     def stop(self) -> None:
-        """SIGSTOP, and wait until it stands still: what it was doing can be looked at, and a kill then is a kill at that moment."""
-        with suppress(ProcessLookupError, FileNotFoundError):
-            os.kill(self.pid, signal.SIGSTOP)
-            while Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] not in "TZX":
-                time.sleep(0.0005)
+        stop(self.pid)
 
     def wake(self) -> None:
         with suppress(ProcessLookupError):
@@ -66,6 +62,19 @@ class Worker:
         self.process.kill()
         self.process.join(30)
         return self.process.exitcode == -signal.SIGKILL
+
+
+def stop(pid: int) -> bool:
+    """SIGSTOP, and wait until it stands still: what it was doing can be looked at, and a kill then is a kill at that moment.
+
+    False if it is dead.
+    """
+    with suppress(ProcessLookupError, FileNotFoundError):
+        os.kill(pid, signal.SIGSTOP)
+        while (state := Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]) not in "TZX":
+            time.sleep(0.0005)
+        return state == "T"
+    return False
 
 
 @dataclass
@@ -80,10 +89,7 @@ class MessageTown:
     """Every message ever sent, by its id; ``_group`` of those on the FIFO queue."""
 
     def __post_init__(self) -> None:
-        for folder in (self.place.staging, self.place.dagster_home):
-            folder.mkdir(parents=True, exist_ok=True)
-        (self.place.dagster_home / "dagster.yaml").write_text(DAGSTER_YAML)
-        DagsterInstance.from_config(str(self.place.dagster_home)).dispose()  # its tables: two processes that make them at once fail
+        self.place.staging.mkdir(parents=True, exist_ok=True)
         self.depot = sa.create_engine(self.place.depot_url, poolclass=NullPool)
         self.warehouse = sa.create_engine(self.place.warehouse_url, poolclass=NullPool)
         self.sqs = self.emulator.client("sqs")
@@ -159,6 +165,9 @@ class MessageTown:
     @contextmanager
     def running(self, *, dispatchers: int = 1, workers: int = 2) -> Iterator[list[Worker]]:
         """So many of each; the list may be changed, and all that are in it at the end are killed."""
+        self.place.dagster_home.mkdir(parents=True, exist_ok=True)
+        (self.place.dagster_home / "dagster.yaml").write_text(DAGSTER_YAML)
+        DagsterInstance.from_config(str(self.place.dagster_home)).dispose()  # its tables: two processes that make them at once fail
         running = [self.start(route) for route in QUEUES for _ in range(dispatchers)] + [self.start() for _ in range(workers)]
         try:
             yield running
@@ -269,7 +278,7 @@ class MessageTown:
         trips = Counter(tuple(row) for row in rows(self.depot, "SELECT route, state FROM depot_trips"))
         paused = [tuple(row) for row in rows(self.depot, "SELECT route, paused_reason FROM depot_routes WHERE paused_at IS NOT NULL")]
         queues = {queue: self._attributes(queue) for queue in self.urls}
-        logs = sorted(self.place.root.glob("*.log"))[-4:]
+        logs = sorted(self.place.root.rglob("*.log"))[-4:]
         last = "\n".join(f"{log.name}: {log.read_text(errors='replace')[-700:]}" for log in logs)
         return f"{self.states()}\ntrips {dict(trips)}\npaused {paused}\nqueues {queues}\n{last}"
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.message_campaign import POSTGRES, SQLITE, MessageTally, Plan, besieged, message_towns, told, twins
+from tests.crash.message_campaign import POSTGRES, SQLITE, besieged, message_towns, twins
 from tests.crash.message_town import MessageTown
+from tests.crash.message_traffic import MessageTally, Plan, told
 from tests.crash.message_windows import RUN_WINDOWS, TICK_WINDOWS
 
 pytestmark = [pytest.mark.crash, pytest.mark.xdist_group("crash")]

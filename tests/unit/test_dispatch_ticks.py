@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from resources.depot.mail import Arrival, Departure
 from resources.depot.store import Depot
 from resources.errors import Transient
 from resources.queue_seam import Outgoing
-from sensors.dispatch import BREAKER, Above, Tick, tick
+from sensors.dispatch import BREAKER, CLAIM_SECONDS, Above, Tick, tick
 from sensors.envelopes import unwrap
-from sensors.judging import Policy
+from sensors.judging import DEATHS, Policy
 from tests.fakes import FakeQueue
 
 ROUTE = "events"
@@ -142,6 +143,13 @@ class Street:
             connection.execute(sa.text("UPDATE depot_trips SET not_before = NULL WHERE state = 'formed'"))
             connection.execute(sa.text("UPDATE depot_trips SET departed_at = '2000-01-01T00:00:00.000000' WHERE state = 'departed'"))
         self.queue.expire()
+
+    def asked_again_after(self, seconds: float) -> tuple[Departure, ...]:
+        """For which trips a tick asks once more, if so long ago runs were asked for that have not come."""
+        ago = f"{datetime.now(UTC) - timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%S.%f}"
+        with self.engine.begin() as connection:
+            connection.execute(sa.text("UPDATE depot_trips SET departed_at = :ago WHERE state = 'departed'"), {"ago": ago})
+        return self.tick().departures
 
     def deliver(self, ticks: int = 100, cut: Cut | None = None) -> None:
         """Until nothing is left to do. A killed dispatcher comes back; what it had not handed over is not run."""
@@ -263,3 +271,19 @@ def test_a_message_that_kills_whoever_reads_it_is_found_and_stranded(tmp_path, t
     street.deliver()
     assert street.applied == {"one": 1, "two": 1}
     assert street.states() == {"delivered": 2, "stranded": 1}
+
+
+def test_runs_that_came_and_died_do_not_lengthen_the_wait_for_one_that_never_comes(tmp_path, template):
+    street = Street(tmp_path, template=template)
+    street.send("deadly")
+    for launch in range(1, DEATHS + 1):
+        while not (departures := street.tick().departures):
+            street.hurry()
+        assert [departure.launch for departure in departures] == [launch]
+        if launch < DEATHS:
+            street.run(departures[0])
+    assert street.asked_again_after(CLAIM_SECONDS - 5) == ()
+    (again,) = street.asked_again_after(CLAIM_SECONDS + 5)
+    assert again.launch == DEATHS + 1
+    assert street.asked_again_after(2 * CLAIM_SECONDS - 5) == ()
+    assert len(street.asked_again_after(2 * CLAIM_SECONDS + 5)) == 1
