@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bus_assets.contract import Contract
+from bus_assets.queues import MESSAGES
 from bus_assets.route import Cron, Route
 from bus_assets.stops import DropOff, PickUp, Stop, Transform
 
@@ -29,7 +30,7 @@ def text_map(route: Route) -> str:
     if route.parameters:
         lines.append("parameters: " + ", ".join(f"{p.name} ({p.type}, {_default(p.default)})" for p in route.parameters))
     lines.append("")
-    roots = [stop.name for stop in route.pick_ups]
+    roots = [stop.name for stop in route.pick_ups if _carrier(route, stop) is None]
     for root in roots:
         lines += [_line(route, root), *_branches(route, root, "")]
     return "\n".join(lines)
@@ -52,13 +53,20 @@ def triggers(route: Route) -> list[str]:
 
 
 def carried_to(route: Route, stop: str) -> tuple[str, ...]:
-    """The stops that the rows of ``stop`` go on to: transforms whose first stop it is, and its drop-offs."""
-    return tuple(s.name for s in route.stops if not isinstance(s, PickUp) and route.upstream(s.name)[0] == stop)
+    """The stops that the rows of ``stop`` go on to: transforms whose first stop it is, its drop-offs, what is read for each message."""
+    return tuple(s.name for s in route.stops if _carrier(route, s) == stop)
+
+
+def _carrier(route: Route, stop: Stop) -> str | None:
+    """The stop from which the rows of ``stop`` come, or which names what it reads; None for a source of its own."""
+    if isinstance(stop, PickUp):
+        return MESSAGES if stop.per_message else None
+    return route.upstream(stop.name)[0]
 
 
 def looked_up_by(route: Route, stop: str) -> tuple[str, ...]:
     """The stops that read rows of ``stop`` without carrying them on: further inputs of transforms, and references."""
-    return tuple(s.name for s in route.stops if stop in route.needs(s.name) and stop not in route.upstream(s.name)[:1])
+    return tuple(s.name for s in route.stops if stop in (*route.upstream(s.name)[1:], *route.references(s.name)))
 
 
 def _default(value: Any) -> str:
@@ -112,7 +120,8 @@ def size_of(contract: Contract) -> str:
 def _destination(stop: DropOff) -> str:
     table = stop.into
     key = f" by {', '.join(table.key)}" if table.key else ""
-    return f"{table} ({table.mode}{key})"
+    newest = f", the newest {table.newest}" if table.newest else ""
+    return f"{table} ({table.mode}{key}{newest})"
 
 
 def _stop(route: Route, stop: Stop) -> dict[str, Any]:
@@ -148,7 +157,7 @@ def _mermaid_edges(route: Route, name: str) -> Iterator[str]:
     node, upstream = _node(name), route.upstream(name)
     if isinstance(route[name], PickUp):
         yield f"{node}_source --> {node}"
-    for other in upstream[:1]:
+    if other := _carrier(route, route[name]):
         yield f"{_node(other)} --> {node}"
     for other in dict.fromkeys((*upstream[1:], *route.references(name))):
         yield f"{_node(other)} -.-> {node}"

@@ -1,6 +1,7 @@
 """The trip protocol on a real (SQLite) warehouse: claims, receipts, zombies, gates, rehearsals."""
 
 import sqlite3
+import traceback
 from decimal import Decimal
 
 import pytest
@@ -328,3 +329,19 @@ def test_the_words_of_an_error_never_hold_a_sensitive_value(world):
         world.drive(shop(stops=stops))
     assert "O-1" not in str(error.value)
     assert "its SQL failed: ConversionException" in str(error.value)
+
+
+def test_sql_that_fails_after_its_first_rows_is_the_authors_error_and_quotes_no_value(world):
+    """By then it is Arrow that tells of DuckDB's error."""
+    cards = Contract((Field("id", "integer"), Field("card", sensitive=True)))
+    last = 150_000
+    world.land("id,card\n" + "".join(f"{n},{n if n < last else 'DE-4711'}\n" for n in range(last + 1)), "cards.csv")
+    stops = (
+        PickUp("cards", TextFile("landing", "cards.csv"), cards),
+        Transform("numbers", "SELECT CAST(card AS BIGINT) AS n FROM cards", Contract((Field("n", "integer"),))),
+        DropOff("log", Table("warehouse", "numbers", create=True)),
+    )
+    with pytest.raises(Poison, match=r"its SQL failed.*not shown") as raised:
+        world.drive(shop(stops=stops))
+    assert "DE-4711" not in "".join(traceback.format_exception(raised.value))
+    assert world.depot.trips(limit=1)[0].state == "failed"

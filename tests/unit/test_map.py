@@ -2,7 +2,7 @@
 
 import re
 
-from bus_assets import Contract, Cron, DropOff, Field, Parameter, PickUp, Query, Route, Table, TextFile, Transform
+from bus_assets import Contract, Cron, DropOff, Field, Parameter, PickUp, Query, Queue, Route, S3Event, Table, TextFile, Transform
 from bus_assets.mapped import json_map, mermaid_map, text_map
 
 
@@ -68,3 +68,22 @@ def test_the_json_map_has_every_stop_in_driving_order():
     assert made["databases"] == ["warehouse"]
     log = next(stop for stop in made["stops"] if stop["stop"] == "log")
     assert (log["kind"], log["after"], log["mode"], log["key"]) == ("drop-off", ["enriched"], "upsert", ["order_id"])
+
+
+def test_what_is_read_for_each_message_hangs_below_the_messages():
+    files = Contract((Field("order_id", required=True), Field("at", "timestamptz"), Field("sku", references="articles.sku")))
+    by_message = Route(
+        name="files",
+        triggers=(Queue("landed", S3Event()),),
+        stops=(
+            PickUp("articles", Query("crm", "SELECT sku FROM articles"), Contract((Field("sku"),))),
+            PickUp("orders", TextFile("landing", "{message.key}"), files),
+            DropOff("log", Table("warehouse", "log", key="order_id", newest="at"), of="orders"),
+        ),
+    )
+    tree = [line.split(" · ")[0] for line in text_map(by_message).splitlines()[3:]]
+    assert tree == ["messages", "└─ orders", "   └─ log", "articles"]
+    assert "(upsert by order_id, the newest at)" in text_map(by_message)
+    edges = [line.strip() for line in mermaid_map(by_message).splitlines() if "--" in line or "-.-" in line]
+    assert "stop_messages --> stop_orders" in edges
+    assert not [edge for edge in edges if "stop_messages" in edge and "articles" in edge]
