@@ -23,7 +23,8 @@ POLL_SECONDS = 0.1
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 1.0, 30.0
 STEADY_SECONDS = 60.0
 """Who has been up so long starts again without the back-off of earlier deaths."""
-KILL_SECONDS = 5.0
+CUT_SECONDS = 1.5
+"""How long such a process has to end by itself."""
 EX_CONFIG = 78
 """How a process says by its exit code that a person must change something (sysexits.h)."""
 
@@ -39,6 +40,7 @@ class Process:
     ``on_ready``    called each time it has become ready, after a restart too.
     ``serves``      where, for the line that tells that it is ready.
     ``waits_for``   names of processes that must be ready before it starts; they end after it, too.
+    ``may_be_cut``  it keeps nothing that an end without warning would spoil: it is not waited for long.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Process:
     serves: str = ""
     waits_for: tuple[str, ...] = ()
     start_seconds: float = 90.0
+    may_be_cut: bool = False
 
 
 class Stopped(Misconfigured):
@@ -209,12 +212,14 @@ class Supervisor:
     def _end_some(self, some: Sequence[_Running]) -> None:
         for running in some:
             running.signal(signal.SIGTERM)
-        deadline = time.monotonic() + self._end_seconds
+        began = time.monotonic()
         for running in some:
+            seconds = CUT_SECONDS if running.process.may_be_cut else self._end_seconds
             try:
-                running.popen.wait(max(0.0, deadline - time.monotonic()))
+                running.popen.wait(max(0.0, began + seconds - time.monotonic()))
             except subprocess.TimeoutExpired:
-                self._say(f"{running.name} does not end within {self._end_seconds:.0f} s: killed")
+                if not running.process.may_be_cut:
+                    self._say(f"{running.name} does not end within {seconds:.0f} s: killed")
             running.gone()
 
     def _became_ready(self, running: _Running, began: float) -> None:

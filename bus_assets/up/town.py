@@ -146,6 +146,7 @@ def _processes(here: Settings, plan: Plan, environment: Mapping[str, str], *, wo
             environment,
             says="Started Dagster code server",
             waits_for=after_cloud,
+            may_be_cut=True,  # at any moment of a tick; what it received comes again
         ),
         *([_workers(here, plan.workers, environment, after_cloud)] if workers else []),
         Process(
@@ -162,6 +163,7 @@ def _processes(here: Settings, plan: Plan, environment: Mapping[str, str], *, wo
             environment,
             says="Instance is configured with the following daemons",
             waits_for=("code",),
+            may_be_cut=True,  # it would wait for its sensors' long polls
         ),
         *(replace(process, waits_for=process.waits_for + after_cloud) for process in plan.others(environment)),
     ]

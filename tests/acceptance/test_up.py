@@ -99,6 +99,7 @@ def test_sigterm_ends_all_within_seconds(town: Up):
     town.popen.send_signal(signal.SIGTERM)
     assert town.popen.wait(END_SECONDS) == 130
     assert belonging(town.home) == []
+    assert "does not end within" not in town.text
 
 
 def test_nothing_outlives_a_killed_one(home: Path):

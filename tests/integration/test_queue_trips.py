@@ -141,6 +141,20 @@ def test_a_trip_from_before_a_stop_was_put_in_still_has_its_account(tmp_path):
     assert any("before the route had stop 'priced'" in recount.note for recount in made.recounts)
 
 
+def test_what_is_wrong_in_a_nested_field_is_told_behind_a_short_name(tmp_path):
+    kind = "list<struct<barcode: string, state: struct<code: string>, weight: struct<grams: integer>, box: string>>"
+    parcels = Contract((Field("order_id", required=True), Field("parcels", kind)))
+    world = QueueWorld(
+        tmp_path, events(decode=Json(parcels), stops=(DropOff("log", Table("warehouse", "log", create=True), of="messages"),))
+    )
+    world.send({"order_id": "O-1", "parcels": [{"weight": {"grams": "1.5"}}]})
+    world.deliver()
+    (message,) = world.messages("quarantined")
+    assert message.error is not None
+    assert message.error.startswith("parcels: type list<struct<")
+    assert "…: item 1: weight: grams" in message.error
+
+
 def test_an_idle_tick_says_who_waits_behind_whom(tmp_path):
     world = QueueWorld(tmp_path, events(attempts=1), fifo=True)
     world.send(order(666), order(1), order(2), group="a")
