@@ -9,7 +9,6 @@ bus_plans      of a trip into several databases, in the first: all that is neede
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any, TypeVar
@@ -28,7 +27,6 @@ PUBLISHED = "published"
 KEY_CHARACTERS = 400
 """Longer keys are stored as their beginning and a digest: Postgres indexes at most 2704 bytes, InnoDB 768 characters in all columns."""
 NAME_CHARACTERS = 120
-_SHORTENED = re.compile("#[0-9a-f]{64}$")
 KEYS_AT_ONCE = 500
 """Bound parameters in one statement; SQLite before 3.32 takes 999."""
 RACES = 3
@@ -279,8 +277,9 @@ def _in_savepoint(connection: Connection, work: Callable[[], T]) -> T:
 
 
 def stored_key(key: str) -> str:
-    """``key`` as it stands in the table: itself, or its beginning and its digest if it is too long for an index, or looks as if it was."""
-    if len(key) < KEY_CHARACTERS or (len(key) == KEY_CHARACTERS and not _SHORTENED.search(key)):
+    """``key`` as it stands in the table: itself, or its beginning and its digest if it is too long for an index. Of what stands in the
+    table that is itself: the depot keeps keys so, and gives them back."""
+    if len(key) <= KEY_CHARACTERS:
         return key
     digest = hashlib.sha256(key.encode()).hexdigest()
     return f"{key[: KEY_CHARACTERS - len(digest) - 1]}#{digest}"

@@ -31,7 +31,7 @@ from resources.depot.connections import Connections
 from resources.depot.entries import AttemptLive, TripOver
 from resources.depot.mail import Departure
 from resources.errors import BusError, Poison
-from sensors import dispatch
+from sensors import dispatch, judging
 from sensors.dispatch import tick
 from tests.fakes import FakeQueue
 from tests.queue_world import Runs
@@ -122,7 +122,7 @@ def prepare(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Connections, "reading", _paused_before(Connections.reading, "read the depot"))
     patch.setattr(Connections, "writing", _paused_before(Connections.writing, "write the depot"))
     patch.setattr(Database, "transaction", _paused_before(Database.transaction, "a destination"))
-    patch.setattr(dispatch, "DEATHS", 1)
+    patch.setattr(judging, "DEATHS", 1)
     patch.setattr(dispatch, "BREAKER", 10_000)
     numbers = itertools.count(1)
     for module in (trips, forming, store.trips):
