@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import random
-import socket
 import tempfile
 import time
 import urllib.request
@@ -25,7 +24,7 @@ import sqlalchemy as sa
 from bench.messages import TABLE, body, fill, sqs
 from bus_assets.up import Plan, Town, running
 from resources.depot.store import Depot
-from tests.servers import fresh_database, postgres_server
+from tests.servers import free_port, fresh_database, postgres_server
 
 WAIT_SECONDS = 120
 LOOK_SECONDS = 0.01
@@ -108,7 +107,7 @@ def world(workers: int, routes: int) -> Iterator[World]:
         with engine.begin() as connection:
             for route in range(routes):
                 connection.exec_driver_sql(f"CREATE TABLE orders_{route:02} ({TABLE})")
-        plan = Plan(workers=workers, port=_free_port(), cloud_port=_free_port())
+        plan = Plan(workers=workers, port=free_port(), cloud_port=free_port())
         try:
             with running(plan, tell=lambda line: None) as town:
                 os.environ.update({name: town.environment[name] for name in town.environment if name.startswith("AWS_")})
@@ -190,9 +189,3 @@ def neighbours(here: World, seconds: float) -> Neighbours:
 def share(values: list[float], percent: int) -> float:
     """The value that so many percent of them are not above."""
     return sorted(values)[min(len(values) - 1, len(values) * percent // 100)]
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

@@ -22,6 +22,7 @@ from bus_assets.queues import MESSAGES, Bodies, S3Event
 from bus_assets.route import Route
 from bus_assets.stops import PickUp, Transform
 from bus_assets.values import TripValues
+from resources.depot.mail import TRIP_RECEIPT
 from resources.errors import BusError, Misconfigured, Poison, Refused, Transient
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from resources.records import Records, Unreadable
 
 BODIES_AT_A_TIME = 2_000
-TRIP_RECEIPT = "trip:"
-"""How the receipt of a whole trip begins; no key of a message begins so, see :mod:`sensors.envelopes`."""
 
 
 def come_aboard(drive: Drive) -> list[Message]:

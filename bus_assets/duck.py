@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 MEMORY = "192MB"
 """DuckDB spills to disk above this, so that memory is bounded by the batch and not by the input."""
-
-
 SHORT_SECONDS = 1.0
 """Whoever took longer may have left much memory behind, which only closing gives back; and then opening one costs little beside it."""
 
@@ -28,7 +26,6 @@ class _Opened:
     database: duckdb.DuckDBPyConnection
     spill: str
     """Where it spills: a folder that only this user can read, and that is there only while it is used."""
-    since: float = field(default_factory=time.monotonic)
 
 
 _at_rest: list[_Opened] = []
@@ -41,18 +38,18 @@ def duck() -> Iterator[duckdb.DuckDBPyConnection]:
 
     What is made in it must be temporary: it may be somebody else's afterwards, who sees none of that.
     """
-    opened = _taken() or _open()
+    opened, began = _taken() or _open(), time.monotonic()
     connection = opened.database.cursor()
     try:
         yield connection
     except GeneratorExit:
-        _leave(opened, connection)
+        _leave(opened, connection, began)
         raise
     except BaseException:
         connection.close()
         _close(opened)  # after some errors a database cannot be used any more
         raise
-    _leave(opened, connection)
+    _leave(opened, connection, began)
 
 
 def _open() -> _Opened:
@@ -74,12 +71,12 @@ def _taken() -> _Opened | None:
     except OSError:
         opened.database.close()
         return None
-    return replace(opened, since=time.monotonic())
+    return opened
 
 
-def _leave(opened: _Opened, connection: duckdb.DuckDBPyConnection) -> None:
+def _leave(opened: _Opened, connection: duckdb.DuckDBPyConnection, began: float) -> None:
     connection.close()
-    if _at_rest or time.monotonic() - opened.since > SHORT_SECONDS:
+    if _at_rest or time.monotonic() - began > SHORT_SECONDS:
         _close(opened)
     else:
         shutil.rmtree(opened.spill, ignore_errors=True)

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from bus_assets.contract import Contract
-from bus_assets.queues import MESSAGES
 from bus_assets.route import Cron, Route
 from bus_assets.stops import DropOff, PickUp, Stop, Transform
 
@@ -30,7 +29,7 @@ def text_map(route: Route) -> str:
     if route.parameters:
         lines.append("parameters: " + ", ".join(f"{p.name} ({p.type}, {_default(p.default)})" for p in route.parameters))
     lines.append("")
-    roots = [stop.name for stop in route.pick_ups if _carrier(route, stop) is None]
+    roots = [stop.name for stop in route.pick_ups if not route.upstream(stop.name)]
     for root in roots:
         lines += [_line(route, root), *_branches(route, root, "")]
     return "\n".join(lines)
@@ -54,14 +53,7 @@ def triggers(route: Route) -> list[str]:
 
 def carried_to(route: Route, stop: str) -> tuple[str, ...]:
     """The stops that the rows of ``stop`` go on to: transforms whose first stop it is, its drop-offs, what is read for each message."""
-    return tuple(s.name for s in route.stops if _carrier(route, s) == stop)
-
-
-def _carrier(route: Route, stop: Stop) -> str | None:
-    """The stop from which the rows of ``stop`` come, or which names what it reads; None for a source of its own."""
-    if isinstance(stop, PickUp):
-        return MESSAGES if stop.per_message else None
-    return route.upstream(stop.name)[0]
+    return tuple(s.name for s in route.stops if route.upstream(s.name)[:1] == (stop,))
 
 
 def looked_up_by(route: Route, stop: str) -> tuple[str, ...]:
@@ -157,7 +149,7 @@ def _mermaid_edges(route: Route, name: str) -> Iterator[str]:
     node, upstream = _node(name), route.upstream(name)
     if isinstance(route[name], PickUp):
         yield f"{node}_source --> {node}"
-    if other := _carrier(route, route[name]):
+    for other in upstream[:1]:
         yield f"{_node(other)} --> {node}"
     for other in dict.fromkeys((*upstream[1:], *route.references(name))):
         yield f"{_node(other)} -.-> {node}"

@@ -29,6 +29,7 @@ from bus_assets.release import reaches, release_stop, released_rows
 from bus_assets.stops import DropOff
 from bus_assets.values import fill
 from resources.depot.entries import Verdict
+from resources.depot.mail import TRIP_RECEIPT
 from resources.errors import BusError, Misconfigured, Refused
 from resources.receipts import PUBLISHED, AlreadySettled, Applied
 from resources.staging import Manifest
@@ -84,7 +85,7 @@ def _transaction(drive: Drive, database: str, drops: tuple[DropOff, ...], verdic
         if {stop: v.digest for stop, v in again.items()} != {stop: v.digest for stop, v in verdicts.items()}:
             raise Refused(f"the verdicts of trip {trip} changed while it was being published; drive it again")
         verify_gates(drive, again)
-        if transaction.record_receipts(drive.route.name, [f"trip:{ledger}"], trip=trip, attempt=drive.attempt):
+        if transaction.record_receipts(drive.route.name, [f"{TRIP_RECEIPT}{ledger}"], trip=trip, attempt=drive.attempt):
             raise AlreadySettled(trip, drive.attempt, PUBLISHED)
         _messages_once(drive, transaction, database, again)
         _release_once(drive, transaction, database)
@@ -117,7 +118,7 @@ def _release_once(drive: Drive, transaction: Any, database: str) -> None:
     if (stop := release_stop(drive.trip)) is None:
         return
     rows = released_rows(drive.bus.depot, drive.trip)
-    keys = [f"trip:{ledger_id(drive.route, row.trip, database)}:row:{row.row_id}" for row in rows]
+    keys = [f"{TRIP_RECEIPT}{ledger_id(drive.route, row.trip, database)}:row:{row.row_id}" for row in rows]
     if again := transaction.record_receipts(drive.route.name, keys, part=f"release:{stop}", trip=drive.trip.id, attempt=drive.attempt):
         raise Refused(
             f"{len(again)} of {len(keys)} rows were released before ({again[0]}, say) and would be dropped off twice; nothing was written. "
@@ -199,7 +200,7 @@ def plan(drive: Drive, drop: DropOff) -> TablePlan:
     )
     needs_key = drop.into.mode in ("upsert", "accumulate") or drop.into.create
     key = tuple(drop.into.key) if needs_key else ()
-    return TablePlan(drop.into.name, columns, key, drop.into.create, drop.into.mode != "delete", drop.into.newest)
+    return TablePlan(drop.into.name, columns, key, drop.into.create, fills=drop.into.mode != "delete", newest=drop.into.newest)
 
 
 def _drop(drive: Drive, transaction: Any, drop: DropOff, verdicts: Mapping[str, Verdict]) -> Dropped:

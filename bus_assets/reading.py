@@ -33,6 +33,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bus_assets.types import Type
+from resources.texts import shortened
 
 MAX_SHOWN_CHARACTERS = 80
 """Longer values are cut in messages: a reason is read by a person."""
@@ -69,7 +70,7 @@ def shown(value: Any) -> str:
         text = repr(value[: MAX_SHOWN_CHARACTERS + 1])
     else:
         text = value.isoformat() if hasattr(value, "isoformat") else str(value)
-    return text if len(text) <= MAX_SHOWN_CHARACTERS else text[: MAX_SHOWN_CHARACTERS - 1] + "…"
+    return shortened(text, MAX_SHOWN_CHARACTERS)
 
 
 def hidden(_value: Any) -> str:

@@ -193,8 +193,8 @@ class Loader:
         def update_then_insert() -> Applied:
             source = self._folded(staged)
             values = {name: self._new_value(target, source, staged, name) for name in staged.others}
-            replaced = (_same_key(target, source, staged.key), *_not_older(target, source, staged.newest))
-            updated = self._connection.execute(sa.update(target).values(values).where(*replaced)).rowcount
+            replaced = _same_key(target, source, staged.key) & _not_older(target, source, staged.newest)
+            updated = self._connection.execute(sa.update(target).values(values).where(replaced)).rowcount
             there = target.alias("there")
             absent = ~sa.exists(sa.select(sa.literal(1)).select_from(there).where(_same_key(there, source, staged.key)))
             fresh = sa.select(*(source.c[name] for name in staged.columns)).where(absent).order_by(*(source.c[name] for name in staged.key))
@@ -280,7 +280,7 @@ class PostgresLoader(Loader):
         insert = postgresql.insert(target).from_select(list(staged.columns), self._folded_rows(staged))
         excluded = _Excluded(insert.excluded)
         values = {name: self._new_value(target, excluded, staged, name) for name in staged.others}
-        replaced = sa.and_(sa.true(), *_not_older(target, excluded, staged.newest))
+        replaced = _not_older(target, excluded, staged.newest)
         upsert = insert.on_conflict_do_update(index_elements=[target.c[name] for name in staged.key], set_=values, where=replaced)
         # A row that this statement inserted has no deleter or locker, one that it updated is locked by it.
         done = upsert.returning(sa.literal_column("xmax = 0", sa.Boolean).label("is_new")).cte("done")
@@ -320,11 +320,9 @@ def _same_key(one: Any, other: Any, key: Sequence[str]) -> sa.ColumnElement[bool
     return sa.and_(*(one.c[name] == other.c[name] for name in key))
 
 
-def _not_older(target: Any, source: Any, newest: str | None) -> list[sa.ColumnElement[bool]]:
-    """The condition under which a row of ``source`` replaces the one in ``target``; none without ``newest``."""
-    if newest is None:
-        return []
-    return [target.c[newest].is_(None) | (target.c[newest] <= source.c[newest])]
+def _not_older(target: Any, source: Any, newest: str | None) -> sa.ColumnElement[bool]:
+    """The condition under which a row of ``source`` replaces the one in ``target``; always without ``newest``."""
+    return sa.true() if newest is None else target.c[newest].is_(None) | (target.c[newest] <= source.c[newest])
 
 
 def _as_is(kind: pa.DataType, into: Any) -> bool:

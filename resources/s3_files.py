@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, NoReturn
 from dagster import ConfigurableResource
 from pydantic import PrivateAttr
 
+from resources.aws_clients import error_code
 from resources.errors import BusError, Misconfigured, Poison, Transient
 from resources.files_seam import (
     ANY_VERSION,
@@ -56,11 +57,11 @@ class S3Files(ConfigurableResource):
         try:
             answer = self._s3().get_object(**wanted)
         except _s3_errors() as error:
-            if version is not None and _code(error) in ("PreconditionFailed", "412"):
+            if version is not None and error_code(error) in ("PreconditionFailed", "412"):
                 raise changed(name, version, "another") from error
             if version is not None and _is_gone(error, wanted):
                 raise gone(name, self.where) from error
-            if _code(error) in _S3_MISSING:
+            if error_code(error) in _S3_MISSING:
                 raise missing(name, self.where, self._names_beside(name)) from error
             self._raise(name, error)
         return io.BufferedReader(_S3Body(answer["Body"], name), READ_AHEAD_BYTES)
@@ -85,9 +86,9 @@ class S3Files(ConfigurableResource):
         try:
             head = self._s3().head_object(Bucket=self.bucket, Key=self.prefix + name)
         except _s3_errors() as error:
-            if _code(error):
+            if error_code(error):
                 self._check_in_words(name)
-            if _code(error) in _S3_MISSING:
+            if error_code(error) in _S3_MISSING:
                 return
             self._raise(name, error)
         kept = head.get("VersionId")
@@ -98,7 +99,7 @@ class S3Files(ConfigurableResource):
         try:
             self._s3().get_object(Bucket=self.bucket, Key=self.prefix + name)["Body"].close()
         except _s3_errors() as error:
-            if _code(error) not in _S3_MISSING:
+            if error_code(error) not in _S3_MISSING:
                 self._raise(name, error)
 
     def _find(self, pattern: str) -> Iterator[Listed]:
@@ -152,22 +153,20 @@ def _s3_errors() -> tuple[type[Exception], ...]:
 
 def _is_gone(error: Exception, wanted: Mapping[str, str]) -> bool:
     """Whether the answer says so: 405 is a version that marks a deletion, InvalidArgument a version that S3 never gave."""
-    return _code(error) in _S3_MISSING or ("VersionId" in wanted and _code(error) in ("MethodNotAllowed", "405", "InvalidArgument"))
+    return error_code(error) in _S3_MISSING or (
+        "VersionId" in wanted and error_code(error) in ("MethodNotAllowed", "405", "InvalidArgument")
+    )
 
 
 def _answer(error: Exception) -> Mapping[str, Any]:
     return getattr(error, "response", None) or {}  # None: the connection was closed before there was one
 
 
-def _code(error: Exception) -> str:
-    return str(_answer(error).get("Error", {}).get("Code", ""))
-
-
 def _s3_error(name: str, where: str, error: Exception) -> BusError:
     from botocore.exceptions import ConnectionError as Unreachable
     from botocore.exceptions import HTTPClientError
 
-    code, status = _code(error), _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    code, status = error_code(error), _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if isinstance(error, (Unreachable, HTTPClientError)) or code in _S3_RETRY or status >= 500 or status == 429:
         return Transient(f"S3 did not answer for {name!r} in {where}: {code or type(error).__name__}", place=name)
     if status in (401, 403):

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from urllib.parse import quote, unquote, unquote_plus
 
 from resources.claim_check import pointer_of
-from resources.depot.mail import Arrival
+from resources.depot.mail import TRIP_RECEIPT, Arrival
 from resources.queue_seam import Received
 from sensors.json_text import Digits, NotJson, at_path, member, parse
 
@@ -32,9 +32,6 @@ DEDUPLICATION_ID = "@deduplication_id"
 
 KEY, GENERATION, EVENT_AT = "bus-key", "bus-generation", "bus-event-at"
 """Message attributes of what this project sends, see :func:`carried`."""
-
-TRIP = "trip:"
-"""How the receipts of whole trips begin."""
 
 MAX_RECORDS = 1000
 """S3 puts one record into a notification, and may put more; a message with thousands of them was made to exhaust its reader."""
@@ -92,7 +89,7 @@ class _Letter:
         told = {"key": self.key, "body": _bytes(self.text), "event_at": self.event_at, "problem": self.problem}
         attributes = {**self.attributes, "envelope": "+".join(self.envelopes) or "none"}
         made = Arrival(**{**told, "sent_at": self.sent_at, "group": self.group, "attributes": attributes, **more})
-        return replace(made, key=f"key:{made.key}") if made.key.startswith(TRIP) else made
+        return replace(made, key=f"key:{made.key}") if made.key.startswith(TRIP_RECEIPT) else made
 
     def inside(self, envelope: str, text: str, key: str, at: Any, **attributes: Any) -> _Letter:
         """The letter that was in this one."""

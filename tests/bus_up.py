@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.servers import free_port
 from tests.webserver import Webserver, outside_environment, until
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -86,9 +86,3 @@ def belonging(home: Path) -> list[int]:
         if f"BUS_HOME={home}".encode() in environment and command and b"bus_assets.cli" not in command:
             found.append(int(process.name))
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

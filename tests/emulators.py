@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.servers import START_SECONDS, _free_port
+from tests.servers import START_SECONDS, free_port
 
 REGION = "eu-central-1"
 CREDENTIALS = {
@@ -55,7 +55,7 @@ class Emulator:
 @contextmanager
 def ministack() -> Iterator[Emulator]:
     """SQS, S3 with notifications, SNS, EventBridge, Lambda, CloudWatch and more in one process."""
-    port = _free_port()
+    port = free_port()
     environment = {"GATEWAY_PORT": str(port), "BIND_HOST": "127.0.0.1", "LOG_LEVEL": "WARNING"}
     with _running([sys.executable, "-m", "ministack"], environment, f"http://127.0.0.1:{port}/_ministack/health"):
         yield Emulator("ministack", f"http://127.0.0.1:{port}")
@@ -64,7 +64,7 @@ def ministack() -> Iterator[Emulator]:
 @contextmanager
 def moto_server(*, open_calls: int | None = None) -> Iterator[Emulator]:
     """moto. With ``open_calls``, IAM is enforced after that many calls: enough to create users and policies."""
-    port = _free_port()
+    port = free_port()
     environment = {} if open_calls is None else {"INITIAL_NO_AUTH_ACTION_COUNT": str(open_calls)}
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with _running(command, environment, f"http://127.0.0.1:{port}/moto-api/data.json"):

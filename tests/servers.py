@@ -42,7 +42,7 @@ def postgres_server() -> Iterator[str]:
         password = secrets.token_hex(8)
         (folder / "password").write_text(password)
         as_user = _unprivileged(folder)
-        data, port = folder / "data", _free_port()
+        data, port = folder / "data", free_port()
         initdb = [
             str(binaries / "initdb"),
             "-D",
@@ -72,7 +72,7 @@ def mariadb_server() -> Iterator[str]:
     if server is None or install is None:
         raise NotInstalled("MariaDB is not installed: apt-get install mariadb-server")
     with _folder("maria") as folder:
-        data, port = folder / "data", _free_port()
+        data, port = folder / "data", free_port()
         user = ["--user=root"] if os.geteuid() == 0 else []
         create = [install, "--no-defaults", *user, f"--datadir={data}", "--auth-root-authentication-method=normal", "--skip-test-db"]
         subprocess.run(create, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -181,7 +181,8 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], log: Path, url: str
             time.sleep(0.05)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on at this moment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.servers import free_port
 
 START_SECONDS = 90
 RUN_SECONDS = 120
@@ -198,7 +199,7 @@ def outside_environment(*python_path: Path) -> dict[str, str]:
 @contextmanager
 def webserver(home: Path, module: str, environment: Mapping[str, str]) -> Iterator[Webserver]:
     """Serve ``module`` from ``home``; at the end its whole process group is gone, run workers included."""
-    instance, port = home / "instance", _free_port()
+    instance, port = home / "instance", free_port()
     instance.mkdir()
     (instance / "dagster.yaml").write_text(INSTANCE)
     command = [sys.executable, "-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(port), "-m", module]
@@ -231,9 +232,3 @@ def _wait_until_loaded(process: subprocess.Popen[bytes], served: Webserver) -> N
 def _run_id(answer: Mapping[str, Any]) -> str:
     assert answer["__typename"] == "LaunchRunSuccess", answer
     return answer["run"]["runId"]
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

@@ -17,6 +17,7 @@ from bus_assets.publish import Dropped
 from bus_assets.route import Route
 from bus_assets.stops import DropOff, PickUp, Transform
 from bus_assets.verify import BALANCE, ONCE
+from resources.texts import shortened
 
 PREVIEW_ROWS = 10
 HIDDEN_VALUE = "•••"
@@ -88,7 +89,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def _cell(value: Any) -> str:
     text = "" if value is None else value.isoformat(sep=" ") if hasattr(value, "astimezone") else str(value)
-    text = text if len(text) <= 60 else text[:59] + "…"
+    text = shortened(text, 60)
     for sign, safe in (
         ("&", "&amp;"),
         ("<", "&lt;"),

@@ -9,6 +9,7 @@ import typer
 
 from bus_assets.cli.output import AsJson, Module, notice, print_json, print_table, say
 from bus_assets.cli.route_commands import RouteName
+from resources.texts import shortened
 
 if TYPE_CHECKING:
     from resources.depot.inbox import Inbox
@@ -218,8 +219,7 @@ def _or(state: list[str] | None) -> str:
 
 
 def _short(error: str | None) -> str:
-    text = (error or "").partition("\n")[0]
-    return text if len(text) <= ERROR_CHARACTERS else text[: ERROR_CHARACTERS - 1] + "…"
+    return shortened((error or "").partition("\n")[0], ERROR_CHARACTERS)
 
 
 def _utc(moment: datetime | None) -> datetime | None:

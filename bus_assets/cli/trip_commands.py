@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bus_assets.cli.output import AsJson, Module, notice, print_json, print_table, say
+from resources.texts import shortened
 
 if TYPE_CHECKING:
     from resources.depot.entries import Trip
@@ -108,5 +109,4 @@ def _parameters(trip: Trip) -> str:
 
 
 def _first_line(error: Any) -> str:
-    text = (error or "").partition("\n")[0]
-    return text if len(text) <= 100 else text[:99] + "…"
+    return shortened((error or "").partition("\n")[0], 100)

@@ -26,7 +26,7 @@ class HeldInstance:
     def get(cls) -> Iterator[DagsterInstance]:
         if cls._kept is None:
             cls._kept = DagsterInstance.get()
-        hold(cls._kept)
+            hold(cls._kept)
         try:
             yield cls._kept
         finally:
@@ -41,7 +41,7 @@ def hold(instance: DagsterInstance) -> None:
 
 
 def release(instance: DagsterInstance) -> None:
-    """Close what is kept; ``instance`` can go on."""
+    """Close what is kept; whoever goes on with ``instance`` opens others, and keeps those."""
     for engine in _engines(instance):
         engine.dispose()
 

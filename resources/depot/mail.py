@@ -21,6 +21,8 @@ from resources.depot.entries import Attempt, Trip
 MessageState = Literal["waiting", "aboard", "delivered", "quarantined", "stranded", "superseded", "held"]
 Spent = Literal["failure", "death"]
 """What a retry takes from a trip: one of its own attempts, or one of the infrastructure's deaths."""
+TRIP_RECEIPT = "trip:"
+"""How the receipts of whole trips, and of rows released one by one, begin; no key of a message does, see :mod:`sensors.envelopes`."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from resources.depot.connections import now
 from resources.depot.entries import QuarantineCount, QuarantinedRow, Reason, Trip, Verdict
 from resources.depot.schema import messages, quarantine, storable, trips
 from resources.errors import Misconfigured, Refused
+from resources.texts import shortened
 
 T = TypeVar("T")
 
@@ -21,6 +22,7 @@ INSERT_ROWS = 2_000
 UPDATE_IDS = 5_000
 """Ids per statement; SQLite takes at most 32,766 bound values."""
 RULE_CHARACTERS = 60
+"""The type of a nested field can be longer than a line, and what is wrong is told behind it."""
 
 
 def replace_held(connection: sa.Connection, trip: Trip, verdict: Verdict, rows: Iterable[QuarantinedRow]) -> int:
@@ -85,13 +87,8 @@ def by_message(connection: sa.Connection, trip: str) -> dict[int, tuple[int, str
     why: dict[int, str] = {}
     for some in chunks((first for _, first in counted.values()), UPDATE_IDS):
         reasons = connection.execute(sa.select(quarantine.c.id, quarantine.c.reasons).where(quarantine.c.id.in_(some)))
-        why |= {number: f"{_short(reason[0]['rule'])}: {reason[0]['message']}" for number, reason in reasons}
+        why |= {number: f"{shortened(reason[0]['rule'], RULE_CHARACTERS)}: {reason[0]['message']}" for number, reason in reasons}
     return {message: (rows, why[first]) for message, (rows, first) in counted.items()}
-
-
-def _short(rule: str) -> str:
-    """The type of a nested field can be longer than a line, and what is wrong is told behind it."""
-    return rule if len(rule) <= RULE_CHARACTERS else f"{rule[: RULE_CHARACTERS - 1]}…"
 
 
 def _with_trips() -> sa.FromClause:

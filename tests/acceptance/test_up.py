@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bus_up import READY_SECONDS, Up, belonging, free_port, up, wait_until_ready
+from tests.bus_up import READY_SECONDS, Up, belonging, up, wait_until_ready
+from tests.servers import free_port
 from tests.webserver import until
 
 pytest.importorskip("celery", reason="pip install 'bus-assets[demo]'")

@@ -26,6 +26,7 @@ from pathlib import Path
 from tests.crash import message_campaign, message_traffic, oracle, whole_town
 from tests.crash.aims import SHARES, Aim, Ridden
 from tests.crash.batches import Batch, made
+from tests.crash.kills import Kills
 from tests.crash.routes import Place
 from tests.crash.town import Town, warm_up
 from tests.crash.windows import WINDOWS, before, window
@@ -45,27 +46,13 @@ ENOUGH_PROBLEMS = 20
 
 
 @dataclass
-class Tally:
+class Tally(Kills):
     """What a campaign came to."""
 
-    landed: Counter[tuple[str, str]] = field(default_factory=Counter)
+    windows: tuple[str, ...] = WINDOWS
     aimed: Counter[str] = field(default_factory=Counter)
-    missed: Counter[str] = field(default_factory=Counter)
     delivered: int = 0
-    problems: list[str] = field(default_factory=list)
     stopped: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def kills(self) -> int:
-        return self.landed.total()
-
-    @property
-    def by_window(self) -> dict[str, int]:
-        return {name: sum(count for (found, _), count in self.landed.items() if found == name) for name in WINDOWS}
-
-    @property
-    def empty_windows(self) -> list[str]:
-        return [name for name, count in self.by_window.items() if not count]
 
 
 @dataclass
@@ -195,16 +182,10 @@ def _aims(rng: random.Random) -> Iterator[str]:
 
 def told(tally: Tally, seconds: float) -> str:
     """The report: kills per window and kind of town, and what differed."""
-    kinds = sorted({kind for _, kind in tally.landed})
     late = f"{tally.missed.total()} came too late: {dict(tally.missed)}"
-    lines = [f"{tally.kills} kills landed ({late}), {tally.delivered} trips delivered, {seconds:.0f} s", ""]
-    lines += [f"{'killed in':28}{'kills':>7}   " + "   ".join(kinds)]
-    for name, count in tally.by_window.items():
-        shares = "   ".join(f"{tally.landed[name, kind]:>{len(kind)}}" for kind in kinds)
-        lines.append(f"{name:28}{count:>7}   {shares}" + ("   ← none" if not count else ""))
+    lines = [f"{tally.kills} kills landed ({late}), {tally.delivered} trips delivered, {seconds:.0f} s", "", *tally.table(28)]
     lines += ["", f"{tally.stopped.total()} processes stopped and woken after another had taken over: {dict(tally.stopped)}"]
-    lines += ["", f"{len(tally.problems)} differences from the oracle", *(f"  {problem}" for problem in tally.problems)]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *tally.differences()])
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from resources.depot.store import Depot
+from tests.crash.kills import Kills
 from tests.crash.message_town import FIFO_GROUPS, MessageTown, wrong
 from tests.crash.message_windows import WINDOWS
 from tests.crash.town import rows
@@ -41,26 +42,11 @@ class Plan:
 
 
 @dataclass
-class MessageTally:
-    """What came of it. ``windows`` are those in which kills are to land."""
+class MessageTally(Kills):
+    """What came of it; ``told``: how often what else happened."""
 
     windows: tuple[str, ...] = WINDOWS
-    landed: Counter[tuple[str, str]] = field(default_factory=Counter)
-    missed: Counter[str] = field(default_factory=Counter)
     told: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def kills(self) -> int:
-        return self.landed.total()
-
-    @property
-    def by_window(self) -> dict[str, int]:
-        return {name: sum(count for (found, _), count in self.landed.items() if found == name) for name in self.windows}
-
-    @property
-    def empty_windows(self) -> list[str]:
-        return [name for name, count in self.by_window.items() if not count]
 
 
 class Sender:
@@ -192,12 +178,7 @@ class Traffic:
 
 def told(tally: MessageTally, seconds: float) -> str:
     """The report: kills per window and kind of town, what else happened, and what differed."""
-    kinds = sorted({kind for _, kind in tally.landed})
-    lines = [f"{tally.kills} kills landed ({tally.missed.total()} moments did not come: {dict(tally.missed)}), {seconds:.0f} s", ""]
-    lines += [f"{'killed in':38}{'kills':>7}   " + "   ".join(kinds)]
-    for name, count in tally.by_window.items():
-        shares = "   ".join(f"{tally.landed[name, kind]:>{len(kind)}}" for kind in kinds)
-        lines.append(f"{name:38}{count:>7}   {shares}" + ("   ← none" if not count else ""))
+    missed = f"{tally.missed.total()} moments did not come: {dict(tally.missed)}"
+    lines = [f"{tally.kills} kills landed ({missed}), {seconds:.0f} s", "", *tally.table(38)]
     lines += ["", *(f"{count:>7,} {what}" for what, count in tally.told.items())]
-    lines += ["", f"{len(tally.problems)} differences from the oracle", *(f"  {problem}" for problem in tally.problems)]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *tally.differences()])
