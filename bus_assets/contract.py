@@ -45,6 +45,7 @@ class Field:
     ``references``   'stop.field' of a stop before this one, or a :class:`TableKey`. Null passes; add ``required`` to forbid it.
     ``format``       how text is read as a date, time or timestamp: strptime, e.g. ``%d.%m.%Y``. Default: ISO 8601.
     ``zone``         IANA zone of timestamps that come without one ('America/New_York'); only for ``timestamptz``.
+    ``json``         of a string: a list or an object out of JSON is taken too, as its JSON text. Without it such a row is rejected.
     ``sensitive``    never shown in previews, logs, errors or metadata.
     """
 
@@ -61,6 +62,7 @@ class Field:
     references: str | TableKey | None = None
     format: str | None = None
     zone: str | None = None
+    json: bool = False
     sensitive: bool = False
     description: str = ""
 
@@ -102,6 +104,8 @@ class Field:
             raise Misdeclared(f"{me}: format {self.format!r} has no year, so every date would be in 1900; add %Y or %y")
         if self.format is not None and kind.kind not in ("date", "time", "timestamp", "timestamptz"):
             raise Misdeclared(f"{me}: format is for dates, times and timestamps, not {kind}")
+        if self.json and kind.kind != "string":
+            raise Misdeclared(f"{me}: json is for type string, not {kind}, which says itself what may be in it")
         if isinstance(self.references, str) and len(self.references.split(".")) != 2:
             raise Misdeclared(f"{me}: references {self.references!r} is not of the form 'stop.field'; for a table use TableKey(…)")
 

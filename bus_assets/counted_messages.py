@@ -43,11 +43,13 @@ class Counted:
 
 @dataclass(frozen=True)
 class MessagesAccount:
-    """received = the sum of all states. Duplicates and ignored deliveries are counted beside it; ``on_queues`` is approximate."""
+    """received = the sum of all states. Duplicates (``other_bodies`` of them say something else than the first) and ignored deliveries are
+    counted beside it; ``on_queues`` is approximate."""
 
     route: str
     by_state: Mapping[str, int]
     duplicates: int
+    other_bodies: int
     ignored: int
     on_queues: Mapping[str, str]
     recounts: tuple[Counted, ...] = ()
@@ -68,7 +70,13 @@ def messages_account(bus: Bus, route: Route, recount: bool = True) -> MessagesAc
     counts = bus.depot.inbox.counts(route.name)
     by_state = {str(state): number for state, number in counts.by_state.items()}
     return MessagesAccount(
-        route.name, by_state, counts.duplicates, counts.ignored, _on_queues(bus, route), tuple(_recounts(bus, route)) if recount else ()
+        route.name,
+        by_state,
+        counts.duplicates,
+        counts.other_bodies,
+        counts.ignored,
+        _on_queues(bus, route),
+        tuple(_recounts(bus, route)) if recount else (),
     )
 
 

@@ -209,15 +209,13 @@ def _given_up(seen: OfRoute) -> Iterator[Finding]:
             why = "; ".join(f"{times:,} × {reason}" for reason, times in reasons.most_common(3))
             more = f" (of the first {EXAMPLES:,})" if number > len(waiting) else ""
             advice = f"`bus messages {seen.name} --state {state}`, then `bus redrive {seen.name} --state {state} --reason …`"
-            yield Finding(
-                seen.name, f"{number:,} messages are {state}: {why}{more}", advice, min(message.changed_at for message in waiting)
-            )
+            yield Finding(seen.name, f"{_messages(number)} {state}: {why}{more}", advice, min(message.changed_at for message in waiting))
 
 
 def _waiting(seen: OfRoute) -> Iterator[Finding]:
     counts = seen.depot.inbox.counts(seen.name)
     if counts.paused_at is None and _seconds_since(counts.oldest_waiting) > OLD_SECONDS:
-        said = f"{counts.by_state.get('waiting', 0):,} messages wait for a trip"
+        said = f"{_messages(counts.by_state.get('waiting', 0))} waiting for a trip"
         yield Finding(
             seen.name, said, f"is the sensor on, and the daemon up? `bus dispatch {seen.name}` does without", counts.oldest_waiting
         )
@@ -250,11 +248,12 @@ def _queues(seen: Systems) -> Iterator[Finding]:
             and not inbox.paused(seen.route.name)
             and not inbox.live(seen.route.name)
         ):
-            said = f"about {depth.waiting:,} messages lie on queue '{name}', and none is aboard"
+            said = f"about {_messages(depth.waiting)} on queue '{name}', and none is aboard"
             yield Finding(seen.route.name, said, f"is the sensor on, and the daemon up? `bus dispatch {seen.route.name}` does without")
         if queue and name == queue.dead_letters and depth.waiting:
-            said = f"about {depth.waiting:,} messages lie on queue '{name}', the one for dead letters"
-            yield Finding(seen.route.name, said, f"after a fix: `bus redrive {seen.route.name} --from-dead-letters --reason …`")
+            said = f"about {_messages(depth.waiting)} on queue '{name}', the one for dead letters: copies of stranded ones, or SQS's own"
+            advice = f"after a fix `bus redrive {seen.route.name} --from-dead-letters --reason …` sends both round again"
+            yield Finding(seen.route.name, said, advice)
 
 
 def _unsent(seen: Systems) -> Iterator[Finding]:
@@ -262,9 +261,13 @@ def _unsent(seen: Systems) -> Iterator[Finding]:
     if unsent and seen.route.queue and seen.route.queue.dead_letters:
         old = min(message.changed_at for message in unsent)
         if _seconds_since(old) > UNCLAIMED_SECONDS:
-            many = f"{len(unsent):,}" + (" or more" if len(unsent) == EXAMPLES else "")
-            said = f"{many} stranded messages are not among the dead letters yet"
+            least = "at least " if len(unsent) == EXAMPLES else ""
+            said = f"{least}{_messages(len(unsent))} stranded, and not among the dead letters yet"
             yield Finding(seen.route.name, said, f"the sensor sends them: is it on? `bus dispatch {seen.route.name}` does without", old)
+
+
+def _messages(number: int) -> str:
+    return "1 message is" if number == 1 else f"{number:,} messages are"
 
 
 def _line(text: str | None) -> str:

@@ -9,7 +9,7 @@ Row by row rules are judged here, in Arrow, a batch at a time; rules across rows
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
 from typing import Any
@@ -62,14 +62,15 @@ def arrow_schema(contract: Contract) -> pa.Schema:
     return pa.schema([(field.name, field.parsed_type.arrow()) for field in contract.fields])
 
 
-def split(records_batch: pa.RecordBatch, contract: Contract) -> Split:
+def split(records_batch: pa.RecordBatch, contract: Contract, nested: Mapping[str, Mapping[int, str]] | None = None) -> Split:
     """Judge every row by the rules that concern it alone; columns that the contract doesn't name are left out.
 
-    A value that does not read as its field's type is judged by no other rule of that field. Raises :class:`Misconfigured` if a
-    column is missing or twice there, or a pattern is not RE2.
+    A value that does not read as its field's type is judged by no other rule of that field. ``nested`` is :attr:`Records.nested`: a
+    list or an object is no text, unless the field says ``json``. Raises :class:`Misconfigured` if a column is missing or twice there,
+    or a pattern is not RE2.
     """
     fields = {field.name: field for field in contract.fields}
-    cast = {name: _cast(records_batch, field) for name, field in fields.items()}
+    cast = {name: _cast(records_batch, field, (nested or {}).get(name)) for name, field in fields.items()}
     reasons: dict[int, list[Reason]] = defaultdict(list)
     for rule in contract.rules():
         if rule.kind == "type" or rule.kind in BROKEN:
@@ -85,7 +86,7 @@ def split(records_batch: pa.RecordBatch, contract: Contract) -> Split:
     )
 
 
-def _cast(batch: pa.RecordBatch, field: Field) -> Cast:
+def _cast(batch: pa.RecordBatch, field: Field, nested: Mapping[int, str] | None) -> Cast:
     found = batch.schema.get_all_field_indices(field.name)
     if len(found) != 1:
         there = "is missing" if not found else f"is there {len(found)} times"
@@ -93,7 +94,16 @@ def _cast(batch: pa.RecordBatch, field: Field) -> Cast:
             f"column {field.name!r} {there}; found {', '.join(map(repr, batch.schema.names))}; correct the source's columns or the contract"
         )
     target = Target(field.parsed_type, field.format, field.zone, hidden if field.sensitive else shown)
-    return cast_column(batch.column(found[0]), target)
+    cast = cast_column(batch.column(found[0]), target)
+    return _without(cast, nested) if nested and field.parsed_type.kind == "string" and not field.json else cast
+
+
+def _without(cast: Cast, nested: Mapping[int, str]) -> Cast:
+    """Text in which what was no text is null, and a fault."""
+    mask = np.zeros(len(cast.values), bool)
+    mask[list(nested)] = True
+    values = pc.if_else(pa.array(mask), pa.scalar(None, pa.string()), cast.values)
+    return Cast(values, {**cast.faults, **{row: f"is {what}, not a string" for row, what in nested.items()}})
 
 
 def _breaches(rule: Rule, field: Field, cast: Cast) -> list[tuple[int, str]]:

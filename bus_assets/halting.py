@@ -102,12 +102,11 @@ def _halted_before(drive: Drive, stop: PickUp | Transform) -> Stopped:
     """The stop as it was driven before the trip was committed; :class:`Refused` if this depot never heard of that."""
     verdict = as_committed(drive, stop.name) if drive.mode == "forward" else drive.verdicts().get(stop.name)
     if verdict is None:
-        raise Refused(
-            f"trip {drive.trip.id} is committed already, but this depot has no verdict of the stop; was it restored from an earlier copy? "
-            "Nothing was read or written again",
-            route=drive.route.name,
-            stop=stop.name,
-        )
+        gone = ", ".join(sorted(drive.verdicts().keys() - {known.name for known in drive.route.stops}))
+        lost = f"the route has lost stop '{gone}' since: put it back until the trip is rolled forward."
+        why = lost if gone else "was it restored from an earlier copy?"
+        said = f"trip {drive.trip.id} is committed already, but this depot has no verdict of the stop; {why} Nothing was read or written"
+        raise Refused(said, route=drive.route.name, stop=stop.name)
     return Stopped(verdict, None, drive.passengers(stop.name))
 
 

@@ -93,13 +93,14 @@ def choose(depot: Depot, route: Route, stop: str, ids: Sequence[int] | None = No
     contract = route.contract_of(stop)
     wanted, rules = None if ids is None else set(ids), {str(rule) for rule in contract.rules()}
     bytes_in = [field.name for field in contract.fields if "binary" in field.type]
+    no_text = {f"{field.name}: type string" for field in contract.fields if not field.json}
     fit: list[tuple[int, str]] = []
     left: list[LeftBehind] = []
     for row in rows_of(depot, route.name, stop, "held"):
         number = row.id or 0
         if wanted is not None and number not in wanted:
             continue
-        why = _why_not(row, rules, bytes_in)
+        why = _why_not(row, rules, bytes_in, no_text)
         if why:
             left.append(LeftBehind(number, why))
         else:
@@ -122,7 +123,7 @@ def _all_fit(route: Route, stop: str, wanted: set[int], fit: list[tuple[int, str
         )
 
 
-def _why_not(row: QuarantinedRow, rules: set[str], bytes_in: Sequence[str]) -> str | None:
+def _why_not(row: QuarantinedRow, rules: set[str], bytes_in: Sequence[str], no_text: set[str]) -> str | None:
     if any(reason.rule == UNREADABLE for reason in row.reasons):
         return "it could not be taken apart, so there are no fields to put aboard; correct it in the source, and drive the route again"
     if row.trip_state != "delivered":
@@ -130,6 +131,9 @@ def _why_not(row: QuarantinedRow, rules: set[str], bytes_in: Sequence[str]) -> s
     unsaid = [name for name in bytes_in if "\\x" in (row.payload.get(name) or "")]
     if unsaid:
         return f"field {unsaid[0]!r} holds bytes that are no text, which quarantine cannot give back; drive the route again after the fix"
+    if wrong := [reason for reason in row.reasons if reason.rule in no_text]:
+        said = f"{wrong[0].rule.partition(':')[0]!r} {wrong[0].message}"
+        return f"{said}: what quarantine keeps of it is text, and would pass as such; drive the route again after the fix"
     twice = [reason.rule for reason in row.reasons if _kind(reason.rule) == "unique" and reason.rule in rules]
     if twice:
         return (

@@ -97,7 +97,7 @@ class TextFile:
 
 @declaration
 class JsonLines:
-    """One JSON object a line; ``fields`` are dotted paths (``address.city``). Lists and objects arrive as JSON text."""
+    """One JSON object a line; ``fields`` are dotted paths (``address.city``). Of lists and objects see ``Field``."""
 
     unit: ClassVar[str] = "line"
 

@@ -149,7 +149,7 @@ class Stager:
     def _split(
         self, batch: pa.RecordBatch, ids: pa.Int64Array, messages: pa.Int64Array | None, run: Records | None
     ) -> tuple[pa.RecordBatch, pa.Int64Array]:
-        done = split(batch, self.contract)
+        done = split(batch, self.contract, run.nested if run else None)
         self._in_order.add(done.kept)
         if done.rejected:
             at = pa.array([rejected.index for rejected in done.rejected], pa.int64())

@@ -262,7 +262,8 @@ def _records(items: "list[Any]", fields: dict[str, str], origin: str) -> Records
         for position, item in bad
     )
     positions = pa.array([position for position, _ in good], pa.int64())
-    return Records(text_columns([item for _, item in good], fields), origin, positions, "record", unreadable)
+    batch, nested = text_columns([item for _, item in good], fields)
+    return Records(batch, origin, positions, "record", unreadable, nested=nested)
 
 
 def _place(path: str) -> str:

@@ -33,6 +33,9 @@ class _Number(str):
     __slots__ = ()
 
 
+_NESTED = {list: "a list", dict: "an object"}
+
+
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
@@ -79,14 +82,19 @@ def _check_depth(text: str) -> None:
             depth -= 1
 
 
-def text_columns(objects: Sequence[Mapping[str, Any]], fields: Mapping[str, str]) -> pa.RecordBatch:
+def text_columns(objects: Sequence[Mapping[str, Any]], fields: Mapping[str, str]) -> tuple[pa.RecordBatch, dict[str, dict[int, str]]]:
     """One column of text for each of ``fields``: output column → dotted path (``address.city``; a key that contains the dot wins).
 
     Strings as they are, numbers as written (if read by :func:`loads_exact`), ``true`` and ``false``, lists and objects as compact
-    JSON text; null where there is nothing or null. Lists are not entered by a path.
+    JSON text; null where there is nothing or null. Lists are not entered by a path. Beside them :attr:`Records.nested`.
     """
-    columns = [pa.array([_text(get(item)) for item in objects], pa.string()) for get in map(_getter, fields.values())]
-    return pa.RecordBatch.from_arrays(columns, names=list(fields))
+    columns, nested = [], {}
+    for name, path in fields.items():
+        values = list(map(_getter(path), objects))
+        columns.append(pa.array(list(map(_text, values)), pa.string()))
+        if not _NESTED.keys().isdisjoint(map(type, values)):
+            nested[name] = {row: _NESTED[type(value)] for row, value in enumerate(values) if type(value) in _NESTED}
+    return pa.RecordBatch.from_arrays(columns, names=list(fields)), nested
 
 
 def _getter(path: str) -> Callable[[Mapping[str, Any]], Any]:
@@ -199,7 +207,8 @@ class _Run:
 
     def records(self, name: str, fields: Mapping[str, str]) -> Records:
         positions = pa.array(self.positions, pa.int64())
-        return Records(text_columns(self.objects, fields), name, positions, "line", tuple(self.unreadable))
+        batch, nested = text_columns(self.objects, fields)
+        return Records(batch, name, positions, "line", tuple(self.unreadable), nested=nested)
 
 
 def _json_kind(value: Any) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Records:
     ``unreadable``  records between these that could not be taken apart; they are not in ``batch``.
     ``messages``    int64, one per record: the depot's number of the message that it came in, or that named what was read; None where
                     no message did. ``spoiled``: messages of which no record may be used, in this run or another.
+    ``nested``      where a column of ``batch`` has the JSON text of 'a list' or 'an object': column → row of the batch → which of them.
     """
 
     batch: pa.RecordBatch
@@ -45,6 +46,7 @@ class Records:
     unreadable: tuple[Unreadable, ...] = ()
     messages: pa.Int64Array | None = None
     spoiled: frozenset[int] = frozenset()
+    nested: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
 
 def place_of(origin: str, unit: str, position: int) -> str:

@@ -82,6 +82,7 @@ class Told:
         counts = {
             "boarded": b.waiting,
             "duplicates": b.duplicates,
+            "of them with another body": b.other_bodies,
             "redriven": b.redriven,
             "superseded": b.superseded + b.replaced,
             "quarantined": b.quarantined,

@@ -188,13 +188,14 @@ def accounted(key: AssetKey, drive: Drive) -> AssetCheckResult:
     by_state: dict[str, int] = {str(state): number for state, number in counts.by_state.items()}
     waits = {state: by_state.get(state, 0) for state in ("quarantined", "stranded", "held") if by_state.get(state)}
     said = ", ".join(f"{number} {state}" for state, number in waits.items())
+    beside = {"duplicates": counts.duplicates, "duplicates with another body": counts.other_bodies, "ignored": counts.ignored}
     return AssetCheckResult(
         check_name=ACCOUNTED,
         asset_key=key,
         passed=not waits,
         severity=AssetCheckSeverity.WARN,
         description=f"{said}: `bus messages {drive.route.name}` shows them" if waits else "no message waits for a person",
-        metadata={**by_state, "received in all": sum(by_state.values()), "duplicates": counts.duplicates, "ignored": counts.ignored},
+        metadata={**by_state, "received in all": sum(by_state.values()), **beside},
     )
 
 

@@ -100,7 +100,9 @@ def account_of_messages(loaded: Loaded, name: str, *, recount: bool, as_json: bo
 
 
 def _show_messages(found: MessagesAccount) -> None:
-    say(f"route '{found.route}': {found.received:,} messages received; besides, {found.duplicates:,} duplicates, {found.ignored:,} ignored")
+    others = f" ({found.other_bodies:,} with another body)" if found.other_bodies else ""
+    besides = f"{found.duplicates:,} duplicates{others}, {found.ignored:,} ignored"
+    say(f"route '{found.route}': {found.received:,} messages received; besides, {besides}")
     say(f"{found.received:,} = " + " + ".join(f"{number:,} {state}" for state, number in found.by_state.items()))
     for name, depth in found.on_queues.items():
         say(f"queue {name}: {depth}")

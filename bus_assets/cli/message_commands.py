@@ -202,7 +202,7 @@ def _body(message: Message, module: str | None, reveal: bool) -> str | None:
 def shown(message: Message) -> dict[str, Any]:
     """A message without its body, which may be sensitive."""
     names = ("id", "route", "key", "generation", "state", "trip", "sent_at", "event_at", "received_at", "changed_at")
-    more = ("subject", "group", "duplicates", "rows_rejected", "error")
+    more = ("subject", "group", "duplicates", "other_bodies", "rows_rejected", "error")
     size = None if message.body is None else len(message.body)
     return {name: getattr(message, name) for name in (*names, *more)} | {"body_bytes": size}
 

@@ -21,16 +21,22 @@ from resources.depot.schema import messages, storable
 
 @dataclass
 class _Sorted:
-    """What is to be done with the arrivals: ``fresh`` by key, ``redriven`` by id, ``duplicates`` of known ids."""
+    """What is to be done with the arrivals: ``fresh`` by key, ``redriven`` by id, ``duplicates`` of known ids, and which of those are
+    ``others``, with another body."""
 
     fresh: dict[str, dict[str, Any]] = field(default_factory=dict)
     redriven: dict[int, dict[str, Any]] = field(default_factory=dict)
     duplicates: Counter[int] = field(default_factory=Counter)
+    others: Counter[int] = field(default_factory=Counter)
     ignored: int = 0
 
     @property
     def every_duplicate(self) -> int:
         return self.duplicates.total() + sum(values["duplicates"] for values in self.fresh.values())
+
+    @property
+    def every_other_body(self) -> int:
+        return self.others.total() + sum(values["other_bodies"] for values in self.fresh.values())
 
 
 def board(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], horizon_seconds: float | None) -> Boarded:
@@ -42,14 +48,16 @@ def board(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], ho
     found = _sorted(connection, route, arrivals, max(horizons, default=None))
     _insert(connection, route, found.fresh, moment)
     _redrive(connection, found.redriven, moment)
-    _count_duplicates(connection, found.duplicates)
+    _count_more(connection, messages.c.duplicates, found.duplicates)
+    _count_more(connection, messages.c.other_bodies, found.others)
     superseded, replaced = _supersede(connection, route, found, moment)
-    routes.count(connection, route, ignored=found.ignored, duplicates=found.every_duplicate, superseded=len(superseded) + replaced)
+    repeated = {"duplicates": found.every_duplicate, "other_bodies": found.every_other_body}
+    routes.count(connection, route, ignored=found.ignored, superseded=len(superseded) + replaced, **repeated)
     states = Counter(values["state"] for key, values in found.fresh.items() if key not in superseded)
     fresh = superseded & found.fresh.keys()
     return Boarded(
         waiting=states["waiting"],
-        duplicates=found.every_duplicate,
+        **repeated,
         redriven=len(found.redriven) - (len(superseded) - len(fresh)),
         superseded=len(superseded),
         quarantined=states["quarantined"],
@@ -89,25 +97,29 @@ def _sorted(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], 
     keyed = [(stored(arrival.key), arrival) for arrival in arrivals if arrival.ignored is None]
     known = _known(connection, route, (key for key, _ in keyed))
     for key, arrival in keyed:
-        number, state = known.get(key, (None, None))
+        number, state, body = known.get(key, (None, None, None))
         if number is None:
             if key in found.fresh:
                 found.fresh[key]["duplicates"] += 1
+                found.fresh[key]["other_bodies"] += arrival.body != found.fresh[key]["body"]
             else:
                 found.fresh[key] = _values(arrival, key) | _fresh_state(arrival, horizon)
         elif state in ("stranded", "quarantined") and arrival.problem is None and number not in found.redriven:
             found.redriven[number] = _values(arrival, key)
         else:
             found.duplicates[number] += 1
+            known_body = found.redriven[number]["body"] if number in found.redriven else body
+            found.others[number] += known_body is not None and arrival.body != known_body
     return found
 
 
-def _known(connection: sa.Connection, route: str, keys: Iterable[str]) -> dict[str, tuple[int, str]]:
-    known: dict[str, tuple[int, str]] = {}
+def _known(connection: sa.Connection, route: str, keys: Iterable[str]) -> dict[str, tuple[int, str, bytes | None]]:
+    """By key: the id, the state and, until it is purged, the body."""
+    known: dict[str, tuple[int, str, bytes | None]] = {}
     for some in chunks(dict.fromkeys(keys), UPDATE_IDS):
-        query = sa.select(messages.c.key, messages.c.id, messages.c.state).where(messages.c.route == route)
+        query = sa.select(messages.c.key, messages.c.id, messages.c.state, messages.c.body).where(messages.c.route == route)
         found = connection.execute(query.where(among(connection, messages.c.key, some)))
-        known.update({key: (number, state) for key, number, state in found})
+        known.update({key: (number, state, body) for key, number, state, body in found})
     return known
 
 
@@ -132,7 +144,7 @@ def _fresh_state(arrival: Arrival, horizon: datetime | None) -> dict[str, Any]:
     elif horizon is not None and arrival.sent_at is not None and arrival.sent_at < horizon:
         state = "held"
         error = f"sent before {horizon:%Y-%m-%d %H:%M} UTC: older than the keys that are kept, so it may have been delivered before"
-    return {"state": state, "error": error, "duplicates": 0}
+    return {"state": state, "error": error, "duplicates": 0, "other_bodies": 0}
 
 
 def _insert(connection: sa.Connection, route: str, fresh: dict[str, dict[str, Any]], moment: datetime) -> None:
@@ -151,14 +163,15 @@ def _redrive(connection: sa.Connection, redriven: dict[int, dict[str, Any]], mom
     quarantine.discard_of_messages(connection, list(redriven), "message redriven: it arrived again")
 
 
-def _count_duplicates(connection: sa.Connection, duplicates: Counter[int]) -> None:
+def _count_more(connection: sa.Connection, counter: sa.Column[int], times_of: Counter[int]) -> None:
+    """Add to a counter of the messages with these ids."""
     by_times: dict[int, list[int]] = {}
-    for number, times in duplicates.items():
+    for number, times in (+times_of).items():
         by_times.setdefault(times, []).append(number)
     for times, numbers in by_times.items():
         for some in chunks(numbers, UPDATE_IDS):
             counted = sa.update(messages).where(among(connection, messages.c.id, some))
-            connection.execute(counted.values(duplicates=messages.c.duplicates + times))
+            connection.execute(counted.values({counter.name: counter + times}))
 
 
 def _supersede(connection: sa.Connection, route: str, found: _Sorted, moment: datetime) -> tuple[set[str], int]:

@@ -48,9 +48,10 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Boarded:
-    """What became of the arrivals of one call: they add up to how many there were, but for ``replaced``.
+    """What became of the arrivals of one call: they add up to how many there were, but for the last two.
 
     ``superseded`` arrivals were older than what is here; ``replaced`` are messages that waited until a newer one arrived.
+    ``other_bodies`` are the duplicates that say something else than the message whose key they have.
     """
 
     waiting: int = 0
@@ -61,6 +62,7 @@ class Boarded:
     ignored: int = 0
     held: int = 0
     replaced: int = 0
+    other_bodies: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Message:
     zeros, so that plain text order is AWS's order (the shorter one padded with zeros). ``generation`` is how often it was sent round
     again. ``part`` is the part of its receipt: '' for everything but a delivered message that was sent ``again``, whose part
     is the generation that it got then. ``trip`` is the trip that it rides in or that ended it. ``body`` is None once purged.
-    ``to_dead_letters``: stranded, and to be sent to the queue for dead letters.
+    ``other_bodies`` of its ``duplicates`` had another body. ``to_dead_letters``: stranded, and to be sent to the queue for dead letters.
     """
 
     id: int
@@ -91,6 +93,7 @@ class Message:
     received_at: datetime
     changed_at: datetime
     duplicates: int
+    other_bodies: int
     rows_rejected: int
     error: str | None
     to_dead_letters: bool
@@ -125,12 +128,14 @@ class Departure:
 
 @dataclass(frozen=True)
 class Counts:
-    """How a route's messages stand. ``by_state`` has every state; ``ignored`` and ``duplicates`` count deliveries ever."""
+    """How a route's messages stand. ``by_state`` has every state; ``ignored``, ``duplicates`` and, of those, ``other_bodies`` count
+    deliveries ever."""
 
     by_state: Mapping[MessageState, int]
     oldest_waiting: datetime | None = None
     ignored: int = 0
     duplicates: int = 0
+    other_bodies: int = 0
     failures_in_row: int = 0
     paused_at: datetime | None = None
     paused_reason: str | None = None

@@ -109,7 +109,7 @@ def counts(connection: sa.Connection, route: str) -> Counts:
     return Counts(
         by_state={state: row.get(state, 0) if state in COUNTED else found.get(state, 0) for state in every},
         oldest_waiting=connection.execute(oldest.order_by(messages.c.id).limit(1)).scalar(),
-        **{name: row[name] for name in ("ignored", "duplicates", "failures_in_row", "paused_at", "paused_reason") if row},
+        **{name: row[name] for name in ("ignored", "duplicates", "other_bodies", "failures_in_row", "paused_at", "paused_reason") if row},
     )
 
 

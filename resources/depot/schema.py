@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-REVISION = "0002"
+REVISION = "0003"
 """The migration that yields these tables. A test holds it against ``migrations/versions``."""
 
 VERSION_TABLE = "depot_version"
@@ -195,6 +195,7 @@ messages = sa.Table(
     sa.Column("received_at", UtcDateTime, nullable=False),
     sa.Column("changed_at", UtcDateTime, nullable=False),
     _count("duplicates", sa.Integer),
+    _count("other_bodies", sa.Integer),
     _count("rows_rejected", sa.BigInteger),
     sa.Column("error", AnyText),
     sa.Column("to_dead_letters", sa.Boolean, nullable=False, server_default=sa.false()),
@@ -219,6 +220,7 @@ routes = sa.Table(
     _count("failures_in_row", sa.Integer),
     _count("ignored", sa.BigInteger),
     _count("duplicates", sa.BigInteger),
+    _count("other_bodies", sa.BigInteger),
     # How many messages are in these two states: counting a million rows takes too long.
     _count("delivered", sa.BigInteger),
     _count("superseded", sa.BigInteger),

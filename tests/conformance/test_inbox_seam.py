@@ -146,10 +146,24 @@ def test_ids_follow_the_order_of_arrival(inbox):
 
 def test_a_known_key_is_a_duplicate_in_its_route_only(inbox):
     inbox.board("orders", arrivals(2))
-    assert inbox.board("orders", [*arrivals(3), Arrival("k0", b"other")]) == Boarded(waiting=1, duplicates=3)
+    assert inbox.board("orders", [*arrivals(3), Arrival("k0", b"other")]) == Boarded(waiting=1, duplicates=3, other_bodies=1)
     assert inbox.board("invoices", arrivals(1)) == Boarded(waiting=1)
     assert [(message.body, message.duplicates) for message in inbox.messages("orders")] == [(b"body 0", 2), (b"body 1", 1), (b"body 2", 0)]
     assert (inbox.counts("orders").duplicates, inbox.counts("invoices").duplicates) == (3, 0)
+
+
+def test_duplicates_with_another_body_are_told_apart(inbox):
+    """Most often an identity that does not identify: the first message counts, and what the other one said is in the archive."""
+    first, other = Arrival("k0", b"1"), Arrival("k0", b"2")
+    assert inbox.board("orders", [first, first, other]) == Boarded(waiting=1, duplicates=2, other_bodies=1)
+    assert inbox.board("orders", [other, first, *arrivals(1, 1)]) == Boarded(waiting=1, duplicates=2, other_bodies=1)
+    assert [(message.body, message.duplicates, message.other_bodies) for message in inbox.messages()] == [(b"1", 4, 2), (b"body 1", 0, 0)]
+    assert (inbox.counts("orders").other_bodies, inbox.counts("invoices").other_bodies) == (2, 0)
+
+
+def test_a_message_that_waits_again_is_compared_with_what_came_last(inbox):
+    inbox.board("orders", [Arrival("k0", b"{oops", problem="not JSON")])
+    assert inbox.board("orders", [Arrival("k0", b"{}"), Arrival("k0", b"{}")]) == Boarded(redriven=1, duplicates=1)
 
 
 def test_two_arrivals_of_one_key_in_one_call_are_one_message(inbox):
@@ -223,7 +237,7 @@ def test_many_arrivals_board_in_a_few_statements(depot, inbox):
     engine = depot._connections._open()
     sa.event.listen(engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
     again = [Arrival(f"k{number}", b"", subject=f"s{number}", sequencer="2") for number in range(500, 1500)]
-    assert inbox.board("orders", again) == Boarded(waiting=500, duplicates=500)
+    assert inbox.board("orders", again) == Boarded(waiting=500, duplicates=500, other_bodies=500)
     assert len(statements) < 15
 
 
@@ -905,7 +919,7 @@ def stranded_with_row(depot, inbox):
 def test_a_stranded_message_that_arrives_again_is_redriven(depot, inbox):
     _, ids = stranded_with_row(depot, inbox)
     again = Arrival("k1", b"repaired", group="g", attributes={"bus-generation": 0})
-    assert inbox.board("orders", [again, *arrivals(1, 1)]) == Boarded(redriven=1, duplicates=1)
+    assert inbox.board("orders", [again, *arrivals(1, 1)]) == Boarded(redriven=1, duplicates=1, other_bodies=1)
     message = inbox.messages(key="k1")[0]
     assert (message.id, message.state, message.generation, message.part) == (ids[1], "waiting", 1, "")
     assert (message.body, message.group, message.trip, message.error, message.to_dead_letters) == (b"repaired", "g", None, None, False)

@@ -77,9 +77,7 @@ def test_a_paused_route_says_why_and_since_when(world):
 def test_messages_that_wait_for_a_person_are_told_by_reason(world):
     world.send(*orders([1, 666]), "nonsense", {"order_id": "X", "qty": 0, "price": "1"})
     world.deliver()
-    found = {
-        finding["wrong"].split(" messages are ")[1].split(":")[0]: finding for finding in diagnosis(world) if "are" in finding["wrong"]
-    }
+    found = {finding["wrong"].split(":")[0].split()[-1]: finding for finding in diagnosis(world) if "message" in finding["wrong"]}
     assert "1 × " in found["stranded"]["wrong"]
     assert "666 is too much for me" in found["stranded"]["wrong"]
     assert found["quarantined"]["wrong"].startswith("2 messages are quarantined")
@@ -100,16 +98,16 @@ def test_stranded_messages_that_never_reached_the_dead_letters(world):
     world.dead._failures.clear()
     assert not any("not among the dead letters yet" in finding["wrong"] for finding in diagnosis(world))
     world.sql("UPDATE depot_messages SET changed_at = :then", then=long_ago())
-    assert any("1 stranded messages are not among the dead letters yet" in finding["wrong"] for finding in diagnosis(world))
+    assert any("1 message is stranded, and not among the dead letters yet" in finding["wrong"] for finding in diagnosis(world))
 
 
 def test_messages_that_wait_for_long(world):
     world.send(order(1))
     world.tick()
     world.sql("UPDATE depot_messages SET state = 'waiting', trip = NULL, received_at = :then", then=long_ago())
-    assert "1 messages wait for a trip" in [finding["wrong"] for finding in diagnosis(world)]
+    assert "1 message is waiting for a trip" in [finding["wrong"] for finding in diagnosis(world)]
     world.bus_says("pause", "events", "--reason", "on purpose")
-    assert not any("wait for a trip" in finding["wrong"] for finding in diagnosis(world))
+    assert not any("waiting for a trip" in finding["wrong"] for finding in diagnosis(world))
 
 
 def test_a_departed_trip_that_nobody_claims(world):
@@ -176,7 +174,7 @@ def test_messages_that_nobody_takes_from_their_queue(world):
     world.deploy(events(batch=2))
     world.send(*orders([1, 2, 3]))
     finding = only(diagnosis(world))
-    assert finding["wrong"] == "about 3 messages lie on queue 'order_events', and none is aboard"
+    assert finding["wrong"] == "about 3 messages are on queue 'order_events', and none is aboard"
 
 
 def test_a_module_that_does_not_load_and_what_the_depot_knows_all_the_same(world, monkeypatch):

@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import pytest
 
-from bus_assets import Contract, DropOff, Field, Json, PickUp, S3Event, Table, TextFile, Transform
+from bus_assets import Contract, DropOff, Field, Json, PickUp, S3Event, Table, TextFile, Transform, archive
 from bus_assets.account import account
 from bus_assets.boarding import board, settle
 from bus_assets.drive import Boarding
@@ -40,6 +40,26 @@ def test_a_message_that_comes_twice_is_a_duplicate(world):
     assert "duplicates 1" in world.deliver()[0]
     assert world.logged() == ["O-1"]
     assert world.messages()[0].duplicates == 1
+
+
+def test_an_object_where_text_was_promised_sets_the_message_aside(world):
+    world.send(order(1), order(2) | {"order_id": {"O-": 2}}, order(3) | {"order_id": ["O-3"]})
+    world.deliver()
+    assert world.logged() == ["O-1"]
+    assert world.states() == {"delivered": 1, "quarantined": 2}
+    assert {message.error for message in world.messages("quarantined")} == {
+        "order_id: type string: is an object, not a string",
+        "order_id: type string: is a list, not a string",
+    }
+
+
+def test_a_message_with_a_known_identity_and_another_body_is_told(tmp_path):
+    world = QueueWorld(tmp_path, events(identity="order_id"))
+    world.send(order(1), order(1) | {"qty": 7})
+    assert "duplicates 1, of them with another body 1" in world.deliver()[0]
+    assert world.logged() == ["O-1"]
+    bodies = [arrival.body for arrivals in archive.kept(world.staging, "events") for arrival in arrivals]
+    assert len(set(bodies)) == 2
 
 
 def test_a_crash_between_commit_and_delete_boards_once(world):

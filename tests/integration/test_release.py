@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import pytest
 
-from bus_assets import Contract, DropOff, Field, PickUp, Table, TextFile, Transform
+from bus_assets import Contract, DropOff, Field, JsonLines, PickUp, Table, TextFile, Transform
 from bus_assets.account import account
 from bus_assets.release import choose, start_release
 from resources.errors import BusError, Refused
@@ -149,6 +149,24 @@ def test_a_duplicate_of_a_delivered_row_does_not_ride_alone_past_the_gate(world)
         choose(world.depot, lenient(), "orders", number)
     no_longer_unique = Contract((Field("order_id"), *ORDERS.fields[1:]))
     assert choose(world.depot, fixed(no_longer_unique), "orders", number)[0][0].ids == tuple(number)
+
+
+def test_an_object_in_the_place_of_text_is_not_released_as_its_text(world):
+    (world.root / "landing" / "orders.jsonl").write_text('{"id": "O-1", "to": "me"}\n{"id": "O-2", "to": {"name": "you"}}\n')
+
+    def route(**more):
+        contract = Contract((Field("id"), Field("to", **more)), max_rejected=0.9)
+        log = DropOff("log", Table("warehouse", "log", create=True))
+        return shop(stops=(PickUp("orders", JsonLines("landing", "orders.jsonl", fields={"id": "id", "to": "to"}), contract), log))
+
+    world.drive(route())
+    assert world.rows("log") == [("O-1", "me")]
+    with pytest.raises(Refused, match="'to' is an object, not a string: what quarantine keeps of it is text"):
+        choose(world.depot, route(), "orders", ids_of(world))
+    (trip,), left = released(world, route(json=True))
+    world.drive(route(json=True), tagged=trip.id)
+    assert left == ()
+    assert sorted(world.rows("log")) == [("O-1", "me"), ("O-2", '{"name":"you"}')]
 
 
 def test_ids_that_are_not_held_there_are_refused_and_nothing_is_released(world):

@@ -2,6 +2,7 @@
 
 import sqlite3
 import traceback
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -129,7 +130,7 @@ def test_a_sabotaged_splitter_is_caught_by_the_checks(world, monkeypatch):
     world.land("order_id,qty,price\nO-1,0,3.50\nX-2,1,1.00\nO-3,5,0.10\n")
     honest = stage_module.split
 
-    def blind(batch, contract):
+    def blind(batch, contract, nested):
         lax = Contract(tuple(Field(field.name, field.type) for field in contract.fields))
         return honest(batch, lax)
 
@@ -211,6 +212,10 @@ def test_two_databases_follow_the_first_and_roll_forward(world, tmp_path):
         world.drive(route, before=fail_before_second)
     trip = world.depot.trips()[0]
     assert trip.state == "stuck"
+    orders, priced, totals, *rest = route.stops
+    renamed = replace(route, stops=(orders, replace(priced, name="worth"), replace(totals, of="worth"), *rest))
+    with pytest.raises(Refused, match="the route has lost stop 'priced' since: put it back until the trip is rolled forward"):
+        world.drive(renamed, tagged=trip.id)
     world.land("order_id,qty,price\nO-9,9,9\n")
     again = world.drive(route, tagged=trip.id)
     assert again.mode == "forward"

@@ -40,6 +40,14 @@ def test_kept_rows_have_the_contracts_fields_in_its_order_and_types() -> None:
     assert reasons(found) == {1: [("price: type decimal(6,2)", "'x' is not a decimal number")]}
 
 
+def test_a_list_or_an_object_is_no_string_unless_the_field_says_json() -> None:
+    batch, nested = texts(v=["a", '{"b":1}', "[1]", '{"b":1}']), {"v": {1: "an object", 2: "a list"}}
+    found = split(batch, Contract(fields=(Field("v", required=True, pattern="."),)), nested)
+    assert reasons(found) == {1: [("v: type string", "is an object, not a string")], 2: [("v: type string", "is a list, not a string")]}
+    assert found.kept.column("v").to_pylist() == ["a", '{"b":1}']
+    assert split(batch, Contract(fields=(Field("v", json=True),)), nested).kept.num_rows == 4
+
+
 def test_every_reason_of_a_row_is_given_in_the_contracts_order() -> None:
     contract = Contract(
         fields=(

@@ -24,7 +24,7 @@ def read(folder: Path, content: bytes, fields: dict[str, str], name: str = "f.js
 
 
 def column(text: str, path: str = "v") -> list[str | None]:
-    return text_columns([loads_exact(text)], {"v": path}).column(0).to_pylist()
+    return text_columns([loads_exact(text)], {"v": path})[0].column(0).to_pylist()
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,13 @@ def column(text: str, path: str = "v") -> list[str | None]:
 )
 def test_values_keep_the_text_they_had(value: str, text: str | None) -> None:
     assert column('{"v": %s}' % value) == [text]  # noqa: UP031
+
+
+def test_lists_and_objects_are_told_from_text_that_looks_like_them() -> None:
+    objects = [loads_exact('{"v": %s}' % value) for value in ('"[]"', "[]", "null", "{}", "1", '"{}"')]  # noqa: UP031
+    batch, nested = text_columns(objects, {"v": "v", "w": "w"})
+    assert batch.column(0).to_pylist() == ["[]", "[]", None, "{}", "1", "{}"]
+    assert nested == {"v": {1: "a list", 3: "an object"}}
 
 
 def test_paths_go_into_objects_and_a_literal_key_with_the_dot_wins() -> None:
