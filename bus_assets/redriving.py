@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from functools import partial
 
 from bus_assets import archive
 from bus_assets.drive import Bus
 from bus_assets.queues import Queue
 from bus_assets.route import Route
 from resources.depot.mail import Boarded
-from resources.errors import Misconfigured
+from resources.errors import Gone, Misconfigured, Poison
+from resources.queue_seam import MessageQueue, Pointer
 from sensors.envelopes import unwrap
+from sensors.keeping import Keeping, total
 
 AT_ONCE = 500
 WAIT_SECONDS = 1.0
@@ -26,11 +28,22 @@ def board_dead_letters(bus: Bus, route: Route, queue: Queue) -> Boarded:
             f"route '{route.name}' names no queue for dead letters (Queue(…, dead_letters=…)); "
             f"`bus redrive {route.name} --state stranded` takes what the depot holds"
         )
-    dead, total = bus.systems[queue.dead_letters], Boarded()
+    dead, boarded, failed = bus.systems[queue.dead_letters], Boarded(), None
+    archived, boards = partial(archive.keep, bus.staging, route.name), partial(bus.depot.inbox.board, route.name)
+    unwrapped = partial(unwrap, decode=queue.decode.kind, identity=queue.identity, fetch=partial(_fetch, dead, bus.systems[queue.system]))
     while received := dead.receive(AT_ONCE, WAIT_SECONDS):
-        arrivals = [arrival for one in received for arrival in unwrap(one, queue.decode.kind, queue.identity)]
-        archive.keep(bus.staging, route.name, arrivals)
-        boarded = bus.depot.inbox.board(route.name, arrivals)
-        dead.delete(received)
-        total = Boarded(*(getattr(total, one.name) + getattr(boarded, one.name) for one in fields(Boarded)))
-    return total
+        kept, error = Keeping(unwrapped, archived, boards, dead.delete).keep(received)
+        boarded, failed = total(boarded, kept), failed or error
+    if failed is not None:
+        raise failed
+    return boarded
+
+
+def _fetch(dead: MessageQueue, queue: MessageQueue, pointer: Pointer) -> bytes:
+    """What SQS itself moved to the dead letters points into the bucket of the queue that it came from."""
+    try:
+        return dead.fetch(pointer)
+    except Gone:
+        raise
+    except Poison:
+        return queue.fetch(pointer)

@@ -53,6 +53,11 @@ def why_unsendable(body: str, limit_bytes: int) -> str | None:
     return f"it has {size} bytes, more than {limit_bytes}" if size > limit_bytes else None
 
 
+def attribute_bytes(attributes: Mapping[str, str]) -> int:
+    """What they take of a message's size: names, types and values count."""
+    return sum(len(name.encode()) + len("String") + len(value.encode()) for name, value in attributes.items())
+
+
 def leave(s3: Any, bucket: str, folder: str, body: str) -> tuple[str, dict[str, str]]:
     """Puts ``body`` into the bucket; returns the body and the attributes of the message that points there.
 

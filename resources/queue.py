@@ -18,7 +18,7 @@ from dagster import ConfigurableResource
 from pydantic import Field, PrivateAttr
 
 from resources.aws_clients import client, error_code, in_our_words
-from resources.claim_check import collect, leave, why_unsendable
+from resources.claim_check import attribute_bytes, collect, leave, why_unsendable
 from resources.errors import BusError, Misconfigured, Poison, Transient
 from resources.queue_seam import Depth, MessageQueue, Outgoing, Pointer, Received
 
@@ -99,7 +99,7 @@ class SqsQueue(ConfigurableResource):
         for name, value in outgoing.attributes.items():
             if reason := why_unsendable(value, MESSAGE_BYTES):
                 raise Poison(f"{self.where} does not take attribute {name!r}: {reason}; escape it or leave it out")
-        return why_unsendable(outgoing.body, self.largest_message_bytes - _attribute_bytes(outgoing.attributes))
+        return why_unsendable(outgoing.body, self.largest_message_bytes - attribute_bytes(outgoing.attributes))
 
     def _entry(self, outgoing: Outgoing, is_large: bool) -> dict[str, Any]:
         body, attributes = outgoing.body, {name: _attribute("String", value) for name, value in outgoing.attributes.items()}
@@ -145,7 +145,13 @@ class SqsQueue(ConfigurableResource):
 
         def take(limit: int, wait_seconds: int) -> list[Received]:
             receive, much = sqs.client.receive_message, {"MaxNumberOfMessages": limit, "WaitTimeSeconds": wait_seconds}
-            return list(map(_received, sqs.ask("ReceiveMessage", receive, **much, **asked).get("Messages", ())))
+            found = list(map(_received, sqs.ask("ReceiveMessage", receive, **much, **asked).get("Messages", ())))
+            if self.is_fifo and any(message.group is None for message in found):
+                said = (
+                    "messages came without their group, so their order is not known; is its server too old for MessageSystemAttributeNames?"
+                )
+                raise Misconfigured(f"{self.where} is FIFO, but {said}")
+            return found
 
         return take
 
@@ -268,11 +274,6 @@ def _attribute(kind: str, value: str) -> dict[str, str]:
     return {"DataType": kind, "StringValue": value}
 
 
-def _attribute_bytes(attributes: Mapping[str, str]) -> int:
-    """Names, types and values count towards a message's size."""
-    return sum(len(name.encode()) + len("String") + len(value.encode()) for name, value in attributes.items())
-
-
 def _batches(items: Sequence[Any]) -> list[Sequence[Any]]:
     return [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
 
@@ -283,7 +284,7 @@ def _sendable(entries: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]
     total = 0
     for entry in entries:
         size = len(entry["MessageBody"].encode())
-        size += _attribute_bytes({name: value["StringValue"] for name, value in entry["MessageAttributes"].items()})
+        size += attribute_bytes({name: value["StringValue"] for name, value in entry["MessageAttributes"].items()})
         if batch and (len(batch) == BATCH or total + size > MESSAGE_BYTES):
             yield batch
             batch, total = [], 0

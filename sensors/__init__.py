@@ -1,1 +1,1 @@
-"""What starts trips: schedules now, queues next. Knows nothing of routes."""
+"""What starts trips: schedules, and the messages of queues. Knows nothing of routes."""

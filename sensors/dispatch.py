@@ -15,15 +15,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 
 from resources.depot.entries import Attempt, Trip
 from resources.depot.inbox import Inbox
 from resources.depot.mail import Arrival, Boarded, Departure, Message, Underway
-from resources.errors import BusError
+from resources.errors import BusError, Misconfigured, Poison
 from resources.queue_seam import MessageQueue, Outgoing, Received
 from sensors.ahead import Ahead
 from sensors.envelopes import carried
 from sensors.judging import Decision, Pause, Policy, Retry, Split, Strand, judge
+from sensors.keeping import Keeping, total
 
 BREAKER = 5
 """So many trips that fail in a row, with none delivered between them, are no accident: the route is paused, and strands nothing."""
@@ -40,14 +42,15 @@ RECEIVE_AT_ONCE = 500
 ROOM = 2
 """Messages are received as long as the depot holds fewer than so many times what fits in flight."""
 DEAD_LETTERS_AT_ONCE = 100
+REFUSALS = 10
+"""So many dead letters in a row that their queue refuses, and none that it takes, are not the fault of the messages."""
 
 
 @dataclass(frozen=True)
 class Above:
     """What is passed down from those who know routes and runs.
 
-    ``unwrap``       a delivery as the messages in it; never raises.
-    ``archive``      keep a copy of what is about to be boarded, outside the depot.
+    ``unwrap``, ``archive``  as in :class:`sensors.keeping.Keeping`.
     ``end``          end an attempt for good; True if it turned out to have published: then the depot knows, and it only rolls forward.
     ``run_is_over``  whether the run that makes an attempt has ended.
     ``abandoned``    whether nobody makes an attempt any more: its process is gone, or its lease ran out.
@@ -60,9 +63,6 @@ class Above:
     run_is_over: Callable[[str], bool]
     abandoned: Callable[[Attempt], bool]
     report_dead: Callable[[Attempt], None]
-
-
-# Settling
 
 
 @dataclass
@@ -96,6 +96,9 @@ class Told:
         }
         said = [f"{name} {number}" for name, number in counts.items() if number]
         return ", ".join(said + self.notes) or "nothing waits"
+
+
+# Settling
 
 
 def settle(policy: Policy, inbox: Inbox, above: Above, told: Told) -> None:
@@ -184,21 +187,17 @@ def _seconds_since(moment: datetime | None) -> float:
 # Boarding
 
 
-def board(policy: Policy, inbox: Inbox, queue: Ahead, above: Above, wait_seconds: float, *, enough: bool = False) -> Boarded:
-    """Receive once and keep what came: the depot commits first, and only then the queue forgets. ``enough``: ask for no more."""
+def board(
+    policy: Policy, inbox: Inbox, queue: Ahead, above: Above, wait_seconds: float, *, enough: bool = False
+) -> tuple[Boarded, BusError | None]:
+    """Receive once and keep what came, as long as there is room. ``enough``: ask for no more. See :meth:`Keeping.keep` for what it says."""
     held = inbox.moving(policy.route) if policy.halt_on_stranded else inbox.live(policy.route)
     room = ROOM * policy.batch * policy.max_in_flight - held
     if room <= 0:
         time.sleep(wait_seconds)
-        return Boarded()
+        return Boarded(), None
     received = queue.receive(room, wait_seconds, enough=enough)
-    if not received:
-        return Boarded()
-    arrivals = [arrival for delivery in received for arrival in above.unwrap(delivery)]
-    above.archive(arrivals)
-    boarded = inbox.board(policy.route, arrivals)
-    queue.delete(received)
-    return boarded
+    return Keeping(above.unwrap, above.archive, partial(inbox.board, policy.route), queue.delete).keep(received)
 
 
 # Dispatching
@@ -217,11 +216,36 @@ def dispatch(policy: Policy, inbox: Inbox, *, only_full: bool = False) -> list[D
     return inbox.depart(policy.route, max_in_flight=policy.max_in_flight, limit=policy.max_in_flight)
 
 
-def send_dead_letters(policy: Policy, inbox: Inbox, dead_letters: MessageQueue) -> None:
-    """Copy stranded messages to their queue. Killed between sending and noting it sends twice: who redrives both boards one."""
+def send_dead_letters(policy: Policy, inbox: Inbox, dead_letters: MessageQueue) -> list[str]:
+    """Copy stranded messages to their queue. Killed between sending and noting it sends twice: who redrives both boards one.
+
+    One that the queue does not take (too large, no text) keeps no other back: it stays stranded in the depot, without a copy. Returns
+    what there is to say of those.
+    """
+    said = []
     while stranded := inbox.dead_letters(policy.route, DEAD_LETTERS_AT_ONCE):
-        dead_letters.send([_dead_letter(message, dead_letters.is_fifo) for message in stranded])
-        inbox.sent_to_dead_letters([message.id for message in stranded])
+        try:
+            dead_letters.send([_dead_letter(message, dead_letters.is_fifo) for message in stranded])
+            inbox.sent_to_dead_letters([message.id for message in stranded])
+        except (Poison, Misconfigured):
+            said += _sent_one_by_one(inbox, dead_letters, stranded)
+    return said
+
+
+def _sent_one_by_one(inbox: Inbox, dead_letters: MessageQueue, stranded: Sequence[Message]) -> list[str]:
+    taken, refused = 0, dict[int, BusError]()
+    for message in stranded:
+        try:
+            dead_letters.send([_dead_letter(message, dead_letters.is_fifo)])
+            inbox.sent_to_dead_letters([message.id])
+            taken += 1
+        except (Poison, Misconfigured) as error:
+            refused[message.id] = error
+        wrong = [error for error in refused.values() if isinstance(error, Misconfigured)]
+        if wrong and not taken and len(refused) == min(len(stranded), REFUSALS):
+            raise wrong[0]  # what it says of every message is wrong with the queue
+    inbox.sent_to_dead_letters(list(refused))
+    return [f"message {number} has no copy among the dead letters: {error}" for number, error in refused.items()]
 
 
 def _dead_letter(message: Message, is_fifo: bool) -> Outgoing:
@@ -258,46 +282,73 @@ def tick(
 
     While trips are under way it looks after them every :data:`LOOK_SECONDS`; else it just waits for a message. While the route is
     paused nothing is received: messages are safe on their queue. Raises what the depot or the queue raises; a trip that cannot be
-    settled does not keep others from departing.
+    settled, or a body that cannot be fetched, does not keep others from departing.
     """
-    told, departures = Told(), list[Departure]()
+    ticking = _Ticking(policy, inbox, above, poll_seconds)
     try:
         with Ahead(queue, RECEIVE_AT_ONCE) as ahead:
-            failed = _until_ready(policy, inbox, ahead, above, poll_seconds, told, departures)
+            ticking.until_ready(ahead)
         if dead_letters is not None:
-            send_dead_letters(policy, inbox, dead_letters)
+            ticking.told.notes += send_dead_letters(policy, inbox, dead_letters)
     except BusError as error:
-        failed = error
-    if failed is not None and not departures:
-        raise failed
-    told.departed = len(departures)
-    if not departures and policy.halt_on_stranded and (behind := inbox.live(policy.route) - inbox.moving(policy.route)):
-        told.notes.append(f"{behind} wait behind stranded messages of their groups")
-    return Tick(tuple(departures), str(told) + (f"; then: {failed}" if failed else ""))
+        ticking.failed = error
+    return ticking.done()
 
 
-def _until_ready(
-    policy: Policy, inbox: Inbox, queue: Ahead, above: Above, poll_seconds: float, told: Told, departures: list[Departure]
-) -> BusError | None:
-    """Settle, board and dispatch. Trips are not parted from messages that are just coming: not full ones depart when no more comes."""
-    began = time.monotonic()
-    failed = _settled(policy, inbox, above, told)
-    departures += dispatch(policy, inbox)
-    coming_since: float | None = None
-    while not (paused := inbox.paused(policy.route)):
-        left = began + poll_seconds - time.monotonic()
-        wait = 0.0 if coming_since or departures else _patience(policy, inbox, left)
-        enough = _is_enough(policy, departures, coming_since)
-        boarded = board(policy, inbox, queue, above, wait, enough=enough)
-        told.boarded, more = _sum(told.boarded, boarded), boarded != Boarded()
-        coming_since = (coming_since or time.monotonic()) if more else None
-        if not more:
-            failed = _settled(policy, inbox, above, told)
-        departures += dispatch(policy, inbox, only_full=more or (enough and bool(departures)))
-        if not more and (departures or left <= 0):
-            return failed
-    told.notes.append(f"paused since {paused[0]:%Y-%m-%d %H:%M} UTC: {paused[1]}")
-    return failed
+@dataclass
+class _Ticking:
+    """A tick under way. ``failed``: what went wrong while the rest went on."""
+
+    policy: Policy
+    inbox: Inbox
+    above: Above
+    poll_seconds: float
+    told: Told = field(default_factory=Told)
+    departures: list[Departure] = field(default_factory=list)
+    failed: BusError | None = None
+
+    def until_ready(self, queue: Ahead) -> None:
+        """Settle, board and dispatch, until the route is paused, trips may depart and no more messages come, or time is up.
+
+        Trips are not parted from messages that are just coming: not full ones depart when no more comes.
+        """
+        policy, inbox = self.policy, self.inbox
+        began, coming_since = time.monotonic(), None
+        self.settle()
+        self.departures += dispatch(policy, inbox)
+        while not (paused := inbox.paused(policy.route)):
+            left = began + self.poll_seconds - time.monotonic()
+            wait = 0.0 if coming_since or self.departures else _patience(policy, inbox, left)
+            enough = _is_enough(policy, self.departures, coming_since)
+            more = self.board(queue, wait, enough)
+            coming_since = (coming_since or time.monotonic()) if more else None
+            if not more:
+                self.settle()
+            self.departures += dispatch(policy, inbox, only_full=more or (enough and bool(self.departures)))
+            if not more and (self.departures or left <= 0):
+                return
+        self.told.notes.append(f"paused since {paused[0]:%Y-%m-%d %H:%M} UTC: {paused[1]}")
+
+    def settle(self) -> None:
+        try:
+            settle(self.policy, self.inbox, self.above, self.told)
+        except BusError as error:
+            self.failed = error
+
+    def board(self, queue: Ahead, wait_seconds: float, enough: bool) -> bool:
+        """Whether messages came."""
+        boarded, failed = board(self.policy, self.inbox, queue, self.above, wait_seconds, enough=enough)
+        self.told.boarded, self.failed = total(self.told.boarded, boarded), failed or self.failed
+        return boarded != Boarded()
+
+    def done(self) -> Tick:
+        policy, told = self.policy, self.told
+        if self.failed is not None and not self.departures:
+            raise self.failed
+        told.departed = len(self.departures)
+        if not self.departures and policy.halt_on_stranded and (behind := self.inbox.live(policy.route) - self.inbox.moving(policy.route)):
+            told.notes.append(f"{behind} wait behind stranded messages of their groups")
+        return Tick(tuple(self.departures), str(told) + (f"; then: {self.failed}" if self.failed else ""))
 
 
 def _is_enough(policy: Policy, departures: Sequence[Departure], coming_since: float | None) -> bool:
@@ -306,18 +357,6 @@ def _is_enough(policy: Policy, departures: Sequence[Departure], coming_since: fl
     return len(departures) >= policy.max_in_flight or waited >= BUSY_SECONDS
 
 
-def _settled(policy: Policy, inbox: Inbox, above: Above, told: Told) -> BusError | None:
-    try:
-        settle(policy, inbox, above, told)
-    except BusError as error:
-        return error
-    return None
-
-
 def _patience(policy: Policy, inbox: Inbox, left: float) -> float:
     """How long to wait for a message: not beyond the next look at trips that are under way."""
     return max(0.0, min(left, LOOK_SECONDS) if inbox.live(policy.route) else left)
-
-
-def _sum(one: Boarded, other: Boarded) -> Boarded:
-    return Boarded(**{name: getattr(one, name) + getattr(other, name) for name in Boarded.__dataclass_fields__})

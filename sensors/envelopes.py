@@ -3,18 +3,18 @@
     raw            the body is the data                                       key  sqs:MESSAGE-ID
     SNS            {"Type": "Notification", "Message": "…", …}                key  sns:MESSAGE-ID
     EventBridge    {"detail-type": …, "source": …, "id": …, "detail": …}      key  event:ID
-    S3 (decode s3) {"Records": [{"eventSource": "aws:s3", …}, …]}            key  BUCKET/KEY/VERSION/SEQUENCER, one arrival a record
+    S3 (decode s3) {"Records": [{"eventSource": "aws:s3", …}, …]}             key  BUCKET/KEY/VERSION/SEQUENCER/ETAG, one arrival a record
 
 Each may be inside the one above it; the innermost identity counts, since it survives the outer service's own repetitions. An identity
 that the author names counts more than those of SNS, EventBridge and SQS; the key that this project gave a message it sent to
-the dead letters counts most.
+the dead letters counts most. In the place of a body, SQS's or SNS's, there may be a claim check: the body waits in a bucket.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -22,10 +22,12 @@ from urllib.parse import quote, unquote, unquote_plus
 
 from resources.claim_check import pointer_of
 from resources.depot.mail import TRIP_RECEIPT, Arrival
-from resources.queue_seam import Received
+from resources.errors import Poison
+from resources.queue_seam import Pointer, Received
 from sensors.json_text import Digits, NotJson, at_path, member, parse
 
 Decode = Literal["json", "text", "s3"]
+Fetch = Callable[[Pointer], bytes]
 
 DEDUPLICATION_ID = "@deduplication_id"
 """As ``identity``: a FIFO message's deduplication id. Only for senders that never use one again: SQS forgets it after 5 minutes."""
@@ -43,18 +45,20 @@ _OBJECT = ("bucket", "key", "version", "etag", "size", "sequencer", "event", "ev
 _CREATED = ("ObjectCreated:", "Object Created")
 
 
-def unwrap(received: Received, decode: Decode, identity: str | None = None) -> tuple[Arrival, ...]:
-    """The data in ``received``: one Arrival, for S3 one a record, never none, with the same keys at every redelivery. Never raises.
+def unwrap(received: Received, decode: Decode, identity: str | None = None, fetch: Fetch | None = None) -> tuple[Arrival, ...]:
+    """The data in ``received``: one Arrival, for S3 one a record, never none, with the same keys at every redelivery.
 
     ``decode``: 'json' leaves the text of the innermost JSON document exactly as it was written, without a byte order mark;
     'text' whatever is inside SNS or EventBridge, or else the body; 's3' a JSON object for each created object, with
     bucket, key, version, etag, size, sequencer, event and event_time (null where it was not told).
     ``identity``: a dotted path to a text or number in the JSON document, or ``@deduplication_id``.
+    ``fetch``: the body that a claim check points at, see :meth:`resources.queue_seam.MessageQueue.fetch`; its Poison is a ``problem``, and
+    what else it raises is all that is ever raised here.
 
     What cannot be read has a ``problem``, which says what is wrong and where but quotes nothing, and as body what there is of it. S3's
     test message and events that bring no object are ``ignored``. What carries a ``bus-key`` is taken as it was when it got that.
     """
-    letter = _opened(received, decode)
+    letter = _opened(received, decode, fetch)
     if letter.problem is not None:
         return (letter.arrival(),)
     if decode != "text" and _is_test_event(letter.value):
@@ -108,23 +112,39 @@ class _Letter:
         return replace(self, problem=problem + inside)
 
 
-def _opened(received: Received, decode: Decode) -> _Letter:
+def _opened(received: Received, decode: Decode, fetch: Fetch | None) -> _Letter:
     sent = received.attributes
     attributes: dict[str, Any] = {"message_id": received.message_id} | ({"message_attributes": dict(sent)} if sent else {})
     letter = _Letter(received.body.removeprefix(_BOM), f"sqs:{received.message_id}", received.sent_at, received.group, attributes)
-    if pointer_of(received.body, sent):
-        return letter.wrong("the body waits in a bucket and was not fetched")
     if key := unquote(sent.get(KEY, "")):
-        return _read(replace(letter, key=key, event_at=_moment(sent.get(EVENT_AT)), is_own=True), decode)
-    letter = _read(letter, decode)
-    for take_out in (_from_sns, _from_event):
+        letter = replace(letter, key=key, event_at=_moment(sent.get(EVENT_AT)), is_own=True)
+    letter = _read(_claimed(letter, sent, fetch), decode)
+    for take_out in () if letter.is_own else (_from_sns, _from_event):
         if letter.problem is None and isinstance(letter.value, dict) and (inner := take_out(letter, letter.value)):
-            letter = _read(inner, decode) if inner.problem is None else inner
+            letter = _read(_claimed(inner, _sns_attributes(letter.value), fetch), decode)
     return letter
+
+
+def _claimed(letter: _Letter, attributes: Mapping[str, str], fetch: Fetch | None) -> _Letter:
+    """The letter with the body that waits in a bucket, where this one is only a claim check. ``attributes`` came with it."""
+    pointer = pointer_of(letter.text, attributes) if letter.problem is None else None
+    if pointer is None:
+        return letter
+    if fetch is None:
+        return letter.wrong("the body waits in a bucket and was not fetched")
+    try:
+        text = fetch(pointer).decode()
+    except UnicodeDecodeError:
+        return letter.wrong("the body that waits in a bucket is no text in UTF-8")
+    except Poison as error:
+        return letter.wrong(error.message)
+    return replace(letter, text=text.removeprefix(_BOM))
 
 
 def _read(letter: _Letter, decode: Decode) -> _Letter:
     """The letter with its text parsed; for 'text' only where it may be an envelope."""
+    if letter.problem is not None:
+        return letter
     if decode != "text" or '"TopicArn"' in letter.text or '"detail-type"' in letter.text:
         try:
             return replace(letter, value=parse(letter.text))
@@ -144,6 +164,12 @@ def _from_sns(letter: _Letter, value: dict[str, Any]) -> _Letter | None:
         return None
     more = {"subject": value["Subject"]} if isinstance(value.get("Subject"), str) else {}
     return letter.inside("sns", str(text).removeprefix(_BOM), f"sns:{key}", value.get("Timestamp"), topic=topic, **more)
+
+
+def _sns_attributes(value: Mapping[str, Any]) -> dict[str, str]:
+    """SNS tells a message's attributes in its envelope: {NAME: {"Type": …, "Value": …}}."""
+    told = value.get("MessageAttributes")
+    return {name: str(at_path(one, "Value")) for name, one in told.items()} if isinstance(told, dict) else {}
 
 
 def _from_event(letter: _Letter, value: dict[str, Any]) -> _Letter | None:
@@ -197,8 +223,8 @@ def _object(letter: _Letter, fallback: str, told: dict[str, Any] | None) -> Arri
     if told is None or not _is_told(told["bucket"]) or not _is_told(told["key"]):
         return replace(letter, key=fallback).wrong("not an S3 event with a bucket and a key").arrival()
     subject, at = f"{told['bucket']}/{told['key']}", _moment(told["event_time"])
-    # A service that gives no sequencer tells writes apart by time and content.
-    which = told["sequencer"] or f"{told['event_time'] or ''}{told['etag'] or ''}"
+    # Some emulators give every write the same sequencer, some give none: the content tells writes apart as well.
+    which = f"{told['sequencer'] or told['event_time'] or ''}/{told['etag'] or ''}"
     return letter.arrival(
         key=letter.key if letter.is_own else f"{subject}/{told['version'] or ''}/{which}",
         body=json.dumps(told, separators=(",", ":")).encode(),
@@ -224,8 +250,8 @@ def _from_record(record: Any) -> dict[str, Any] | None:
 def _from_detail(detail: Any, letter: _Letter) -> dict[str, Any] | None:
     """The detail of S3's event in EventBridge; its key is as it is."""
     at = letter.event_at.isoformat().replace("+00:00", "Z") if letter.event_at else None
-    key = _text(at_path(detail, "object.key"))
-    return _told(detail, key, letter.attributes["detail_type"], at, version="version-id", etag="etag")
+    key, etag = _text(at_path(detail, "object.key")), "etag" if _text(at_path(detail, "object.etag")) else "eTag"  # moto writes it so
+    return _told(detail, key, letter.attributes["detail_type"], at, version="version-id", etag=etag)
 
 
 def _told(about: Any, key: str | None, event: str, event_time: str | None, *, version: str, etag: str) -> dict[str, Any]:
@@ -233,7 +259,7 @@ def _told(about: Any, key: str | None, event: str, event_time: str | None, *, ve
         "bucket": _text(at_path(about, "bucket.name")),
         "key": key,
         "version": _text(at_path(about, f"object.{version}")),
-        "etag": _text(at_path(about, f"object.{etag}")),
+        "etag": (_text(at_path(about, f"object.{etag}")) or "").strip('"') or None,
         "size": _size(at_path(about, "object.size")),
         "sequencer": _text(at_path(about, "object.sequencer")),
         "event": event,

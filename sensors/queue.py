@@ -11,7 +11,7 @@ from resources.errors import BusError
 from sensors.dispatch import Tick
 
 SHORTEST_INTERVAL_SECONDS = 1
-"""Dagster's daemon looks every five seconds all the same; a tick itself waits for messages."""
+"""Dagster's own daemon looks every five seconds all the same, that of `bus up` every half; a tick itself waits for messages."""
 ERROR_SECONDS = 3.0
 """How long a tick that failed waits: the next one comes at once, and most often fails as well."""
 

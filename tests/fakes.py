@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from resources.claim_check import why_unsendable
+from resources.claim_check import attribute_bytes, why_unsendable
 from resources.errors import BusError, Gone, Misconfigured, Poison
 from resources.queue_seam import Depth, Outgoing, Pointer, Received
 
@@ -82,7 +82,7 @@ class FakeQueue:
         with self._lock:
             self._maybe_fail()
             for outgoing in bodies:
-                if reason := why_unsendable(outgoing.body, 1 << 20):
+                if reason := why_unsendable(outgoing.body, (1 << 20) - attribute_bytes(outgoing.attributes)):
                     raise Poison(f"{self.where} does not take a message: {reason}")
                 if self.is_fifo and outgoing.group is None:
                     raise Misconfigured(f"{self.where}: a message has no group")

@@ -69,7 +69,7 @@ def protocol(bus: Bus, route: Route, queue: Queue, instance: Any) -> Above:
             instance.report_run_failed(run, said)
 
     return Above(
-        unwrap=partial(unwrap, decode=queue.decode.kind, identity=queue.identity),
+        unwrap=partial(unwrap, decode=queue.decode.kind, identity=queue.identity, fetch=bus.systems[queue.system].fetch),
         archive=partial(archive.keep, bus.staging, route.name),
         end=end,
         run_is_over=run_is_over,

@@ -19,8 +19,8 @@ import sqlalchemy as sa
 
 from resources.depot.mail import Arrival, Departure
 from resources.depot.store import Depot
-from resources.errors import Transient
-from resources.queue_seam import Outgoing
+from resources.errors import Misconfigured, Transient
+from resources.queue_seam import Outgoing, Pointer
 from sensors.dispatch import BREAKER, CLAIM_SECONDS, Above, Tick, tick
 from sensors.envelopes import unwrap
 from sensors.judging import DEATHS, Policy
@@ -89,14 +89,21 @@ class Street:
         self.archived: list[Arrival] = []
         self.over = set[str]()
         self.bad = lambda body: body == "poison"
+        self.fetch: Callable[[Pointer], bytes] = self.queue.fetch
 
     def send(self, *bodies: str, group: str | None = None) -> None:
         self.queue.send([Outgoing(json.dumps({"say": body}), group=group) for body in bodies])
 
+    def send_large(self, name: str, group: str | None = None) -> None:
+        """A message whose body waits in a bucket."""
+        said = ["software.amazon.payloadoffloading.PayloadS3Pointer", {"s3BucketName": "b", "s3Key": name}]
+        self.queue.large_bodies[Pointer("b", name)] = json.dumps({"say": name}).encode()
+        self.queue.send([Outgoing(json.dumps(said), {"ExtendedPayloadSize": "9"}, group)])
+
     def tick(self, cut: Cut | None = None) -> Tick:
         cut = cut or Cut(0, False)
         above = Above(
-            unwrap=lambda received: unwrap(received, "json", None),
+            unwrap=lambda received: unwrap(received, "json", None, self.fetch),
             archive=cut.wrapped(self.archived.extend, "archive"),
             end=cut.wrapped(self._end, "end"),
             run_is_over=lambda run: run in self.over,
@@ -287,3 +294,102 @@ def test_runs_that_came_and_died_do_not_lengthen_the_wait_for_one_that_never_com
     assert again.launch == DEATHS + 1
     assert street.asked_again_after(2 * CLAIM_SECONDS - 5) == ()
     assert len(street.asked_again_after(2 * CLAIM_SECONDS + 5)) == 1
+
+
+def test_there_is_no_more_in_the_depot_than_fits_in_flight_twice(tmp_path, template):
+    """What has no capacity yet stays on the queue, where others can take it."""
+    street = Street(tmp_path, template=template, batch=1)
+    street.send(*map(str, range(100)))
+    assert [len(street.tick().departures) for _ in range(5)] == [2, 0, 0, 0, 0]
+    assert len(street.depot.inbox.messages(ROUTE)) == 4
+    assert street.queue.depth().waiting == 96
+
+
+def test_a_body_that_cannot_be_fetched_now_stays_on_the_queue_and_the_others_go_on(tmp_path, template):
+    street = Street(tmp_path, template=template)
+    street.send_large("large")
+    street.send("small")
+
+    def refuse(pointer: Pointer) -> bytes:
+        raise Misconfigured("bucket b: access is denied")
+
+    street.fetch = refuse
+    done = street.tick()
+    assert (len(done.departures), done.said) == (1, "boarded 1, departed 1; then: bucket b: access is denied")
+    assert street.queue.depth().in_flight == 1
+    street.queue.expire()
+    with pytest.raises(Misconfigured, match="access is denied"):
+        street.tick()
+    street.fetch = street.queue.fetch
+    street.run(done.departures[0])
+    street.deliver()
+    assert street.applied == {"large": 1, "small": 1}
+
+
+def test_what_follows_a_body_that_cannot_be_fetched_in_its_group_waits_for_it(tmp_path, template):
+    street = Street(tmp_path, template=template, fifo=True)
+    street.send("first", group="a")
+    street.send_large("large", group="a")
+    street.send("last", group="a")
+    street.send("other", group="b")
+    times = Counter[str]()
+
+    def fetch(pointer: Pointer) -> bytes:
+        times["asked"] += 1
+        if times["asked"] == 1:
+            raise Transient("throttled")
+        return street.queue.fetch(pointer)
+
+    street.fetch = fetch
+    street.deliver()
+    assert [body for body in street.order if body != "other"] == ["first", "large", "last"]
+    assert street.applied == {"first": 1, "large": 1, "last": 1, "other": 1}
+
+
+def test_large_bodies_are_committed_before_they_fill_the_memory(tmp_path, template, monkeypatch):
+    monkeypatch.setattr("sensors.keeping.BYTES_AT_ONCE", 30)
+    street = Street(tmp_path, template=template, batch=100)
+    street.send(*map(str, range(9)))
+    boards = []
+    street.archived = _Counted(boards)  # pyright: ignore[reportAttributeAccessIssue]
+    street.tick()
+    assert sum(boards) == 9
+    assert max(boards) <= 3
+
+
+class _Counted:
+    def __init__(self, sizes: list[int]):
+        self.extend = lambda arrivals: sizes.append(len(arrivals))
+
+
+def stranded(street: Street, *bodies: str) -> None:
+    """They are stranded, and none is copied to the dead letters yet."""
+    street.bad = lambda body: True
+    for body in bodies:
+        street.send(body)
+        street.deliver()
+        street.depot.inbox.resume(ROUTE)
+    street.dead = FakeQueue("dead")
+    with street.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE depot_messages SET to_dead_letters = true WHERE state = 'stranded'"))
+
+
+def test_a_dead_letter_that_its_queue_does_not_take_keeps_no_other_back(tmp_path, template):
+    """With its identity beside it a body just below SQS's limit is above it."""
+    street = Street(tmp_path, template=template, attempts=1)
+    stranded(street, "one", "x" * ((1 << 20) - 12), "two")
+    said = street.tick().said
+    assert "has no copy among the dead letters: queue dead does not take a message: it has 1048575 bytes, more than" in said
+    assert {json.loads(copy.body)["say"] for copy in street.dead.receive(10)} == {"one", "two"}
+    assert street.states() == {"stranded": 3}
+    assert street.tick().said == "nothing waits"
+
+
+def test_a_queue_that_takes_no_dead_letter_is_to_blame_itself(tmp_path, template):
+    street = Street(tmp_path, template=template, attempts=1)
+    stranded(street, "one", "two")
+    street.dead.fail(*[Misconfigured("queue dead does not exist")] * 3)
+    with pytest.raises(Misconfigured, match="queue dead does not exist"):
+        street.tick()
+    street.tick()
+    assert len(street.dead.receive(10)) == 2

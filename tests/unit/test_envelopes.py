@@ -12,9 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from resources.depot.mail import Arrival
-from resources.errors import Poison
+from resources.errors import Gone, Misconfigured, Poison, Transient
 from resources.jsonlines import loads_exact
-from resources.queue_seam import Received
+from resources.queue_seam import Pointer, Received
 from sensors.envelopes import MAX_RECORDS, Decode, carried, unwrap
 from sensors.json_text import Digits, NotJson, member, parse
 from tests.fakes import a_message
@@ -96,7 +96,7 @@ OBJECT = {
 @pytest.mark.parametrize("body", [notice(record()), sns(notice(record())), s3_event(), sns(s3_event())])
 def test_an_object_is_the_same_on_every_way_that_s3_tells_of_it(body: str) -> None:
     arrival = one(body, "s3")
-    assert (arrival.key, arrival.problem, arrival.ignored) == ("landing/in/ä b+c.csv//0055AED6", None, None)
+    assert (arrival.key, arrival.problem, arrival.ignored) == ("landing/in/ä b+c.csv//0055AED6/e7", None, None)
     assert (arrival.subject, arrival.sequencer, arrival.event_at) == ("landing/in/ä b+c.csv", "0055AED6", TIME)
     told = json.loads(arrival.body)
     assert datetime.fromisoformat(told.pop("event_time")) == TIME
@@ -107,7 +107,7 @@ def test_an_object_is_the_same_on_every_way_that_s3_tells_of_it(body: str) -> No
 def test_each_record_is_an_arrival_and_a_bad_one_spoils_no_other() -> None:
     bad = [record(key=""), {"eventSource": "aws:sqs"}, 7, None, record() | {"s3": []}]
     first, second, *rest = unwrap(a_message(notice(record("a"), record("b", versionId="v1"), *bad)), "s3")
-    assert [first.key, second.key] == ["landing/a//0055AED6", "landing/b/v1/0055AED6"]
+    assert [first.key, second.key] == ["landing/a//0055AED6/e7", "landing/b/v1/0055AED6/e7"]
     assert [arrival.key for arrival in rest] == [f"sqs:m-1#{place}" for place in range(2, 7)]
     assert {arrival.problem for arrival in rest} == {"not an S3 event with a bucket and a key (inside s3)"}
     assert b"landing/a" not in b"".join(arrival.body for arrival in rest)
@@ -144,7 +144,7 @@ def test_s3s_test_message_is_ignored() -> None:
 )
 def test_events_that_bring_no_object_are_ignored_and_say_which(body: str) -> None:
     arrival = one(body, "s3")
-    assert (arrival.problem, arrival.key) == (None, "landing/in/ä b+c.csv//0055AED6")
+    assert (arrival.problem, arrival.key) == (None, "landing/in/ä b+c.csv//0055AED6/e7")
     assert str(arrival.ignored).endswith(", which brings no object")
     assert "Object" in str(arrival.ignored)
 
@@ -155,13 +155,21 @@ def test_writes_without_a_sequencer_are_told_apart() -> None:
     assert {arrival.sequencer for arrival in unwrap(a_message(notice(*bare)), "s3")} == {None}
 
 
+def test_writes_to_which_an_emulator_gives_one_sequencer_are_told_apart() -> None:
+    """LocalStack gives every write the same; moto's events in EventBridge do, and write eTag, in quotes."""
+    assert len({arrival.key for arrival in unwrap(a_message(notice(record(eTag="e1"), record(eTag="e2"))), "s3")}) == 2
+    about = {"key": "a", "size": 1, "eTag": '"e9"', "sequencer": "617f08299329d189"}
+    arrival = one(event(json.dumps({"bucket": {"name": "landing"}, "object": about}), "Object Created", "aws.s3"), "s3")
+    assert (arrival.key, json.loads(arrival.body)["etag"]) == ("landing/a//617f08299329d189/e9", "e9")
+
+
 def test_the_author_can_name_the_identity() -> None:
     for body in (ORDER, sns(ORDER), event(ORDER)):
         assert one(body, identity="order.id").key == "body:7"
         assert one(body, identity="a.b").key == "body:x"
         assert one(body, identity="@deduplication_id", deduplication_id="d-1").key == "deduplication:d-1"
     assert one('{"id": 123456789012345678901234567890.10}', identity="id").key == "body:123456789012345678901234567890.10"
-    assert one(notice(record()), "s3", "order.id").key == "landing/in/ä b+c.csv//0055AED6"
+    assert one(notice(record()), "s3", "order.id").key == "landing/in/ä b+c.csv//0055AED6/e7"
 
 
 @pytest.mark.parametrize("body", ["{}", '{"order": 1}', '{"order": {"id": null}}', '{"order": {"id": ""}}', '{"order": {"id": [1]}}', "7"])
@@ -210,10 +218,55 @@ def test_any_key_can_be_carried(key: str, event_at: datetime | None) -> None:
     assert (arrival.key, arrival.event_at) == (expected, event_at if key else None)
 
 
-def test_a_body_that_waits_in_a_bucket_must_be_fetched_before() -> None:
-    pointer = '["software.amazon.payloadoffloading.PayloadS3Pointer", {"s3BucketName": "b", "s3Key": "k"}]'
-    assert one(pointer, attributes={"ExtendedPayloadSize": "5"}).problem == "the body waits in a bucket and was not fetched"
-    assert one(pointer).problem is None, "without the attribute it is an ordinary list"
+POINTER = '["software.amazon.payloadoffloading.PayloadS3Pointer", {"s3BucketName": "b", "s3Key": "k"}]'
+OLD_POINTER = '["com.amazon.sqs.javamessaging.MessageS3Pointer", {"s3BucketName": "b", "s3Key": "k"}]'
+BY_SNS = sns(POINTER, MessageAttributes={"ExtendedPayloadSize": {"Type": "Number", "Value": "9"}})
+
+
+def fetched(body: str, content: bytes | Exception, decode: Decode = "json", **attributes: str) -> Arrival:
+    def fetch(pointer: Pointer) -> bytes:
+        assert pointer == Pointer("b", "k")
+        if isinstance(content, Exception):
+            raise content
+        return content
+
+    (arrival,) = unwrap(a_message(body, attributes), decode, fetch=fetch)
+    return arrival
+
+
+@pytest.mark.parametrize(
+    ("body", "attributes", "key"),
+    [
+        (POINTER, {"ExtendedPayloadSize": "9"}, "sqs:m-1"),
+        (OLD_POINTER, {"SQSLargePayloadSize": "9"}, "sqs:m-1"),
+        (BY_SNS, {}, "sns:n-1"),
+        (POINTER, {"ExtendedPayloadSize": "9", "bus-key": "body:7"}, "body:7"),
+    ],
+)
+def test_a_claim_check_is_exchanged_for_the_body_and_changes_nothing_else(body: str, attributes: dict[str, str], key: str) -> None:
+    for decode in ("json", "text"):
+        arrival = fetched(body, b"\xef\xbb\xbf" + ORDER.encode(), decode, **attributes)
+        assert (arrival.key, arrival.body, arrival.problem) == (key, ORDER.encode(), None)
+        gone = fetched(body, Gone("it is not there any more", place="s3://b/k"), decode, **attributes)
+        assert (gone.key, gone.problem) == (key, "it is not there any more" + (" (inside sns)" if body == BY_SNS else ""))
+
+
+def test_an_envelope_may_wait_in_a_bucket() -> None:
+    assert fetched(POINTER, sns(event(ORDER)).encode(), ExtendedPayloadSize="9").key == "event:e-1"
+    assert fetched(POINTER, notice(record()).encode(), "s3", ExtendedPayloadSize="9").key == "landing/in/ä b+c.csv//0055AED6/e7"
+
+
+def test_a_body_in_a_bucket_that_is_no_text_is_a_problem_and_one_that_cannot_be_had_now_is_raised() -> None:
+    assert "no text in UTF-8" in str(fetched(POINTER, b"\xff", ExtendedPayloadSize="1").problem)
+    for error in (Transient("throttled"), Misconfigured("access is denied")):
+        with pytest.raises(type(error)):
+            fetched(POINTER, error, ExtendedPayloadSize="9")
+
+
+def test_what_only_looks_like_a_claim_check_is_data() -> None:
+    assert one(POINTER, attributes={"ExtendedPayloadSize": "5"}).problem == "the body waits in a bucket and was not fetched"
+    assert one(POINTER).problem is None, "without the attribute it is an ordinary list"
+    assert one(sns(POINTER)).body == POINTER.encode()
 
 
 def test_a_request_to_confirm_a_subscription_is_no_data() -> None:
