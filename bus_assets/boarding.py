@@ -198,7 +198,12 @@ def _caught_up(bus: Bus, route: Route, trip: Trip, published: int) -> None:
 
 
 def failed(drive: Drive, stop: str, error: BusError) -> None:
-    """Record that the trip failed at ``stop``; one whose rows are committed somewhere is stuck instead, and only rolls forward."""
+    """Record that the trip failed at ``stop``; one whose rows are committed somewhere is stuck instead, and only rolls forward.
+
+    ``error`` learns where it happened, and which message it is about where only one is aboard.
+    """
+    if isinstance(error, Poison) and drive.has_messages and len(aboard := drive.bus.depot.inbox.aboard(drive.trip.id)) == 1:
+        error.culprit = aboard[0].id
     state = "stuck" if drive.bus.depot.publications(drive.trip.id) else "failed"
     if drive.mode != "delivered":
         said = str(error.at(route=drive.route.name, stop=stop))

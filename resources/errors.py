@@ -42,6 +42,7 @@ class BusError(Exception):
         where = [
             f"route '{self.route}'" if self.route else "",
             f"stop '{self.stop}'" if self.stop else "",
+            f"message {self.culprit}" if self.culprit else "",
             self.place or "",
         ]
         prefix = ", ".join(part for part in where if part)

@@ -109,9 +109,9 @@ def stop_asset(route: Route, stop: PickUp | Transform) -> AssetsDefinition:
             shown = MaterializeResult(asset_key=key, metadata=metadata, check_results=results)
             problem = problem_of(drive, stopped)
             if problem:
+                failed(drive, stop.name, problem)
                 # Dagster's own error names the check and no reason: whoever reads only the run's log must find it there.
                 context.log.error(str(problem))
-                failed(drive, stop.name, problem)
             else:
                 finished(drive, stop.name)
             return shown
@@ -205,10 +205,11 @@ def _guarded(context: AssetExecutionContext, route: Route, stop: str, halt: Call
         told = Failure(str(error.at(route=route.name, stop=stop)), allow_retries=again)
         raise told from (None if route.has_sensitive else error)
     except Exception as error:
-        said = f"{type(error).__name__}" if route.has_sensitive else f"{type(error).__name__}: {error}"
+        poison = Poison(f"{type(error).__name__}" if route.has_sensitive else f"{type(error).__name__}: {error}")
         if drive:
-            failed(drive, stop, Poison(said))
-        raise Failure(f"route '{route.name}', stop '{stop}': {said}", allow_retries=False) from (None if route.has_sensitive else error)
+            failed(drive, stop, poison)
+        said = str(poison.at(route=route.name, stop=stop))
+        raise Failure(said, allow_retries=False) from (None if route.has_sensitive else error)
     except BaseException as error:
         if drive:
             failed(drive, stop, Ended(f"the run was ended ({type(error).__name__})"))

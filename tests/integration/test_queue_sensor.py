@@ -14,7 +14,7 @@ from resources.depot.resource import DepotResource
 from resources.queue_seam import Outgoing
 from resources.staging import StagingArea
 from tests.fakes import FakeQueue
-from tests.queue_world import ORDER, events, order, orders
+from tests.queue_world import ORDER, events, order, orders, priced
 
 
 class Town:
@@ -84,6 +84,25 @@ def test_the_messages_asset_shows_counts_and_the_accounts_sums(town):
     assert checks["accounted"].metadata["received in all"].value == 2
 
 
+def test_a_failure_says_which_message_where_only_one_can_be_meant(town, tmp_path):
+    town = Town(tmp_path, events(attempts=1))
+    town.send(order(1), order(666))
+    (request,) = town.tick().run_requests
+    line = priced.__code__.co_firstlineno + 3
+    why = f"priced() raised Boom: 666 is too much for me (line {line} of queue_world.py)"
+    together = failure_of(town.run(request.tags))
+    alone = [failure_of(town.run(request.tags)) for request in town.tick().run_requests]
+    assert together == f"route 'events', stop 'priced': {why}"
+    assert alone == [None, f"route 'events', stop 'priced', message 2: {why}"]
+    town.tick()
+    (stranded,) = town.depot.inbox.messages("events", "stranded")
+    assert (stranded.id, stranded.error) == (2, alone[1])
+
+
+def failure_of(result):
+    return next((event.step_failure_data.user_failure_data.description for event in result.all_events if event.is_step_failure), None)
+
+
 def test_the_queue_is_upstream_of_the_messages(town):
     graph = town.defs.resolve_asset_graph()
     parents = graph.get(dg.AssetKey(["events", "messages"])).parent_keys
@@ -107,8 +126,7 @@ def test_a_person_starts_a_trip_of_what_waits(town):
     assert town.depot.inbox.counts("events").by_state["delivered"] == 1
     result = town.run({})
     assert not result.success
-    said = next(event for event in result.all_events if event.is_step_failure).step_failure_data.user_failure_data.description
-    assert "no message waits" in said
+    assert "no message waits" in failure_of(result)
 
 
 def test_re_executing_all_of_a_message_trip_is_the_same_trip(town):
