@@ -31,6 +31,8 @@ nux: {enabled: false}
 run_coordinator: {module: dagster._core.run_coordinator, class: DefaultRunCoordinator}
 """
 OVER = ("SUCCESS", "FAILURE", "CANCELED")
+WEBSERVER, DAGSTER_DEV = ("dagster_webserver",), ("dagster", "dev")
+"""What to start: the UI alone, or with the daemon, which lets sensors tick. Both start a process for each run."""
 
 _LAUNCH = """
 mutation($p: ExecutionParams!) { launchPipelineExecution(executionParams: $p) {
@@ -46,6 +48,8 @@ mutation($p: ReexecutionParams!) { launchPipelineReexecution(reexecutionParams: 
   ... on LaunchRunSuccess { run { runId } }
   ... on PythonError { message }
 } }"""
+_TERMINATE = """
+mutation($run: String!, $policy: TerminateRunPolicy) { terminateRun(runId: $run, terminatePolicy: $policy) { __typename } }"""
 _LOCATIONS = """{ workspaceOrError { ... on Workspace {
   locationEntries { locationOrLoadError { __typename ... on PythonError { message } } }
 } } }"""
@@ -65,6 +69,7 @@ fragment entry on MetadataEntry {
   __typename label description
   ... on TextMetadataEntry { text }
   ... on IntMetadataEntry { intValue }
+  ... on FloatMetadataEntry { floatValue }
   ... on MarkdownMetadataEntry { mdStr }
   ... on UrlMetadataEntry { url }
   ... on PathMetadataEntry { path }
@@ -109,7 +114,7 @@ class Run:
 
 def entries(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Metadata as the UI gets it → label → value."""
-    names = ("text", "intValue", "mdStr", "url", "path", "jsonString", "schema", "lineage")
+    names = ("text", "intValue", "floatValue", "mdStr", "url", "path", "jsonString", "schema", "lineage")
     return {entry["label"]: next((entry[name] for name in names if name in entry), None) for entry in found}
 
 
@@ -168,6 +173,15 @@ class Webserver:
             if check["canExecuteIndividually"] == "REQUIRES_MATERIALIZATION"
         ]
 
+    def terminate(self, run: str, policy: str = "SAFE_TERMINATE") -> str:
+        """End ``run`` as its page's button does, or 'MARK_AS_CANCELED_IMMEDIATELY' as its box does; what kind of answer that gave."""
+        return self.ask(_TERMINATE, run=run, policy=policy)["terminateRun"]["__typename"]
+
+    def runs(self) -> list[Mapping[str, Any]]:
+        """All runs, the newest first: ``runId``, ``status``, ``parentRunId`` and ``tags``."""
+        found = self.ask("{ runsOrError { ... on Runs { results { runId status parentRunId tags { key value } } } } }")
+        return [{**run, "tags": {tag["key"]: tag["value"] for tag in run["tags"]}} for run in found["runsOrError"]["results"]]
+
     def status(self, run: str) -> str:
         return self.ask("query($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }", run=run)["runOrError"]["status"]
 
@@ -197,12 +211,17 @@ def outside_environment(*python_path: Path) -> dict[str, str]:
 
 
 @contextmanager
-def webserver(home: Path, module: str, environment: Mapping[str, str]) -> Iterator[Webserver]:
-    """Serve ``module`` from ``home``; at the end its whole process group is gone, run workers included."""
+def webserver(
+    home: Path, module: str, environment: Mapping[str, str], *, start: Sequence[str] = WEBSERVER, settings: str = INSTANCE
+) -> Iterator[Webserver]:
+    """Serve ``module`` from ``home``; at the end its whole process group is gone, run workers included.
+
+    ``settings`` are the text of dagster.yaml.
+    """
     instance, port = home / "instance", free_port()
     instance.mkdir()
-    (instance / "dagster.yaml").write_text(INSTANCE)
-    command = [sys.executable, "-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(port), "-m", module]
+    (instance / "dagster.yaml").write_text(settings)
+    command = [sys.executable, "-m", *start, "-h", "127.0.0.1", "-p", str(port), "-m", module]
     with (home / "webserver.log").open("wb") as log:
         process = subprocess.Popen(
             command, cwd=home, env={**environment, "DAGSTER_HOME": str(instance)}, stdout=log, stderr=log, start_new_session=True

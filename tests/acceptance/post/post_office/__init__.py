@@ -1,0 +1,1 @@
+"""A code location whose trips are started by messages."""
