@@ -29,6 +29,11 @@ telemetry:
   enabled: false
 nux:
   enabled: false
+sensors: &at_once
+  use_threads: true
+  num_workers: 32 # the sensor of every queue needs one to itself
+  num_submit_workers: 32
+schedules: *at_once
 """
 
 
