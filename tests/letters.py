@@ -44,6 +44,12 @@ class Post:
             assert not self._sqs.send_message_batch(QueueUrl=self._queue, Entries=entries).get("Failed")
         self.sent += [one for one in dict.fromkeys(ids) if one not in self.sent]
 
+    def on_queue(self) -> tuple[int, int]:
+        """How many messages wait there, and how many are in flight."""
+        names = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
+        found = self._sqs.get_queue_attributes(QueueUrl=self._queue, AttributeNames=list(names))["Attributes"]
+        return int(found[names[0]]), int(found[names[1]])
+
     # What the next run that sorts a letter meets: 'hold', 'deaf' or 'break', as the code location says
 
     def prepare(self, what: str, letter: str) -> None:
