@@ -18,7 +18,7 @@ AT_ONCE = 500
 WAIT_SECONDS = 1.0
 
 
-def board_dead_letters(bus: Bus, route: Route, queue: Queue) -> Boarded:
+def board_dead_letters(bus: Bus, route: Route, queue: Queue, reason: str) -> Boarded:
     """Move what lies there: the depot first, then the queue forgets, as with any other message. Safe to break off and to do again.
 
     What this project sent there carries its identity: it waits again if it is stranded, and is a duplicate if it is anything else.
@@ -29,7 +29,7 @@ def board_dead_letters(bus: Bus, route: Route, queue: Queue) -> Boarded:
             f"`bus redrive {route.name} --state stranded` takes what the depot holds"
         )
     dead, boarded, failed = bus.systems[queue.dead_letters], Boarded(), None
-    archived, boards = partial(archive.keep, bus.staging, route.name), partial(bus.depot.inbox.board, route.name)
+    archived, boards = partial(archive.keep, bus.staging, route.name), partial(bus.depot.inbox.board, route.name, dead_letters=reason)
     unwrapped = partial(unwrap, decode=queue.decode.kind, identity=queue.identity, fetch=partial(_fetch, dead, bus.systems[queue.system]))
     while received := dead.receive(AT_ONCE, WAIT_SECONDS):
         kept, error = Keeping(unwrapped, archived, boards, dead.delete).keep(received)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,11 +14,12 @@ from resources.texts import shortened
 
 if TYPE_CHECKING:
     from resources.depot.inbox import Inbox
-    from resources.depot.mail import Counts, Message
+    from resources.depot.mail import Counts, Decision, Message
 
 STATES = ("waiting", "aboard", "delivered", "quarantined", "stranded", "superseded", "held")
 WAIT_FOR_A_PERSON = ("stranded", "quarantined", "held")
 ERROR_CHARACTERS = 90
+NO_REASON = "no reason was given"
 DAYS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"]
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept.")]
@@ -45,12 +47,13 @@ def messages(
     if route is not None and not counts:
         notice(f"no messages of route '{route}'; the depot has messages of {', '.join(inbox.routes()) or 'no route'}")
     found = inbox.messages(route, state, key, trip, _utc(since), limit=limit, after=after)  # pyright: ignore[reportArgumentType]
+    decided = inbox.decisions([one.id for one in found])
     if as_json:
-        print_json({"counts": counts, "messages": [shown(one) for one in found]})
+        print_json({"counts": counts, "messages": [shown(one, decided) for one in found]})
         return
     for name, counted in counts.items():
         say(f"{name}: {_in_words(counted)}")
-    rows = [(m.id, m.route, m.state, m.key, m.received_at, m.trip, m.rows_rejected or None, _short(m.error)) for m in found]
+    rows = [(m.id, m.route, m.state, m.key, m.received_at, m.trip, m.rows_rejected or None, _why(m, decided)) for m in found]
     print_table(
         ("id", "route", "state", "key", "received (UTC)", "trip", "rejected", "why"), rows, numbers=("id",), empty="no such messages"
     )
@@ -71,15 +74,18 @@ def message(
     from bus_assets.cli.loading import open_depot
     from resources.errors import Refused
 
-    found = open_depot().inbox.messages(limit=1, after=message_id - 1)
+    inbox = open_depot().inbox
+    found = inbox.messages(limit=1, after=message_id - 1)
     if not found or found[0].id != message_id:
         raise Refused(f"the depot has no message {message_id}; `bus messages` lists them")
-    said = shown(found[0]) | {"attributes": dict(found[0].attributes)}
+    decided = inbox.decisions([message_id])
+    said = shown(found[0], decided) | {"attributes": dict(found[0].attributes)}
     if body:
         said["body"] = _body(found[0], module, reveal)
     if as_json:
         print_json(said)
         return
+    said["decisions"] = "; ".join(f"{one.at:%Y-%m-%d %H:%M} UTC {one.what}: {one.reason}" for one in decided.get(message_id, ()))
     for name, value in said.items():
         say(f"{name}: {'' if value is None else value}")
 
@@ -107,7 +113,7 @@ def redrive(
     if not from_dead_letters and not reason.strip():
         raise typer.BadParameter("a redrive needs a reason: it is kept", param_hint="--reason")
     if from_dead_letters:
-        _redrive_dead_letters(route, module, as_json)
+        _redrive_dead_letters(route, reason.strip() or NO_REASON, module, as_json)
         return
     depot = open_depot()
     known_route(depot, route, module)
@@ -159,14 +165,14 @@ def replay(
         say(f"{len(found):,} in all, every one applied: nothing is done without `--again --reason …`")
 
 
-def _redrive_dead_letters(route: str, module: str | None, as_json: bool) -> None:
+def _redrive_dead_letters(route: str, reason: str, module: str | None, as_json: bool) -> None:
     from dataclasses import asdict
 
     from bus_assets.cli.loading import load, open_queue
     from bus_assets.redriving import board_dead_letters
 
     with open_queue(load(module), route) as (bus, found, queue):
-        told, took = board_dead_letters(bus, found, queue), queue.dead_letters
+        told, took = board_dead_letters(bus, found, queue, reason), queue.dead_letters
     said = {name: number for name, number in asdict(told).items() if number}
     if as_json:
         print_json({"route": route, "from": took, **said})
@@ -199,12 +205,23 @@ def _body(message: Message, module: str | None, reveal: bool) -> str | None:
     return None if message.body is None else message.body.decode("utf-8", "backslashreplace")
 
 
-def shown(message: Message) -> dict[str, Any]:
-    """A message without its body, which may be sensitive."""
+def shown(message: Message, decided: Mapping[int, list[Decision]]) -> dict[str, Any]:
+    """A message without its body, which may be sensitive; and what people ``decided`` about it, the newest last."""
+    from dataclasses import asdict
+
     names = ("id", "route", "key", "generation", "state", "trip", "sent_at", "event_at", "received_at", "changed_at")
     more = ("subject", "group", "duplicates", "other_bodies", "rows_rejected", "error")
     size = None if message.body is None else len(message.body)
-    return {name: getattr(message, name) for name in (*names, *more)} | {"body_bytes": size}
+    return {name: getattr(message, name) for name in (*names, *more)} | {
+        "body_bytes": size,
+        "decisions": [asdict(one) for one in decided.get(message.id, ())],
+    }
+
+
+def _why(message: Message, decided: Mapping[int, list[Decision]]) -> str:
+    """Why it waits for a person, else what a person last decided about it."""
+    newest = decided.get(message.id, ())[-1:]
+    return _short(message.error or next((f"{one.what}: {one.reason}" for one in newest), None))
 
 
 def _in_words(counts: Counts) -> str:

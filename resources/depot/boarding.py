@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from resources.depot import many, quarantine, routes
+from resources.depot import decisions, many, quarantine, routes
 from resources.depot.connections import now
 from resources.depot.mail import Arrival, Boarded, MessageState, Remembered
 from resources.depot.many import among
@@ -31,6 +31,11 @@ class _Sorted:
     ignored: int = 0
 
     @property
+    def keys(self) -> list[str]:
+        """Of all that is not a duplicate."""
+        return [*self.fresh, *(values["key"] for values in self.redriven.values())]
+
+    @property
     def every_duplicate(self) -> int:
         return self.duplicates.total() + sum(values["duplicates"] for values in self.fresh.values())
 
@@ -39,7 +44,7 @@ class _Sorted:
         return self.others.total() + sum(values["other_bodies"] for values in self.fresh.values())
 
 
-def board(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], horizon_seconds: float | None) -> Boarded:
+def board(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], horizon_seconds: float | None, reason: str | None) -> Boarded:
     kept = routes.lock(connection, route)["horizon"]
     moment = now(connection)
     horizons = [kept] if kept else []
@@ -50,6 +55,8 @@ def board(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], ho
     _redrive(connection, found.redriven, moment)
     _count_more(connection, messages.c.duplicates, found.duplicates)
     _count_more(connection, messages.c.other_bodies, found.others)
+    if reason is not None:
+        decisions.keep_of_keys(connection, route, found.keys, "from the dead letters", reason, moment)
     superseded, replaced = _supersede(connection, route, found, moment)
     repeated = {"duplicates": found.every_duplicate, "other_bodies": found.every_other_body}
     routes.count(connection, route, ignored=found.ignored, superseded=len(superseded) + replaced, **repeated)

@@ -6,10 +6,23 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from resources.depot import boarding, forming, messages, quarantine, restoring, routes, settling
+from resources.depot import boarding, decisions, forming, messages, quarantine, restoring, routes, settling
 from resources.depot.connections import Connections
 from resources.depot.entries import Trip, checked_name
-from resources.depot.mail import Aboard, Arrival, Boarded, Counts, Departure, Message, MessageState, Purged, Remembered, Spent, Underway
+from resources.depot.mail import (
+    Aboard,
+    Arrival,
+    Boarded,
+    Counts,
+    Decision,
+    Departure,
+    Message,
+    MessageState,
+    Purged,
+    Remembered,
+    Spent,
+    Underway,
+)
 from resources.errors import Misconfigured
 
 REDRIVEN: tuple[MessageState, ...] = ("stranded", "quarantined", "held")
@@ -30,18 +43,20 @@ class Inbox:
 
     # Boarding
 
-    def board(self, route: str, arrivals: Sequence[Arrival], horizon_seconds: float | None = None) -> Boarded:
+    def board(
+        self, route: str, arrivals: Sequence[Arrival], horizon_seconds: float | None = None, *, dead_letters: str | None = None
+    ) -> Boarded:
         """Keep ``arrivals``, all in one transaction; afterwards they may be deleted from their queue.
 
         A known key is a duplicate and only counted, unless it is stranded or quarantined and can be decoded now: then it waits
         again with what arrived, in the next generation, and its held rows are discarded. The second of two with one key in one call
         is a duplicate. A new key sent before ``horizon_seconds`` ago, or before keys were purged, is held: nobody can tell any
         more whether it was delivered. One older than a known message of its subject is superseded; those of its subject that wait
-        and are older become superseded.
+        and are older become superseded. ``dead_letters``: a person brings them back from there, for this reason; it is kept.
         """
         checked_name(route, "route")
         with self._connections.writing() as connection:
-            return boarding.board(connection, route, arrivals, horizon_seconds)
+            return boarding.board(connection, route, arrivals, horizon_seconds, dead_letters)
 
     def rebuild(self, route: str, arrivals: Sequence[Arrival], remembered: Mapping[str, Remembered]) -> dict[MessageState, int]:
         """Keep those of ``arrivals`` whose keys this depot does not know, as ``board`` does; how many came to be in which state.
@@ -246,7 +261,7 @@ class Inbox:
     # By a person
 
     def redrive(self, route: str, ids: Sequence[int] | None = None, states: Sequence[MessageState] = REDRIVEN, *, reason: str) -> int:
-        """Let messages in ``states`` wait again, in their next generation; their held rows are discarded. How many.
+        """Let messages in ``states`` wait again, in their next generation; their held rows are discarded, the reason is kept. How many.
 
         One that a newer message of its subject has replaced becomes superseded, and is not counted. With ``ids`` all or,
         with Refused, none (one is another route's, in another state, or its body is purged); without, every one that has its body.
@@ -268,7 +283,7 @@ class Inbox:
             return messages.replayable(connection, route, since, until, ids)
 
     def again(self, ids: Sequence[int], reason: str) -> int:
-        """Deliver delivered messages once more, under a receipt of their own (``Message.part``). How many.
+        """Deliver delivered messages once more, under a receipt of their own (``Message.part``); the reason is kept. How many.
 
         All or, with Refused, none: one is not delivered, or its body is purged.
         """
@@ -289,6 +304,11 @@ class Inbox:
         """In the order of their ids, ``limit`` at a time: ``after`` is the last id seen. ``since``: received then or later."""
         with self._connections.reading() as connection:
             return messages.listed(connection, messages.Wanted(route, state, key, trip, since), limit, after)
+
+    def decisions(self, ids: Sequence[int]) -> dict[int, list[Decision]]:
+        """What people decided about these messages, the newest last; a message about which nobody did is not in it."""
+        with self._connections.reading() as connection:
+            return decisions.of_messages(connection, ids)
 
     def counts(self, route: str) -> Counts:
         with self._connections.reading() as connection:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 
 import sqlalchemy as sa
 
-from resources.depot import quarantine, routes
+from resources.depot import decisions, quarantine, routes
 from resources.depot.connections import Connections, now
 from resources.depot.mail import Aboard, Counts, Message, MessageState, Purged
 from resources.depot.quarantine import UPDATE_IDS, brief, chunks
@@ -145,6 +145,7 @@ def redrive(connection: sa.Connection, route: str, ids: Sequence[int] | None, st
         gone = connection.execute(old.values(waiting_again(moment) | {"state": "superseded"})).rowcount
         rest = sa.update(messages).where(messages.c.id.in_(some), messages.c.state != "superseded")
         connection.execute(rest.values(waiting_again(moment)))
+        decisions.keep(connection, messages.c.id.in_(some), "redriven", reason, moment)
         replaced += gone
     routes.count(connection, route, superseded=replaced)
     return len(found) - replaced
@@ -172,6 +173,7 @@ def again(connection: sa.Connection, ids: Sequence[int], reason: str) -> int:
         quarantine.discard_of_messages(connection, some, f"message delivered again: {reason}")
         _count_off(connection, some)
         connection.execute(sa.update(messages).where(messages.c.id.in_(some)).values({**waiting_again(moment), "part": part}))
+        decisions.keep(connection, messages.c.id.in_(some), "delivered again", reason, moment)
     return len(found)
 
 
@@ -258,6 +260,7 @@ def _range(connection: sa.Connection, route: str) -> tuple[int, int]:
 
 
 def _forget(connection: sa.Connection, route: str, old: sa.ColumnElement[bool]) -> int:
+    decisions.forget(connection, old & messages.c.state.in_(COUNTED))
     gone = {state: connection.execute(sa.delete(messages).where(old, messages.c.state == state)).rowcount for state in COUNTED}
     routes.count(connection, route, **{state: -number for state, number in gone.items()})
     return sum(gone.values())

@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-REVISION = "0003"
+REVISION = "0004"
 """The migration that yields these tables. A test holds it against ``migrations/versions``."""
 
 VERSION_TABLE = "depot_version"
@@ -209,6 +209,17 @@ messages = sa.Table(
     _where("ix_depot_messages_dead_letters", ("route", "id"), "to_dead_letters = true"),
     # Ids give the order of a group, and quarantined rows name them: none is handed out twice.
     sqlite_autoincrement=True,
+)
+
+decisions = sa.Table(
+    "depot_decisions",
+    metadata,
+    # Once in each generation: who is redriven, or delivered again, is in the next one.
+    sa.Column("message", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("generation", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("what", sa.Text, primary_key=True),
+    sa.Column("reason", AnyText, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
 )
 
 routes = sa.Table(

@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from resources.depot import quarantine, routes
+from resources.depot import decisions, quarantine, routes
 from resources.depot.connections import now
 from resources.depot.entries import OVER, Attempt, Trip, TripState
 from resources.depot.forming import UNDERWAY, new_trip, put_aboard
@@ -158,6 +158,8 @@ def cancel(connection: sa.Connection, trip: str, reason: str) -> Trip:
     why = found.cancelled or reason
     connection.execute(sa.update(trips).where(trips.c.id == trip).values(cancelled=why))
     if not _is_driven(connection, trip):
+        aboard = (messages.c.trip == trip) & (messages.c.state == "aboard")
+        decisions.keep(connection, aboard, "cancelled", why, now(connection))
         _strand(connection, trip, list(_groups(connection, trip)), Stranding(why, to_dead_letters=False, halts_group=True))
         _end(connection, trip, "cancelled", why)
     return trip_of(connection, trip)

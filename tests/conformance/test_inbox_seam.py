@@ -945,6 +945,81 @@ def test_a_person_redrives_by_state_or_by_id(depot, inbox):
     assert depot.quarantined() == []
 
 
+def reasons(inbox, *ids):
+    return {number: [(one.what, one.reason, one.generation) for one in said] for number, said in inbox.decisions(ids).items()}
+
+
+def test_what_people_decide_about_a_message_is_kept_each_time(inbox):
+    trip, ids = riding(inbox, 2)
+    inbox.strand(trip, ids, "no", to_dead_letters=True)
+    for reason in ("first", "second"):
+        inbox.redrive("orders", ids=ids[:1], reason=reason)
+        formed(inbox)
+        inbox.strand(*departed(inbox), ids[:1], "no", to_dead_letters=True)
+    inbox.board("orders", [*arrivals(2), Arrival("new", b"")], dead_letters="third \x00")
+    formed(inbox)
+    inbox.delivered(*departed(inbox), {}, {})
+    inbox.again(ids[1:], "fourth")
+    thrice = [("redriven", "first", 1), ("redriven", "second", 2), ("from the dead letters", "third \\x00", 3)]
+    assert reasons(inbox, *ids, 3, 99) == {
+        ids[0]: thrice,
+        ids[1]: [("from the dead letters", "third \\x00", 1), ("delivered again", "fourth", 2)],
+        3: [("from the dead letters", "third \\x00", 0)],
+    }
+    newest = inbox.decisions(ids)[ids[0]][-1]
+    assert abs(newest.at - datetime.now(UTC)) < timedelta(seconds=30)
+
+
+def test_what_comes_by_itself_was_nobodys_decision(inbox):
+    trip, ids = riding(inbox, 1)
+    inbox.strand(trip, ids, "no", to_dead_letters=True)
+    assert inbox.board("orders", arrivals(2)) == Boarded(redriven=1, waiting=1)
+    assert inbox.board("orders", arrivals(2), dead_letters="once more") == Boarded(duplicates=2)
+    assert reasons(inbox, *ids, 2) == {}
+
+
+def test_of_a_cancelled_trip_its_messages_keep_the_reason(depot, inbox):
+    trip, ids = riding(inbox, 2)
+    depot.claim(trip, "run-1", lease_seconds=60)
+    inbox.cancel(trip, "wrong prices")
+    assert reasons(inbox, *ids) == {}  # it is driven still
+    depot.end_attempt(trip, 1, "revoked")
+    inbox.cancel(trip, "said again")
+    inbox.cancel(trip, "said again")
+    assert reasons(inbox, *ids) == {number: [("cancelled", "wrong prices", 0)] for number in ids}
+
+
+def test_a_purge_forgets_decisions_with_their_message_only(depot, inbox):
+    trip, ids = riding(inbox, 3)
+    inbox.strand(trip, ids, "no", to_dead_letters=True)
+    inbox.redrive("orders", reason="mended")
+    formed(inbox)
+    inbox.delivered(*departed(inbox), {}, {ids[2]: "all rows"})
+    now = datetime.now(UTC) + DAY
+    change(depot, "UPDATE depot_messages SET changed_at = :then WHERE id = :id", then=(now - 40 * DAY).replace(tzinfo=None), id=ids[0])
+    assert inbox.purge("orders", now, now - 30 * DAY) == Purged(bodies=1, messages=1)
+    assert sorted(reasons(inbox, *ids)) == ids[1:]
+    assert inbox.purge("orders", now, now) == Purged(messages=1)
+    assert sorted(reasons(inbox, *ids)) == ids[2:]
+
+
+def test_many_are_redriven_and_sent_again_in_a_few_statements(depot, inbox):
+    trip, ids = riding(inbox, 1000)
+    inbox.strand(trip, ids, "no", to_dead_letters=True)
+    statements = []
+    sa.event.listen(depot._connections._open(), "before_cursor_execute", lambda *given: statements.append(given[2]))
+    assert inbox.redrive("orders", reason="fixed") == 1000
+    assert len(statements) < 12
+    formed(inbox, batch=1000)
+    inbox.delivered(*departed(inbox), {}, {})
+    statements.clear()
+    assert inbox.again(ids, "lost") == 1000
+    assert len(statements) < 12
+    statements.clear()
+    assert len(inbox.decisions(ids)) == 1000
+    assert len(statements) < 3
+
+
 def test_a_redrive_is_all_or_nothing(depot, inbox):
     _, ids = stranded_with_row(depot, inbox)
     inbox.board("orders", arrivals(1, 50))

@@ -168,6 +168,40 @@ def test_a_redrive_lets_it_ride_again_and_twice_is_harmless(stranded):
     assert stranded.logged() == ["O-1", "O-2", "O-3", "O-666"]
 
 
+def test_every_reason_that_a_person_gives_is_kept_and_shown(stranded):
+    stranded.bus_says("redrive", "events", "--id", "4", "--reason", "the price was mended")
+    assert "redriven: the price was mended" in stranded.bus_says("messages", "events")[1]
+    mended(stranded)
+    stranded.bus_says("replay", "events", "--id", "4", "--again", "--reason", "the table was lost")
+    said = [(one["what"], one["reason"], one["generation"]) for one in stranded.told("message", "4")["decisions"]]
+    assert said == [("redriven", "the price was mended", 1), ("delivered again", "the table was lost", 2)]
+    listed = {message["id"]: message["decisions"] for message in stranded.told("messages", "events")["messages"]}
+    assert (len(listed[4]), listed[1]) == (2, [])
+    out = stranded.bus_says("message", "4")[1]
+    assert out.index("redriven: the price was mended") < out.index("delivered again: the table was lost")
+
+
+@pytest.mark.parametrize(("given", "kept"), [(("--reason", "the deploy is mended"), "the deploy is mended"), ((), "no reason was given")])
+def test_why_dead_letters_were_brought_back_is_kept(stranded, given, kept):
+    stranded.dead.send([Outgoing(json.dumps(order(9)), {"bus-key": "of-another-depot"})])
+    stranded.bus_says("redrive", "events", "--from-dead-letters", *given)
+    for number in ("4", "5"):
+        (decision,) = stranded.told("message", number)["decisions"]
+        assert (decision["what"], decision["reason"]) == ("from the dead letters", kept)
+
+
+def test_why_a_trip_was_cancelled_is_told_of_its_messages_after_they_are_redriven(world):
+    world.send(order(1))
+    (departure,) = world.tick().departures
+    world.bus_says("cancel", departure.trip, "--reason", "wrong prices")
+    world.bus_says("redrive", "events", "--all", "--reason", "right prices")
+    decided = world.told("message", "1")["decisions"]
+    assert [(one["what"], one["reason"], one["generation"]) for one in decided] == [
+        ("cancelled", "wrong prices", 0),
+        ("redriven", "right prices", 1),
+    ]
+
+
 def test_redriving_says_if_the_route_is_paused(stranded):
     stranded.bus_says("pause", "events", "--reason", "moving house")
     _, out, err = stranded.bus_says("redrive", "events", "--id", "4", "--reason", "x")
@@ -505,7 +539,7 @@ def test_a_message_that_is_in_one_database_of_two_is_rebuilt_to_roll_forward(tmp
 
 def test_an_upgrade_makes_a_depot_and_says_at_which_revision_it_is(world):
     world.lose_the_depot()
-    assert world.told("depot", "upgrade")["revision"] == "0003"
+    assert world.told("depot", "upgrade")["revision"] == "0004"
 
 
 # Purging

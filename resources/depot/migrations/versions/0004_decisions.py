@@ -1,0 +1,18 @@
+"""What people decided about messages, and why."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+
+
+def upgrade() -> None:
+    op.create_table(
+        "depot_decisions",
+        sa.Column("message", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("generation", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("what", sa.Text, primary_key=True),
+        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+    )
