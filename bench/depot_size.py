@@ -68,7 +68,7 @@ def _fill(depot: Depot, size: int) -> None:
         values = {"route": ROUTE, "then": then}
         connection.execute(sa.text(_KEPT.format(numbers=numbers)), values | {"size": size, "body": b"x" * 200})
         connection.execute(sa.text(_TRIPS.format(numbers=numbers)), values | {"size": max(size // 500, 1)})
-        connection.execute(sa.insert(schema.routes).values(route=ROUTE, delivered=size - size // 1000))
+        connection.execute(sa.insert(schema.routes).values(route=ROUTE, received=size, delivered=size - size // 1000))
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("ANALYZE")  # as autovacuum does; nobody does on SQLite
 

@@ -43,10 +43,11 @@ class Counted:
 
 @dataclass(frozen=True)
 class MessagesAccount:
-    """received = the sum of all states. Duplicates (``other_bodies`` of them say something else than the first) and ignored deliveries are
-    counted beside it; ``on_queues`` is approximate."""
+    """``received``, counted as messages were boarded, must be the sum of all states. Duplicates (``other_bodies`` of them say something
+    else than the first) and ignored deliveries are counted beside it; ``on_queues`` is approximate."""
 
     route: str
+    received: int
     by_state: Mapping[str, int]
     duplicates: int
     other_bodies: int
@@ -55,12 +56,12 @@ class MessagesAccount:
     recounts: tuple[Counted, ...] = ()
 
     @property
-    def received(self) -> int:
+    def in_states(self) -> int:
         return sum(self.by_state.values())
 
     @property
     def balanced(self) -> bool:
-        return not any(recount.status == "differs" for recount in self.recounts)
+        return self.received == self.in_states and not any(recount.status == "differs" for recount in self.recounts)
 
 
 def messages_account(bus: Bus, route: Route, recount: bool = True) -> MessagesAccount:
@@ -71,6 +72,7 @@ def messages_account(bus: Bus, route: Route, recount: bool = True) -> MessagesAc
     by_state = {str(state): number for state, number in counts.by_state.items()}
     return MessagesAccount(
         route.name,
+        counts.received,
         by_state,
         counts.duplicates,
         counts.other_bodies,

@@ -178,24 +178,26 @@ ACCOUNTED = "accounted"
 
 
 def accounted_spec(key: AssetKey) -> AssetCheckSpec:
-    said = "Every message that was ever received is in exactly one state; the sums are kept beside the states and compared."
+    said = "Every message received, counted as it was boarded, is in exactly one state: compared with the sum of the states."
     return AssetCheckSpec(ACCOUNTED, asset=key, blocking=False, description=said)
 
 
 def accounted(key: AssetKey, drive: Drive) -> AssetCheckResult:
-    """The sums of the route's messages. A warning where messages wait for a person."""
+    """Received = the sum of the states, or an error. A warning where messages wait for a person."""
     counts = drive.bus.depot.inbox.counts(drive.route.name)
     by_state: dict[str, int] = {str(state): number for state, number in counts.by_state.items()}
     waits = {state: by_state.get(state, 0) for state in ("quarantined", "stranded", "held") if by_state.get(state)}
-    said = ", ".join(f"{number} {state}" for state, number in waits.items())
+    shows = ", ".join(f"{number} {state}" for state, number in waits.items()) + f": `bus messages {drive.route.name}` shows them"
+    in_states = sum(by_state.values())
+    lost = f"{counts.received} were received, but {in_states} are in a state: `bus account {drive.route.name}` counts them one by one"
     beside = {"duplicates": counts.duplicates, "duplicates with another body": counts.other_bodies, "ignored": counts.ignored}
     return AssetCheckResult(
         check_name=ACCOUNTED,
         asset_key=key,
-        passed=not waits,
-        severity=AssetCheckSeverity.WARN,
-        description=f"{said}: `bus messages {drive.route.name}` shows them" if waits else "no message waits for a person",
-        metadata={**by_state, "received in all": sum(by_state.values()), **beside},
+        passed=counts.is_balanced and not waits,
+        severity=AssetCheckSeverity.WARN if counts.is_balanced else AssetCheckSeverity.ERROR,
+        description="; ".join([lost] * (not counts.is_balanced) + [shows if waits else "no message waits for a person"]),
+        metadata={**by_state, "received in all": counts.received, "in all states": in_states, **beside},
     )
 
 

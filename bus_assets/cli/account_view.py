@@ -92,7 +92,7 @@ def account_of_messages(loaded: Loaded, name: str, *, recount: bool, as_json: bo
     with open_bus(loaded, route) as bus:
         found = messages_account(bus, route, recount)
     if as_json:
-        print_json({**asdict(found), "received": found.received, "balanced": found.balanced})
+        print_json({**asdict(found), "balanced": found.balanced})
     else:
         _show_messages(found)
     if not found.balanced:
@@ -103,7 +103,7 @@ def _show_messages(found: MessagesAccount) -> None:
     others = f" ({found.other_bodies:,} with another body)" if found.other_bodies else ""
     besides = f"{found.duplicates:,} duplicates{others}, {found.ignored:,} ignored"
     say(f"route '{found.route}': {found.received:,} messages received; besides, {besides}")
-    say(f"{found.received:,} = " + " + ".join(f"{number:,} {state}" for state, number in found.by_state.items()))
+    say(f"{found.in_states:,} = " + " + ".join(f"{number:,} {state}" for state, number in found.by_state.items()))
     for name, depth in found.on_queues.items():
         say(f"queue {name}: {depth}")
     if found.recounts:
@@ -113,6 +113,8 @@ def _show_messages(found: MessagesAccount) -> None:
             [(r.what, r.counted_by, r.expected, r.found, _status(r)) for r in found.recounts],
             numbers=("account", "recount"),
         )
+    if found.received != found.in_states:
+        print_coloured(f"✗ {found.received:,} were received, but {found.in_states:,} are in a state", "bold red")
     if found.balanced:
         print_coloured("✓ the account balances" + (", and the recount agrees" if found.recounts else ""), "green")
     else:

@@ -59,7 +59,8 @@ def board(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], ho
         decisions.keep_of_keys(connection, route, found.keys, "from the dead letters", reason, moment)
     superseded, replaced = _supersede(connection, route, found, moment)
     repeated = {"duplicates": found.every_duplicate, "other_bodies": found.every_other_body}
-    routes.count(connection, route, ignored=found.ignored, superseded=len(superseded) + replaced, **repeated)
+    more = {"received": len(found.fresh), "superseded": len(superseded) + replaced, **repeated}
+    routes.count(connection, route, ignored=found.ignored, **more)
     states = Counter(values["state"] for key, values in found.fresh.items() if key not in superseded)
     fresh = superseded & found.fresh.keys()
     return Boarded(
@@ -87,7 +88,8 @@ def rebuild(
     _insert(connection, route, found.fresh, moment)
     superseded, replaced = _supersede(connection, route, found, moment)
     states = Counter[MessageState](values["state"] for key, values in found.fresh.items() if key not in superseded)
-    routes.count(connection, route, delivered=states["delivered"], superseded=len(superseded) + replaced)
+    more = {"delivered": states["delivered"], "superseded": len(superseded) + replaced}
+    routes.count(connection, route, received=len(found.fresh), **more)
     return {**states, **({"superseded": len(superseded)} if superseded else {})}
 
 

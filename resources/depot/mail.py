@@ -140,10 +140,12 @@ class Departure:
 
 @dataclass(frozen=True)
 class Counts:
-    """How a route's messages stand. ``by_state`` has every state; ``ignored``, ``duplicates`` and, of those, ``other_bodies`` count
-    deliveries ever."""
+    """How a route's messages stand, at one moment. ``by_state`` has every state. ``received`` is counted on its own where messages are
+    boarded, less those that were purged: it must be the sum of ``by_state``. ``ignored``, ``duplicates`` and, of those,
+    ``other_bodies`` count deliveries ever."""
 
     by_state: Mapping[MessageState, int]
+    received: int = 0
     oldest_waiting: datetime | None = None
     ignored: int = 0
     duplicates: int = 0
@@ -151,6 +153,10 @@ class Counts:
     failures_in_row: int = 0
     paused_at: datetime | None = None
     paused_reason: str | None = None
+
+    @property
+    def is_balanced(self) -> bool:
+        return self.received == sum(self.by_state.values())
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 
 import sqlalchemy as sa
 
-from resources.depot import decisions, quarantine, routes
+from resources.depot import decisions, quarantine, routes, schema
 from resources.depot.connections import Connections, now
 from resources.depot.mail import Aboard, Counts, Message, MessageState, Purged
 from resources.depot.quarantine import UPDATE_IDS, brief, chunks
@@ -101,16 +101,17 @@ def states(connection: sa.Connection, route: str, keys: Sequence[str]) -> dict[s
 
 def counts(connection: sa.Connection, route: str) -> Counts:
     every: tuple[MessageState, ...] = get_args(MessageState)
-    rare = [state for state in every if state not in COUNTED]
-    query = sa.select(messages.c.state, sa.func.count()).where(messages.c.route == route, messages.c.state.in_(rare))
-    found = dict(connection.execute(query.group_by(messages.c.state)).tuples().all())
-    oldest = sa.select(messages.c.received_at).where(messages.c.route == route, messages.c.state == "waiting")
-    row = routes.row_of(connection, route) or {}
-    return Counts(
-        by_state={state: row.get(state, 0) if state in COUNTED else found.get(state, 0) for state in every},
-        oldest_waiting=connection.execute(oldest.order_by(messages.c.id).limit(1)).scalar(),
-        **{name: row[name] for name in ("ignored", "duplicates", "other_bodies", "failures_in_row", "paused_at", "paused_reason") if row},
-    )
+    row = connection.execute(_standing(route, [state for state in every if state not in COUNTED])).mappings().one_or_none() or {}
+    told = ("received", "oldest_waiting", "ignored", "duplicates", "other_bodies", "failures_in_row", "paused_at", "paused_reason")
+    return Counts({state: row.get(state, 0) for state in every}, **{name: row[name] for name in told if row})
+
+
+def _standing(route: str, rare: Sequence[MessageState]) -> sa.Select[Any]:
+    """The route's row and its messages in ``rare`` states, counted: one statement, so that all of it is of one moment."""
+    of_route = messages.c.route == route
+    counted = [sa.select(sa.func.count()).where(of_route, messages.c.state == state).scalar_subquery().label(state) for state in rare]
+    oldest = sa.select(messages.c.received_at).where(of_route, messages.c.state == "waiting").order_by(messages.c.id).limit(1)
+    return sa.select(schema.routes, *counted, oldest.scalar_subquery().label("oldest_waiting")).where(schema.routes.c.route == route)
 
 
 # Dead letters
@@ -262,7 +263,7 @@ def _range(connection: sa.Connection, route: str) -> tuple[int, int]:
 def _forget(connection: sa.Connection, route: str, old: sa.ColumnElement[bool]) -> int:
     decisions.forget(connection, old & messages.c.state.in_(COUNTED))
     gone = {state: connection.execute(sa.delete(messages).where(old, messages.c.state == state)).rowcount for state in COUNTED}
-    routes.count(connection, route, **{state: -number for state, number in gone.items()})
+    routes.count(connection, route, received=-sum(gone.values()), **{state: -number for state, number in gone.items()})
     return sum(gone.values())
 
 

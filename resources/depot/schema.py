@@ -232,6 +232,8 @@ routes = sa.Table(
     _count("ignored", sa.BigInteger),
     _count("duplicates", sa.BigInteger),
     _count("other_bodies", sa.BigInteger),
+    # How many messages were boarded and are not forgotten: the sum of all states, counted on its own.
+    _count("received", sa.BigInteger),
     # How many messages are in these two states: counting a million rows takes too long.
     _count("delivered", sa.BigInteger),
     _count("superseded", sa.BigInteger),

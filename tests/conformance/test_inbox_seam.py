@@ -79,7 +79,9 @@ def states(inbox, route="orders"):
 
 
 def counted(inbox, route="orders"):
-    return {state: number for state, number in inbox.counts(route).by_state.items() if number}
+    counts = inbox.counts(route)
+    assert counts.is_balanced
+    return {state: number for state, number in counts.by_state.items() if number}
 
 
 def held_row(message, row_id="0"):
@@ -164,6 +166,32 @@ def test_duplicates_with_another_body_are_told_apart(inbox):
 def test_a_message_that_waits_again_is_compared_with_what_came_last(inbox):
     inbox.board("orders", [Arrival("k0", b"{oops", problem="not JSON")])
     assert inbox.board("orders", [Arrival("k0", b"{}"), Arrival("k0", b"{}")]) == Boarded(redriven=1, duplicates=1)
+
+
+def test_what_was_received_is_counted_beside_the_states(depot, inbox):
+    """Once for each message, however often it comes; until it is forgotten."""
+    known = [Arrival("bad", b"{", problem="no JSON"), event("late", "1"), event("new", "2"), Arrival("test", b"", ignored="s3:TestEvent")]
+    for _ in range(2):
+        inbox.board("orders", [*known, *arrivals(3), *arrivals(2)])
+        inbox.rebuild("orders", arrivals(5), {"k4": Remembered("", "t1")})
+        assert inbox.counts("orders").received == 8
+    assert counted(inbox) == {"waiting": 5, "delivered": 1, "quarantined": 1, "superseded": 1}
+    now = datetime.now(UTC) + DAY
+    inbox.purge("orders", now, now)
+    assert inbox.counts("orders").received == 6
+    assert counted(inbox) == {"waiting": 5, "quarantined": 1}
+    assert inbox.counts("nobody").is_balanced
+    change(depot, "DELETE FROM depot_messages WHERE key = 'bad'")
+    assert not inbox.counts("orders").is_balanced
+
+
+def test_counts_are_of_one_moment(depot, inbox):
+    """In two statements a message could be seen in two states, or in none: the sums would differ for no reason."""
+    inbox.board("orders", arrivals(1))
+    statements = []
+    sa.event.listen(depot._connections._open(), "before_cursor_execute", lambda *given: statements.append(given[2]))
+    inbox.counts("orders")
+    assert len([one for one in statements if one.startswith("SELECT")]) == 1
 
 
 def test_two_arrivals_of_one_key_in_one_call_are_one_message(inbox):
@@ -1405,8 +1433,8 @@ def test_a_trip_that_is_being_claimed_at_this_moment_does_not_depart(postgres_da
 # The tables before
 
 
-def test_a_depot_of_the_first_revision_is_brought_here_with_its_data(url):
-    """Built by the first migration alone, filled, then opened by this version."""
+def at_revision(url, wanted):
+    """A database with the tables of that revision, and nothing in them."""
     from alembic.config import Config
     from alembic.runtime.environment import EnvironmentContext
     from alembic.script import ScriptDirectory
@@ -1416,10 +1444,17 @@ def test_a_depot_of_the_first_revision_is_brought_here_with_its_data(url):
 
     connections = Connections(url)
     script = ScriptDirectory(str(MIGRATIONS))
+    environment = EnvironmentContext(Config(), script, fn=lambda revision, _: script._upgrade_revs(wanted, revision))
+    with connections._open().execution_options(bus_writes=True).begin() as connection, environment:
+        environment.configure(connection=connection, version_table=schema.VERSION_TABLE)
+        environment.run_migrations()
+    return connections
+
+
+def test_a_depot_of_the_first_revision_is_brought_here_with_its_data(url):
+    """Built by the first migration alone, filled, then opened by this version."""
+    connections = at_revision(url, "0001")
     with connections._open().execution_options(bus_writes=True).begin() as connection:
-        with EnvironmentContext(Config(), script, fn=lambda revision, _: script._upgrade_revs("0001", revision)) as environment:
-            environment.configure(connection=connection, version_table=schema.VERSION_TABLE)
-            environment.run_migrations()
         when = "2026-01-02 03:04:05.000006" + ("+00" if connection.dialect.name == "postgresql" else "")
         trip = "INSERT INTO depot_trips (id, route, trigger, parameters, created_at, state) VALUES ('t1', 'orders', 'cron', '{}', :t, :s)"
         connection.execute(sa.text(trip), {"t": when, "s": "delivered"})
@@ -1440,6 +1475,28 @@ def test_a_depot_of_the_first_revision_is_brought_here_with_its_data(url):
     assert (row.row_id, row.payload, row.message, row.is_releasable) == ("7", {"a": "b"}, None, True)
     depot.mark_released([row.id], depot.start_trip("orders", "release", {}).id)
     assert depot.inbox.board("orders", arrivals(1)) == Boarded(waiting=1)
+    depot.close()
+
+
+def test_what_a_depot_of_the_third_revision_holds_was_received(url):
+    connections = at_revision(url, "0003")
+    with connections._open().execution_options(bus_writes=True).begin() as connection:
+        when = {"t": datetime(2026, 1, 2, tzinfo=UTC).replace(tzinfo=None)}
+        for route, number in (("orders", 3), ("invoices", 1), ("idle", 0)):
+            connection.execute(
+                sa.text("INSERT INTO depot_routes (route, delivered) VALUES (:route, :number)"), {"route": route, "number": number}
+            )
+            for key in range(number):
+                row = (
+                    "INSERT INTO depot_messages (route, key, part, state, attributes, received_at, changed_at) "
+                    "VALUES (:route, :key, '', 'delivered', '{}', :t, :t)"
+                )
+                connection.execute(sa.text(row), {"route": route, "key": f"k{key}", **when})
+    connections.close()
+    depot = Depot(url)
+    assert [depot.inbox.counts(route).received for route in ("orders", "invoices", "idle")] == [3, 1, 0]
+    assert depot.inbox.board("orders", arrivals(5)) == Boarded(waiting=2, duplicates=3)
+    assert (depot.inbox.counts("orders").received, counted(depot.inbox)) == (5, {"waiting": 2, "delivered": 3})
     depot.close()
 
 

@@ -382,6 +382,7 @@ def test_the_account_of_a_route_sums_up_and_is_recounted(stranded):
         ("UPDATE depot_messages SET state = 'delivered' WHERE id = 4", "delivered"),
         ("UPDATE depot_messages SET state = 'stranded' WHERE id = 1", "given up, yet applied"),
         ("UPDATE depot_routes SET delivered = delivered + 1", "in the depot"),
+        ("DELETE FROM depot_messages WHERE id = 4", "archived"),
     ],
 )
 def test_the_account_of_a_route_notices(stranded, sabotage, what):
@@ -390,6 +391,16 @@ def test_the_account_of_a_route_notices(stranded, sabotage, what):
     wrong = [line for line in told["recounts"] if line["status"] == "differs"]
     assert what in [line["what"] for line in wrong]
     assert all(line["note"] for line in wrong)
+
+
+def test_a_message_that_is_lost_from_the_depot_is_missed_even_without_a_recount(stranded):
+    stranded.sql("DELETE FROM depot_messages WHERE id = 4")
+    told = stranded.told("account", "events", "--no-recount", code=1)
+    assert (told["received"], sum(told["by_state"].values()), told["balanced"]) == (4, 3, False)
+    code, out, _ = stranded.bus_says("account", "events", "--no-recount")
+    assert code == 1
+    assert "✗ 4 were received, but 3 are in a state" in out
+    assert "✗ the account does not balance" in out
 
 
 def test_the_account_of_a_route_holds_while_its_queue_cannot_be_asked(stranded):

@@ -103,6 +103,36 @@ def failure_of(result):
     return next((event.step_failure_data.user_failure_data.description for event in result.all_events if event.is_step_failure), None)
 
 
+def accounted(town):
+    """The check ``accounted`` of a trip that brings one more order, which is delivered whatever the check says."""
+    town.send(order(100))
+    (request,) = town.tick().run_requests
+    result = town.run(request.tags)
+    assert result.success
+    return next(check for check in result.get_asset_check_evaluations() if check.check_name == "accounted")
+
+
+def test_the_accounts_check_warns_of_messages_that_wait_for_a_person(town):
+    found = accounted(town)
+    assert (found.passed, found.description) == (True, "no message waits for a person")
+    town.send("{oops")
+    accounted(town)
+    found = accounted(town)
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "1 quarantined: `bus messages events` shows them" in found.description
+
+
+def test_the_accounts_check_misses_a_message_that_is_lost_from_the_depot(town):
+    town.send("{oops")
+    accounted(town)
+    with town.depot._connections.writing() as connection:
+        connection.exec_driver_sql("DELETE FROM depot_messages WHERE state = 'quarantined'")
+    found = accounted(town)
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert found.description.startswith("3 were received, but 2 are in a state: `bus account events`")
+    assert (found.metadata["received in all"].value, found.metadata["in all states"].value) == (3, 2)
+
+
 def test_the_queue_is_upstream_of_the_messages(town):
     graph = town.defs.resolve_asset_graph()
     parents = graph.get(dg.AssetKey(["events", "messages"])).parent_keys

@@ -433,6 +433,8 @@ class Life(RuleBasedStateMachine):
     def counts_add_up(self):
         counts = self.inbox.counts(ROUTE)
         assert {state: number for state, number in counts.by_state.items() if number} == Counter(one.state for one in self.mail.values())
+        assert counts.is_balanced
+        assert counts.received == len(self.mail)
         assert (counts.duplicates, counts.ignored) == (self.duplicates, self.ignored)
         assert (counts.paused_at is not None) is self.paused
         assert self.inbox.live(ROUTE) == len(self.of_state("waiting", "aboard"))

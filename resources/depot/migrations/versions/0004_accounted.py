@@ -1,4 +1,4 @@
-"""What people decided about messages, and why."""
+"""What people decided about messages, and why; how many messages a route has received."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -16,3 +16,5 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text, nullable=False),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
     )
+    op.add_column("depot_routes", sa.Column("received", sa.BigInteger, nullable=False, server_default="0"))
+    op.execute("UPDATE depot_routes SET received = (SELECT count(*) FROM depot_messages m WHERE m.route = depot_routes.route)")
