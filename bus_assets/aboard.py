@@ -8,6 +8,7 @@ fates          what became of each message, once every gate has passed
 
 from __future__ import annotations
 
+import random
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -151,22 +152,25 @@ def _listed(body: Mapping[str, Any], path: str) -> list[Mapping[str, Any]]:
 
 def named_by(drive: Drive, stop: PickUp) -> Iterator[Records]:
     """What ``stop`` reads for each message. What cannot be read for one (gone, forbidden, broken) sets that message aside, whole;
-    the others go on. :class:`Transient` ends the stop; so does the same Misconfigured for every one of several messages."""
+    the others go on. :class:`Transient` ends the stop, and names the message if the source answers for another one; so does the same
+    Misconfigured for every one of several messages."""
     import pyarrow as pa
 
     from resources.records import Records, Unreadable
 
     empty = pa.RecordBatch.from_pylist([], pa.schema([(name, pa.string()) for name in stop.found_at()]))
     none = pa.array([], pa.int64())
-    tried, failures = 0, list[BusError]()
+    tried, failures, first = 0, list[BusError](), None
     for message, row in message_rows(drive):
-        tried += 1
+        tried, first = tried + 1, message if first is None else first
         origin = f"{stop.source.system}, for message {message}"
         try:
             for run in _read_for(drive, stop, row):
                 origin = run.origin
                 yield _of(run, message)
-        except Transient:
+        except Transient as error:
+            if message != first or _answers_for_another(drive, stop, message):
+                error.culprit = message
             raise
         except BusError as error:
             failures.append(error)
@@ -175,6 +179,22 @@ def named_by(drive: Drive, stop: PickUp) -> Iterator[Records]:
             yield Records(empty, origin, none, unit, (said,), none, frozenset({message}))
     if len(failures) == tried > 1 and all(isinstance(error, Misconfigured) for error in failures):
         raise failures[0]
+
+
+def _answers_for_another(drive: Drive, stop: PickUp, message: int) -> bool:
+    """Whether the source has any answer for some other message, by chance: if it has none, it is down, and ``message`` is not to blame."""
+    others = [number for number in drive.passengers(MESSAGES).messages() if number != message]
+    chosen = random.choice(others) if others else None  # noqa: S311
+    try:
+        for number, row in message_rows(drive):
+            if number == chosen:
+                next(_read_for(drive, stop, row), None)
+                return True
+    except Transient:
+        return False
+    except BusError:
+        return True
+    return False
 
 
 def message_rows(drive: Drive) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -151,7 +151,9 @@ def _is_alive(trip: Trip, attempt: Attempt, above: Above) -> bool:
 def _decide(policy: Policy, inbox: Inbox, told: Told, found: Underway, attempt: Attempt) -> None:
     trip, kind = found.trip, attempt.kind or "died"
     error = trip.error or attempt.error or "the process that drove it died"
-    decision = _breaker(policy, inbox, found, judge(found, kind, attempt.culprit, policy))
+    decision = judge(found, kind, attempt.culprit, policy)
+    if kind != "transient":
+        decision = _breaker(policy, inbox, found, decision)
     if isinstance(decision, Retry):
         told.returned += inbox.retry(trip.id, decision.delay_seconds, spent=decision.spent, launch=trip.launches)
     elif isinstance(decision, Split):

@@ -12,6 +12,8 @@ from resources.depot.mail import Spent, Underway
 DEATHS = 5
 """So often may the process that drives a trip die before the trip itself is suspected: a message may kill whoever reads it."""
 LONGEST_DELAY_SECONDS = 300.0
+PATIENCE = 3
+"""So often is a trip launched before the message that cannot be read for now, while others can, rides on without them."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ def judge(found: Underway, kind: Kind, culprit: int | None, policy: Policy) -> D
     if kind == "conflict":
         return Retry(0)
     if kind == "transient":
+        if trip.launches >= PATIENCE and culprit in found.messages and len(found.messages) > 1:
+            return Split(halves(found.messages, found.groups, culprit))
         return Retry(delay_seconds(trip.launches))
     if kind in ("misconfigured", "checks"):
         return Pause()

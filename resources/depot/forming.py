@@ -34,7 +34,7 @@ class Limits:
 def form(connection: sa.Connection, route: str, limits: Limits, parameters: Mapping[str, Any]) -> int:
     if routes.lock(connection, route)["paused_at"] is not None:
         return 0
-    room = limits.max_trips - _standing(connection, route, ("formed", *UNDERWAY))
+    room = limits.max_trips - _standing(connection, route, ("formed", *UNDERWAY)) + _backing_off(connection, route)
     formed = 0
     while formed < room and (ids := _due(connection, route, limits)):
         put_aboard(connection, new_trip(connection, route, parameters), ids)
@@ -64,6 +64,12 @@ def _boardable(connection: sa.Connection, route: str, batch: int, halt_on_strand
 def _standing(connection: sa.Connection, route: str, states: Sequence[TripState]) -> int:
     query = sa.select(sa.func.count()).where(*_of_messages(route), trips.c.state.in_(states))
     return connection.execute(query).scalar_one()
+
+
+def _backing_off(connection: sa.Connection, route: str) -> int:
+    """Trips that were split off and wait until it is worth another try: for as long as it takes, so they take no other trip's place."""
+    later = (trips.c.state == "formed") & trips.c.parent.is_not(None) & (trips.c.not_before > now(connection))
+    return connection.execute(sa.select(sa.func.count()).where(*_of_messages(route), later)).scalar_one()
 
 
 def _of_messages(route: str) -> tuple[sa.ColumnElement[bool], ...]:

@@ -103,8 +103,9 @@ class Inbox:
         """Put waiting messages into new trips ('formed', trigger 'queue', with ``parameters``), oldest first; how many trips.
 
         ``batch`` messages per trip; fewer only once the oldest of them was received ``max_wait_seconds`` ago. The route has at most
-        ``max_trips`` trips that are formed, departed, driving, failed or stuck. None while the route is paused. Of a group no
-        message boards while one is aboard, nor, with ``halt_on_stranded``, while one is stranded.
+        ``max_trips`` trips that are formed, departed, driving, failed or stuck, but for those that were split off another one and wait
+        for their ``not_before``. None while the route is paused. Of a group no message boards while one is aboard, nor, with
+        ``halt_on_stranded``, while one is stranded.
         """
         checked_name(route, "route")
         _at_least_one(batch, "batch")

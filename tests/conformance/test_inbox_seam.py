@@ -366,6 +366,23 @@ def test_there_are_never_more_trips_than_allowed(depot, inbox):
     assert formed(inbox, batch=1, max_trips=4) == 1
 
 
+def test_what_was_split_off_and_backs_off_takes_no_other_trips_place(depot, inbox):
+    """For as long as one message cannot be read others ride; a whole trip that backs off makes the next one wait."""
+    trip, ids = riding(inbox, 2)
+    inbox.board("orders", arrivals(9, 2))
+    inbox.retry(trip, 60, spent=None)
+    assert formed(inbox, batch=1, max_trips=1) == 0
+    change(depot, "UPDATE depot_trips SET not_before = NULL")
+    inbox.split(*departed(inbox), [ids[:1], ids[1:]])
+    first, second = departed(inbox)
+    assert formed(inbox, batch=1, max_trips=2) == 0
+    inbox.retry(first, 60, spent=None)
+    assert formed(inbox, batch=1, max_trips=2) == 1
+    inbox.retry(second, 0, spent=None)
+    assert formed(inbox, batch=1, max_trips=2) == 0
+    assert formed(inbox, batch=1, max_trips=3) == 1
+
+
 def test_batches_of_none_are_misconfigured(inbox):
     with pytest.raises(Misconfigured, match="batch"):
         formed(inbox, batch=0)

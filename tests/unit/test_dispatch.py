@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from resources.depot.entries import Kind, Trip
 from resources.depot.mail import Boarded, Underway
 from sensors.dispatch import Told
-from sensors.judging import DEATHS, LONGEST_DELAY_SECONDS, Pause, Policy, Retry, Split, Strand, delay_seconds, halves, judge
+from sensors.judging import DEATHS, LONGEST_DELAY_SECONDS, PATIENCE, Pause, Policy, Retry, Split, Strand, delay_seconds, halves, judge
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 KINDS = get_args(Kind)
@@ -143,6 +143,28 @@ def test_parting_a_trip_of_many_messages_compares_each_a_few_times():
 def test_what_is_nobodys_fault_strands_nobody_and_splits_nothing(found, kind, failures, deaths, launches):
     decision = judge(underway(*found, failures=failures, deaths=deaths, launches=launches), kind, None, policy())
     assert isinstance(decision, Retry | Pause)
+
+
+@given(aboard(), st.data(), spent, spent, spent)
+def test_a_message_that_cannot_be_read_for_now_rides_without_the_others_after_a_few_launches(found, data, failures, deaths, launches):
+    """Nobody is stranded, nothing is spent: the message alone rides again, later and later."""
+    messages, groups = found
+    culprit = data.draw(st.sampled_from(messages))
+    decision = judge(underway(messages, groups, failures=failures, deaths=deaths, launches=launches), "transient", culprit, policy())
+    if launches < PATIENCE or len(messages) == 1:
+        assert decision == Retry(delay_seconds(launches), spent=None)
+        return
+    assert isinstance(decision, Split)
+    assert decision.parts == halves(messages, groups, culprit)
+    if groups[messages.index(culprit)] is None:
+        assert (culprit,) in decision.parts
+        assert sorted(message for part in decision.parts for message in part) == messages
+
+
+@given(aboard(), st.sampled_from([None, 0]), st.integers(0, 30))
+def test_while_nobody_can_be_read_the_trip_stays_together(found, culprit, launches):
+    """No culprit is known, or one that has left the trip."""
+    assert judge(underway(*found, launches=launches), "transient", culprit, policy()) == Retry(delay_seconds(launches))
 
 
 @given(aboard(), spent)
