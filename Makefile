@@ -26,7 +26,7 @@ lint: $(VENV)/.test
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/basedpyright
 
-crash: $(VENV)/.test ## hundreds of kills of unmodified processes in three parts (files, messages, a whole `bus up`), reported per window
+crash: $(VENV)/.test ## hundreds of kills of unmodified processes (files, messages, a whole `bus up`), reported per window; then two daemons at once
 	$(BIN)/python -m tests.crash.campaign
 
 bench: $(VENV)/.test ## speed and memory, side by side with the bare tools

@@ -1,11 +1,12 @@
 """Kill the process that drives, again and again, and hold what it leaves against an oracle: ``python -m tests.crash.campaign``.
 
-Unmodified product code in processes of its own, killed by SIGKILL from outside at seeded moments, in three parts:
+Unmodified product code in processes of its own, killed by SIGKILL from outside at seeded moments, in three parts, and a fourth:
 
     files     here: a process that drives a trip is killed while it boards, stages, judges and publishes; then the same trip is driven
               again, and perhaps killed again, until it is delivered
     messages  :mod:`tests.crash.message_campaign`: messages, the dispatchers that start their trips, and those who drive them
     town      :mod:`tests.crash.whole_town`: a whole `bus up` and its own processes
+    daemons   :mod:`tests.crash.two_daemons`: no kills, but two daemons and two code locations where there should be one of each
 
 Ends with 1 if anything differs from the oracle, or if no kill landed in one of the windows (`town`: of one of the kinds of processes).
 """
@@ -23,7 +24,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.crash import message_campaign, message_traffic, oracle, whole_town
+from tests.crash import message_campaign, message_traffic, oracle, two_daemons, whole_town
 from tests.crash.aims import SHARES, Aim, Ridden
 from tests.crash.batches import Batch, made
 from tests.crash.kills import Kills
@@ -42,6 +43,7 @@ MOST_KILLS_OF_A_TRIP = 5
 AGAIN_SHARE = 0.3
 """Of the trips that a killed process had delivered, so many are driven once more."""
 MAX_SECONDS = 25 * 60
+DAEMONS_SECONDS = 10 * 60
 ENOUGH_PROBLEMS = 20
 
 
@@ -190,7 +192,7 @@ def told(tally: Tally, seconds: float) -> str:
 
 def main() -> int:
     asked = argparse.ArgumentParser(prog="python -m tests.crash.campaign", description="Kill the processes and check what they leave.")
-    asked.add_argument("--part", choices=("files", "messages", "town"), help="only this part; default: all three")
+    asked.add_argument("--part", choices=("files", "messages", "town", "daemons"), help="only this part; default: all")
     asked.add_argument("--kills", type=int, default=200, help="how many must land, of files and of messages each")
     asked.add_argument("--town-kills", type=int, default=40, help="how many processes of whole towns are killed, if there is time")
     asked.add_argument("--seed", type=int, default=None, help="default: another each time; it is printed")
@@ -218,6 +220,11 @@ def main() -> int:
             found = whole_town.campaign(Path(root), server, seed, whole_town.whole(given.messages, given.town_kills))
             print(message_traffic.told(found, time.monotonic() - started), flush=True)
             failed |= bool(found.problems or found.empty_windows)
+        if given.part in (None, "daemons"):
+            started = time.monotonic()
+            twice = two_daemons.doubled(Path(tempfile.mkdtemp(prefix="daemons-", dir=root)), given.messages, seed, DAEMONS_SECONDS)
+            print(f"two daemons, two code locations, {time.monotonic() - started:.0f} s\n\n{twice}", flush=True)
+            failed |= bool(twice.problems)
     return 1 if failed else 0
 
 

@@ -50,7 +50,7 @@ def wait_while(there: Path) -> None:
 
 letters = Route(
     name="letters",
-    triggers=(Queue("letters", Json(LETTER), identity="id", batch=50, max_in_flight=8),),
+    triggers=(Queue("letters", Json(LETTER), identity="id", batch=50),),
     stops=(Transform("sorted", sort_letters, SORTED), DropOff("log", Table("warehouse", "log", create=True), of="sorted")),
 )
 
