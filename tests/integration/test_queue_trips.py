@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import pytest
 
-from bus_assets import Contract, DropOff, Field, Json, PickUp, S3Event, Table, TextFile, Transform, archive
+from bus_assets import Contract, DropOff, Field, Json, PickUp, S3Event, Table, Text, TextFile, Transform, archive
 from bus_assets.account import account
 from bus_assets.boarding import board, settle
 from bus_assets.drive import Boarding
@@ -305,6 +305,39 @@ def test_each_message_alone_is_transformed_by_itself(tmp_path):
     world.send({"lines": orders([1, 2, 3])}, {"lines": orders([4])})
     world.deliver()
     assert sorted((Decimal(str(row[0])), row[1]) for row in world.rows("log")) == [(Decimal("1.50"), 1), (Decimal("4.50"), 3)]
+
+
+def test_bodies_that_are_text_are_rows_of_text(tmp_path):
+    """Whatever they look like; what is inside SNS is the body, and the envelope's values stand beside it where they are asked for."""
+    note = Contract((Field("body", required=True, max_length=20), Field("key", required=True), Field("at", "timestamptz", required=True)))
+    text = Text(note, {"key": "@key", "at": "@sent_at"})
+    world = QueueWorld(tmp_path, events(decode=text, stops=(DropOff("log", Table("warehouse", "log", create=True), of="messages"),)))
+    bodies = ["plain", '{"a": 1}', "Zoë 🚌", " two\nlines ", "[", "x" * 21]
+    notification = {
+        "Type": "Notification",
+        "TopicArn": "arn:t",
+        "MessageId": "17",
+        "Message": "of a topic",
+        "Timestamp": "2026-01-02T03:04:05Z",
+    }
+    world.send(*bodies, notification)
+    world.deliver()
+    assert [row[:2] for row in world.rows("log", "key")] == [("of a topic", "sns:17"), *[(bodies[n], f"sqs:m-{n + 1}") for n in range(5)]]
+    assert world.states() == {"delivered": 6, "quarantined": 1}
+    assert "max_length" in world.messages("quarantined")[0].error
+
+
+def test_a_trip_that_is_not_full_waits_as_long_as_the_route_says(tmp_path):
+    world = QueueWorld(tmp_path, events(batch=3, max_wait_seconds=600))
+    world.send(*orders(range(4)))
+    (departure,) = world.tick().departures
+    assert departure.messages == 3
+    world.run(departure)
+    assert world.tick().departures == ()
+    assert world.states() == {"delivered": 3, "waiting": 1}
+    world.sql("UPDATE depot_messages SET received_at = '2026-01-01 00:00:00.000000' WHERE state = 'waiting'")
+    (departure,) = world.tick().departures
+    assert departure.messages == 1
 
 
 def test_settle_revokes_before_it_retries(world):

@@ -12,13 +12,16 @@ from bus_assets import (
     Cron,
     DropOff,
     Field,
+    Json,
     Misdeclared,
     Parameter,
     PickUp,
     Query,
+    Queue,
     Route,
     Table,
     TableKey,
+    Text,
     TextFile,
     Transform,
 )
@@ -68,6 +71,40 @@ def test_references_order_stops_without_being_inputs():
     made = route(PickUp("lines", FILE, lines), PickUp("skus", FILE, ORDERS))
     assert made.order == ("skus", "lines")
     assert made.upstream("lines") == ()
+
+
+NOTE = Contract((Field("body"), Field("at")))
+SUMS = Contract((Field("sku"), Field("qty", "integer")))
+GROUPED = "SELECT sku, CAST(sum(qty) AS BIGINT) AS qty FROM messages GROUP BY sku"
+
+
+def queue(decode=None, system="q", **more):
+    return Queue(system, decode or Json(ORDERS), **more)
+
+
+def started_by_messages(*stops):
+    return route(*stops, triggers=(queue(),))
+
+
+def into(of, **table):
+    return DropOff("d", Table("w", "t", **table), of=of)
+
+
+def test_the_limits_of_a_queue_are_within_them():
+    for number, wait in ((1, 0), (100, 900)):
+        made = queue(batch=number, max_in_flight=number, attempts=number, max_wait_seconds=wait)
+        assert (made.batch, made.max_in_flight, made.attempts, made.max_wait_seconds) == (number, number, number, wait)
+    for identity in ("id", "order.event id", "@deduplication_id"):
+        assert queue(identity=identity).identity == identity
+    assert queue(Text(), identity="@deduplication_id", dead_letters="dead").systems == ("q", "dead")
+
+
+def test_a_changed_grain_says_how_batches_combine():
+    adds = {"key": "sku", "mode": "accumulate", "sums": ("qty",)}
+    started_by_messages(Transform("x", GROUPED, SUMS, grain="changed", combine="accumulate"), into("x", **adds))
+    started_by_messages(Transform("x", GROUPED, SUMS, grain="changed", combine="alone"), into("x"))
+    other = DropOff("raw", Table("w", "raw"), of="messages")  # not after the transform, so its mode is its own
+    started_by_messages(Transform("x", GROUPED, SUMS, grain="changed", combine="accumulate"), into("x", **adds), other)
 
 
 WRONG = {
@@ -185,6 +222,39 @@ WRONG = {
     "reference without a field": (lambda: Field("a", references="orders"), "is not of the form 'stop.field'"),
     "field twice": (lambda: Contract((Field("a"), Field("A"))), "field 'A' appears twice"),
     "key of nobody": (lambda: Contract((Field("a"),), unique=(("b",),)), "names 'b', which is not a field"),
+    "queue of no name": (lambda: queue(system="Order events!"), "queue 'Order events!' is not a usable name"),
+    "empty batches": (lambda: queue(batch=0), "Queue 'q': batch is 0; it must be 1 to 100000"),
+    "batches beyond memory": (lambda: queue(batch=100_001), "batch is 100001; it must be 1 to 100000"),
+    "nothing in flight": (lambda: queue(max_in_flight=0), "max_in_flight is 0; it must be 1 to 1000"),
+    "too much in flight": (lambda: queue(max_in_flight=1001), "max_in_flight is 1001; it must be 1 to 1000"),
+    "no attempt": (lambda: queue(attempts=0), "attempts is 0; it must be 1 to 100"),
+    "attempts without end": (lambda: queue(attempts=101), "attempts is 101; it must be 1 to 100"),
+    "a wait before now": (lambda: queue(max_wait_seconds=-1), "max_wait_seconds is -1; it must be 0 to 900"),
+    "a wait of hours": (lambda: queue(max_wait_seconds=901), "max_wait_seconds is 901; it must be 0 to 900"),
+    "a wait for ever": (lambda: queue(max_wait_seconds=float("nan")), "max_wait_seconds is nan; it must be 0 to 900"),
+    "dead letters on their own queue": (lambda: queue(dead_letters="q"), "so stranded messages would come back for ever; name another"),
+    "identity that is no path": (lambda: queue(identity="order..id"), "identity 'order..id' is neither a dotted path in the body nor"),
+    "identity of the envelope": (lambda: queue(identity="@message_id"), "identity '@message_id' is neither a dotted path"),
+    "identity in a text": (lambda: queue(Text(), identity="order_id"), "is a path in a JSON body, but bodies are read as text"),
+    "stranded, and then": (lambda: queue(on_stranded="stop"), "on_stranded: input should be 'halt' or 'continue'"),
+    "a field of a message that is not promised": (lambda: Json(ORDERS, {"ordr": "id"}), "Json: fields maps 'ordr', which the contract"),
+    "something of the envelope": (lambda: Json(ORDERS, {"sku": "@sender"}), "Json: field 'sku': '@sender' is not known"),
+    "the body of a text": (lambda: Text(NOTE, {"at": "@body.at"}), "Text: field 'at': '@body.at' is not known"),
+    "a text with an open field": (lambda: Text(NOTE), "Text: field 'at' is neither 'body' nor mapped to one of @key, @sent_at"),
+    "grain changed, batches left to chance": (
+        lambda: started_by_messages(Transform("x", GROUPED, SUMS, grain="changed"), into("x", key="sku")),
+        "stop 'x' changes the grain, and which messages share a trip is chance: say combine='alone'",
+    ),
+    "accumulated into an upsert": (
+        lambda: started_by_messages(Transform("x", GROUPED, SUMS, grain="changed", combine="accumulate"), into("x", key="sku")),
+        "stop 'x' says combine='accumulate', but drop-off 'd' is a table in mode 'upsert'; give it mode='accumulate'",
+    ),
+    "accumulated further on": (
+        lambda: started_by_messages(
+            Transform("x", GROUPED, SUMS, grain="changed", combine="accumulate"), Transform("y", same, SUMS, after=("x",)), into("y")
+        ),
+        "drop-off 'd' is a table in mode 'append'",
+    ),
     "share above one": (lambda: Contract((Field("a"),), max_rejected=1.5), "for a count write a whole number"),
 }
 
