@@ -25,6 +25,7 @@ DAYS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"]
 Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept.")]
 Ids = Annotated[list[int] | None, typer.Option("--id", metavar="ID", help="This message; may come again. `bus messages` lists them.")]
 Since = Annotated[datetime | None, typer.Option("--since", formats=DAYS, help="Received then or later (UTC).")]
+Until = Annotated[datetime | None, typer.Option("--until", formats=DAYS, help="Received before then (UTC).")]
 
 
 def messages(
@@ -95,6 +96,8 @@ def redrive(
     reason: Annotated[str, typer.Option("--reason", help="Why; it is kept. Needed, but for --from-dead-letters.")] = "",
     ids: Ids = None,
     state: Annotated[list[str] | None, typer.Option(help="Those that are stranded, quarantined or held; may come again.")] = None,
+    since: Since = None,
+    until: Until = None,
     everything: Annotated[bool, typer.Option("--all", help="Everything that is stranded, quarantined or held.")] = False,
     from_dead_letters: Annotated[
         bool, typer.Option("--from-dead-letters", help="What lies on the route's queue for dead letters: it is moved into the depot.")
@@ -108,8 +111,9 @@ def redrive(
     wrong = [name for name in state or () if name not in WAIT_FOR_A_PERSON]
     if wrong:
         raise typer.BadParameter(f"'{wrong[0]}' is none of {', '.join(WAIT_FOR_A_PERSON)}", param_hint="--state")
-    if [bool(ids or state), everything, from_dead_letters].count(True) != 1:
-        raise typer.BadParameter("say which: --id ID …, --state STATE …, --all, or --from-dead-letters", param_hint="--id")
+    if [bool(ids or state or since or until), everything, from_dead_letters].count(True) != 1:
+        said = "say which: --id ID …, --state STATE …, --since and --until, --all, or --from-dead-letters"
+        raise typer.BadParameter(said, param_hint="--id")
     if not from_dead_letters and not reason.strip():
         raise typer.BadParameter("a redrive needs a reason: it is kept", param_hint="--reason")
     if from_dead_letters:
@@ -117,18 +121,20 @@ def redrive(
         return
     depot = open_depot()
     known_route(depot, route, module)
-    number = depot.inbox.redrive(route, ids, tuple(state or WAIT_FOR_A_PERSON), reason=reason)  # pyright: ignore[reportArgumentType]
+    states: Any = tuple(state or WAIT_FOR_A_PERSON)
+    number = depot.inbox.redrive(route, ids, states, since=_utc(since), until=_utc(until), reason=reason)
     if as_json:
         print_json({"route": route, "redriven": number})
         return
-    say(f"route '{route}': {number:,} redriven, and waiting again" if number else f"route '{route}': nothing is {_or(state)}")
+    nothing = f"nothing is {_or(state)}" + (" and was received then" if since or until else "")
+    say(f"route '{route}': " + (f"{number:,} redriven, and waiting again" if number else nothing))
     _note_paused(depot.inbox, route)
 
 
 def replay(
     route: RouteName,
     since: Since = None,
-    until: Annotated[datetime | None, typer.Option("--until", formats=DAYS, help="Received before then (UTC).")] = None,
+    until: Until = None,
     ids: Ids = None,
     again: Annotated[bool, typer.Option("--again", help="Deliver them once more; without it they are only listed.")] = False,
     reason: Annotated[str | None, typer.Option("--reason", help="Why, with --again; it is kept.")] = None,

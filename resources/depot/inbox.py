@@ -261,17 +261,27 @@ class Inbox:
 
     # By a person
 
-    def redrive(self, route: str, ids: Sequence[int] | None = None, states: Sequence[MessageState] = REDRIVEN, *, reason: str) -> int:
+    def redrive(
+        self,
+        route: str,
+        ids: Sequence[int] | None = None,
+        states: Sequence[MessageState] = REDRIVEN,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        reason: str,
+    ) -> int:
         """Let messages in ``states`` wait again, in their next generation; their held rows are discarded, the reason is kept. How many.
 
         One that a newer message of its subject has replaced becomes superseded, and is not counted. With ``ids`` all or,
         with Refused, none (one is another route's, in another state, or its body is purged); without, every one that has its body.
+        Only those received from ``since`` until before ``until``.
         """
         _reason(reason, "a redrive")
         if not states or set(states) - set(REDRIVEN):
             raise Misconfigured(f"messages are redriven from {', '.join(REDRIVEN)}, not {', '.join(states) or 'nothing'}")
         with self._connections.writing() as connection:
-            return messages.redrive(connection, checked_name(route, "route"), ids, states, reason)
+            return messages.redrive(connection, checked_name(route, "route"), ids, states, messages.Span(since, until), reason)
 
     def replay(
         self, route: str, since: datetime | None = None, until: datetime | None = None, ids: Sequence[int] | None = None
@@ -281,7 +291,7 @@ class Inbox:
         Left out are those that a newer message of their subject has replaced.
         """
         with self._connections.reading() as connection:
-            return messages.replayable(connection, route, since, until, ids)
+            return messages.replayable(connection, route, messages.Span(since, until), ids)
 
     def again(self, ids: Sequence[int], reason: str) -> int:
         """Deliver delivered messages once more, under a receipt of their own (``Message.part``); the reason is kept. How many.

@@ -135,10 +135,25 @@ def sent_to_dead_letters(connection: sa.Connection, ids: Sequence[int]) -> None:
 # Round again
 
 
-def redrive(connection: sa.Connection, route: str, ids: Sequence[int] | None, states: Sequence[MessageState], reason: str) -> int:
+@dataclass(frozen=True)
+class Span:
+    """Received from ``since`` until before ``until``; None: without that end."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def has(self) -> sa.ColumnElement[bool]:
+        ends = [messages.c.received_at >= self.since] if self.since else []
+        return sa.and_(sa.true(), *ends, *([messages.c.received_at < self.until] if self.until else []))
+
+
+def redrive(
+    connection: sa.Connection, route: str, ids: Sequence[int] | None, states: Sequence[MessageState], received: Span, reason: str
+) -> int:
     routes.lock(connection, route)
-    may = (messages.c.route == route) & messages.c.state.in_(states) & messages.c.body.is_not(None)
-    found = _all_of(connection, ids, may, f"{' or '.join(states)} messages of route '{route}' that have their bodies")
+    may = (messages.c.route == route) & messages.c.state.in_(states) & messages.c.body.is_not(None) & received.has()
+    within = " and were received then" if received != Span() else ""
+    found = _all_of(connection, ids, may, f"{' or '.join(states)} messages of route '{route}' that have their bodies{within}")
     moment, replaced = now(connection), 0
     for some in chunks(found, UPDATE_IDS):
         quarantine.discard_of_messages(connection, some, f"message redriven: {reason}")
@@ -152,15 +167,9 @@ def redrive(connection: sa.Connection, route: str, ids: Sequence[int] | None, st
     return len(found) - replaced
 
 
-def replayable(
-    connection: sa.Connection, route: str, since: datetime | None, until: datetime | None, ids: Sequence[int] | None
-) -> list[int]:
+def replayable(connection: sa.Connection, route: str, received: Span, ids: Sequence[int] | None) -> list[int]:
     may = (messages.c.route == route) & (messages.c.state == "delivered") & messages.c.body.is_not(None) & ~has_newer()
-    if since is not None:
-        may &= messages.c.received_at >= since
-    if until is not None:
-        may &= messages.c.received_at < until
-    return _ids(connection, ids, may)
+    return _ids(connection, ids, may & received.has())
 
 
 def again(connection: sa.Connection, ids: Sequence[int], reason: str) -> int:

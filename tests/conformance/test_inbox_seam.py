@@ -1065,6 +1065,23 @@ def test_many_are_redriven_and_sent_again_in_a_few_statements(depot, inbox):
     assert len(statements) < 3
 
 
+def test_a_redrive_may_be_of_a_span_of_time(depot, inbox):
+    """From ``since``, and before ``until``."""
+    trip, ids = riding(inbox, 4)
+    inbox.strand(trip, ids, "no", to_dead_letters=True)
+    days = [datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2, 3, 4)]
+    for number, day in zip(ids, days, strict=True):
+        with depot._connections.writing() as connection:
+            connection.execute(sa.update(schema.messages).where(schema.messages.c.id == number).values(received_at=day))
+    assert inbox.redrive("orders", since=days[3] + DAY, reason="x") == inbox.redrive("orders", until=days[0], reason="x") == 0
+    assert inbox.redrive("orders", since=days[1], until=days[2], reason="x") == 1
+    assert states(inbox) == {ids[0]: "stranded", ids[1]: "waiting", ids[2]: "stranded", ids[3]: "stranded"}
+    with pytest.raises(Refused, match="were received then"):
+        inbox.redrive("orders", ids=ids[2:], since=days[3], reason="x")
+    assert inbox.redrive("orders", ids=ids[2:3], since=days[1], reason="x") == 1
+    assert inbox.redrive("orders", since=days[0], reason="x") == 2
+
+
 def test_a_redrive_is_all_or_nothing(depot, inbox):
     _, ids = stranded_with_row(depot, inbox)
     inbox.board("orders", arrivals(1, 50))

@@ -128,7 +128,11 @@ def test_a_body_with_sensitive_fields_is_shown_only_on_purpose(world):
     [
         (("messages", "--state", "lost"), "'lost' is none of waiting, aboard"),
         (("message", "99"), "no message 99; `bus messages` lists them"),
-        (("redrive", "events", "--reason", "x"), "say which: --id ID …, --state STATE …, --all, or --from-dead-letters"),
+        (("redrive", "events", "--reason", "x"), "say which: --id ID …, --state STATE …, --since and --until, --all, or"),
+        (("redrive", "events", "--all", "--since", "2001-01-01", "--reason", "x"), "say which"),
+        (("redrive", "events", "--from-dead-letters", "--until", "2001-01-01"), "say which"),
+        (("redrive", "events", "--since", "2001-01-01"), "needs a reason"),
+        (("redrive", "events", "--id", "4", "--until", "2001-01-01", "--reason", "x"), "that have their bodies and were received then"),
         (("redrive", "events", "--all", "--id", "1", "--reason", "x"), "say which"),
         (("redrive", "events", "--all"), "--reason"),
         (("redrive", "events", "--all", "--reason", " "), "needs a reason"),
@@ -200,6 +204,23 @@ def test_why_a_trip_was_cancelled_is_told_of_its_messages_after_they_are_redrive
         ("cancelled", "wrong prices", 0),
         ("redriven", "right prices", 1),
     ]
+
+
+def test_a_redrive_takes_those_that_were_received_in_a_span_of_time(world):
+    world.send("{one", "{two", "{three")
+    world.tick()
+    for number, day in ((1, "2026-03-01"), (2, "2026-03-02"), (3, "2026-03-03")):
+        world.sql("UPDATE depot_messages SET received_at = :then WHERE id = :id", then=f"{day} 12:00:00.000000", id=number)
+    span = ("--since", "2026-03-02T12:00", "--until", "2026-03-03")
+    assert world.told("redrive", "events", *span, "--reason", "the hours of the bad deploy")["redriven"] == 1
+    assert [message.state for message in world.messages()] == ["quarantined", "waiting", "quarantined"]
+    assert (
+        "nothing is stranded and was received then"
+        in world.bus_says("redrive", "events", "--state", "stranded", "--since", "2026-03-01", "--reason", "x")[1]
+    )
+    assert world.told("redrive", "events", "--until", "2026-03-01T12:00", "--reason", "x")["redriven"] == 0
+    assert world.told("redrive", "events", "--since", "2026-03-03", "--state", "quarantined", "--reason", "x")["redriven"] == 1
+    assert world.states() == {"quarantined": 1, "waiting": 2}
 
 
 def test_redriving_says_if_the_route_is_paused(stranded):
