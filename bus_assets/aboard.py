@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from bus_assets.drive import BREAKER, Drive, NothingToDo
+from bus_assets.drive import Drive, NothingToDo
 from bus_assets.duck import duck
 from bus_assets.forward import in_every_database, restored
 from bus_assets.passengers import MESSAGE, ROW, literals
@@ -25,6 +25,7 @@ from bus_assets.stops import PickUp, Transform
 from bus_assets.values import TripValues
 from resources.depot.mail import TRIP_RECEIPT
 from resources.errors import BusError, Misconfigured, Poison, Refused, Transient
+from sensors.judging import BREAKER
 
 if TYPE_CHECKING:
     import pyarrow as pa

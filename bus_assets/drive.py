@@ -23,8 +23,6 @@ from resources.staging import Manifest, Staging
 LEASE_SECONDS = 900
 """An attempt that shows no progress for so long counts as dead. Its process's death, or its run's end, is seen at once."""
 RENEW_SECONDS = 10.0
-BREAKER = 5
-"""So many trips of a queue route that fail in a row, with none delivered between them, are no accident: the route is paused."""
 TRIP_TAG = "bus/trip/{route}"
 """The run tag that says which trip of a route to drive; the same in the UI, the CLI and in sensors."""
 

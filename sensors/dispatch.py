@@ -24,11 +24,9 @@ from resources.errors import BusError, Misconfigured, Poison
 from resources.queue_seam import MessageQueue, Outgoing, Received
 from sensors.ahead import Ahead
 from sensors.envelopes import carried
-from sensors.judging import Decision, Pause, Policy, Retry, Split, Strand, judge
+from sensors.judging import BREAKER, Decision, Pause, Policy, Retry, Split, Strand, judge
 from sensors.keeping import Keeping, total
 
-BREAKER = 5
-"""So many trips that fail in a row, with none delivered between them, are no accident: the route is paused, and strands nothing."""
 CLAIM_SECONDS = 120.0
 """A run that was asked for and has not claimed its trip after so long is asked for again; the wait doubles with each that never came."""
 POLL_SECONDS = 10.0

@@ -11,6 +11,8 @@ from resources.depot.mail import Spent, Underway
 
 DEATHS = 5
 """So often may the process that drives a trip die before the trip itself is suspected: a message may kill whoever reads it."""
+BREAKER = 5
+"""So many trips that fail in a row, with none delivered between them, are no accident: the route is paused, and strands nothing."""
 LONGEST_DELAY_SECONDS = 300.0
 PATIENCE = 3
 """So often is a trip launched before the message that cannot be read for now, while others can, rides on without them."""

@@ -21,9 +21,9 @@ from resources.depot.mail import Arrival, Departure
 from resources.depot.store import Depot
 from resources.errors import Misconfigured, Transient
 from resources.queue_seam import Outgoing, Pointer
-from sensors.dispatch import BREAKER, CLAIM_SECONDS, Above, Tick, tick
+from sensors.dispatch import CLAIM_SECONDS, Above, Tick, tick
 from sensors.envelopes import unwrap
-from sensors.judging import DEATHS, Policy
+from sensors.judging import BREAKER, DEATHS, Policy
 from tests.fakes import FakeQueue
 
 ROUTE = "events"
