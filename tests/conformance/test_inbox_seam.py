@@ -450,6 +450,14 @@ def test_a_trip_takes_several_groups_each_in_order(inbox):
     assert [(message.id, message.group) for message in inbox.messages_of(trip)] == [(1, "a"), (2, "b"), (3, "a"), (4, "b")]
 
 
+@pytest.mark.parametrize(("halt", "on", "wait"), [(True, [1], [3]), (False, [1, 3], [])])
+def test_behind_a_stranded_message_its_group_waits_or_rides_on(depot, inbox, halt, on, wait):
+    trip, ids = riding(inbox, 3, group="g")
+    assert inbox.strand(trip, ids[1:2], "no", to_dead_letters=True, halt_on_stranded=halt)
+    assert [list(underway(inbox, one).messages) for one in departed(inbox)] == [on]
+    assert [number for number, state in states(inbox).items() if state == "waiting"] == wait
+
+
 def test_a_stranded_message_halts_its_group_until_it_is_redriven(inbox):
     inbox.board("orders", grouped("a", "b"))
     formed(inbox)

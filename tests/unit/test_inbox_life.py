@@ -1,7 +1,8 @@
 """The life of messages and trips against a model in plain Python: whatever happens in whatever order, on SQLite and on Postgres."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -11,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from resources.depot import schema
 from resources.depot.entries import AlreadyDelivered, AttemptLive, TripOver
-from resources.depot.mail import Arrival
+from resources.depot.mail import Arrival, Purged, Remembered
 from resources.depot.store import Depot
 from resources.errors import Refused
 
@@ -19,11 +20,18 @@ ROUTE = "orders"
 LIVE = ("formed", "departed", "driving", "failed", "stuck")
 UNDERWAY = ("departed", "driving", "failed", "stuck")
 KEYS = st.integers(0, 11)
+LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def group_of(key):
     """Two groups, and some messages without."""
     return {0: "a", 1: "b"}.get(key % 4)
+
+
+def arrival(key, **more):
+    """Of the keys without a group some are about one subject, the higher the newer."""
+    about = {"subject": "s", "sequencer": f"{key:02}"} if key % 4 == 2 else {}
+    return Arrival(f"k{key}", b"x", group=group_of(key), **about, **more)
 
 
 @dataclass
@@ -35,11 +43,15 @@ class Mail:
     part: str = ""
     trip: str | None = None
     duplicates: int = 0
-    arrived: int = 0
+    to_dead_letters: bool = False
 
     @property
     def group(self):
         return group_of(self.key)
+
+    @property
+    def has_subject(self):
+        return self.key % 4 == 2
 
 
 @dataclass
@@ -76,7 +88,7 @@ class Life(RuleBasedStateMachine):
         self.mail: dict[int, Mail] = {}
         self.trips: dict[str, Journey] = {}
         self.duplicates = self.ignored = self.runs = 0
-        self.paused = False
+        self.paused = self.purged = False
         self.orders: dict[str, list[int]] = {"a": [], "b": []}
         """Per group the ids in the order in which they first were delivered."""
 
@@ -98,40 +110,71 @@ class Life(RuleBasedStateMachine):
         return data.draw(st.sampled_from(sorted(trips, key=list(self.trips).index)))
 
     def again(self, one):
-        one.state, one.trip, one.generation = "waiting", None, one.generation + 1
+        one.state, one.trip, one.generation, one.to_dead_letters = "waiting", None, one.generation + 1, False
 
-    def boardable(self, batch):
-        in_the_way = {one.group for one in self.of_state("aboard", "stranded")} - {None}
+    def is_replaced(self, one):
+        return one.has_subject and any(other.has_subject and other.key > one.key for other in self.mail.values())
+
+    def supersede(self, arrived):
+        """Of a subject that arrived only the newest wait on: the keys that arrived too late, and how many waited in vain."""
+        older = [one for one in self.of_state("waiting") if self.is_replaced(one)] if any(key % 4 == 2 for key in arrived) else []
+        for one in older:
+            one.state = "superseded"
+        return {one.key for one in older if one.key in arrived}, sum(one.key not in arrived for one in older)
+
+    def boardable(self, batch, halt):
+        in_the_way = {one.group for one in self.of_state("aboard", *(["stranded"] if halt else []))} - {None}
         return [one for one in self.mail.values() if one.state == "waiting" and one.group not in in_the_way][:batch]
 
     # What happens
 
-    @rule(keys=st.lists(KEYS, max_size=6), problem=st.booleans())
-    def board(self, keys, problem):
-        expected, redriven_now = Counter(), set()
-        arrivals = []
+    @rule(keys=st.lists(KEYS, max_size=8), problem=st.booleans(), horizon=st.booleans())
+    def board(self, keys, problem, horizon):
+        arrivals, came = [], dict[int, str]()
         for key in keys:
-            broken = problem and key == 11
-            arrivals.append(Arrival(f"k{key}", b"x", group=group_of(key), problem="broken" if broken else None))
+            broken, old = problem and key == 11, key == 7
+            arrivals.append(arrival(key, problem="broken" if broken else None, sent_at=LONG_AGO if old else None))
             known = self.mail_of(key)
             if known is None:
-                self.mail[key] = Mail(0, key, "quarantined" if broken else "waiting")
-                expected["quarantined" if broken else "waiting"] += 1
-                redriven_now.add(key)
-            elif known.state in ("stranded", "quarantined") and not broken and key not in redriven_now:
+                came[key] = "quarantined" if broken else "held" if old and (horizon or self.purged) else "waiting"
+                self.mail[key] = Mail(0, key, came[key])
+            elif known.state in ("stranded", "quarantined") and not broken and key not in came:
                 self.again(known)
-                redriven_now.add(key)
-                expected["redriven"] += 1
+                came[key] = "redriven"
             else:
                 known.duplicates += 1
                 self.duplicates += 1
-                expected["duplicates"] += 1
-        boarded = self.inbox.board(ROUTE, arrivals)
-        assert (boarded.waiting, boarded.quarantined, boarded.redriven, boarded.duplicates) == tuple(
-            expected[name] for name in ("waiting", "quarantined", "redriven", "duplicates")
-        )
+        late, replaced = self.supersede(came)
+        expected = Counter("superseded" if key in late else what for key, what in came.items())
+        expected.update(duplicates=len(keys) - len(came), replaced=replaced)
+        assert +Counter(asdict(self.inbox.board(ROUTE, arrivals, 86_400 if horizon else None))) == +expected
+        self.learn_ids()
+
+    @rule(keys=st.lists(KEYS, max_size=4), applied=st.sets(KEYS))
+    def rebuild(self, keys, applied):
+        """A key that is known stays as it is; what the destination has is delivered."""
+        fresh = [key for key in dict.fromkeys(keys) if self.mail_of(key) is None]
+        for key in fresh:
+            self.mail[key] = Mail(0, key, "delivered" if key in applied else "waiting")
+        late, _ = self.supersede(fresh)
+        expected = Counter("superseded" if key in late else self.mail[key].state for key in fresh)
+        remembered = {f"k{key}": Remembered("", "lost") for key in applied}
+        assert self.inbox.rebuild(ROUTE, [arrival(key) for key in keys], remembered) == expected
+        self.learn_ids()
+
+    def learn_ids(self):
         for message in self.inbox.messages(limit=1000):
             self.mail[int(message.key[1:])].id = message.id
+
+    @precondition(lambda self: self.of_state("delivered", "superseded"))
+    @rule()
+    def purge(self):
+        """What has ended is forgotten, keys included; who waits for a person is not."""
+        ended, soon = self.of_state("delivered", "superseded"), datetime.now(UTC) + timedelta(days=1)
+        assert self.inbox.purge(ROUTE, soon, soon) == Purged(messages=len(ended))
+        self.purged = True
+        for one in ended:
+            del self.mail[one.key]
 
     def mail_of(self, key):
         return self.mail.get(key)
@@ -141,14 +184,14 @@ class Life(RuleBasedStateMachine):
         self.inbox.board(ROUTE, [Arrival("test", b"", ignored="s3:TestEvent")])
         self.ignored += 1
 
-    @rule(batch=st.integers(1, 3), max_trips=st.integers(1, 4))
-    def form(self, batch, max_trips):
+    @rule(batch=st.integers(1, 6), max_trips=st.integers(1, 4), halt=st.booleans())
+    def form(self, batch, max_trips, halt):
         before = {trip.id for trip in self.depot.trips(limit=1000)}
-        formed = self.inbox.form(ROUTE, batch=batch, max_wait_seconds=0, max_trips=max_trips)
+        formed = self.inbox.form(ROUTE, batch=batch, max_wait_seconds=0, max_trips=max_trips, halt_on_stranded=halt)
         new = sorted((trip for trip in self.depot.trips(limit=1000) if trip.id not in before), key=lambda trip: trip.created_at)
         expected = 0
         self.sort_mail()
-        while not self.paused and len(self.trips_in(*LIVE)) < max_trips and (some := self.boardable(batch)):
+        while not self.paused and len(self.trips_in(*LIVE)) < max_trips and (some := self.boardable(batch, halt)):
             assert expected < len(new), "a trip is missing"
             self.trips[new[expected].id] = Journey()
             for one in some:
@@ -159,12 +202,12 @@ class Life(RuleBasedStateMachine):
     def sort_mail(self):
         self.mail = dict(sorted(self.mail.items(), key=lambda pair: pair[1].id))
 
-    @rule(batch=st.integers(1, 3))
-    def form_for_run(self, batch):
+    @rule(batch=st.integers(1, 3), halt=st.booleans())
+    def form_for_run(self, batch, halt):
         self.runs += 1
-        trip = self.inbox.form_for_run(ROUTE, f"person-{self.runs}", batch)
+        trip = self.inbox.form_for_run(ROUTE, f"person-{self.runs}", batch, halt_on_stranded=halt)
         self.sort_mail()
-        some = self.boardable(batch)
+        some = self.boardable(batch, halt)
         assert (trip is None) == (not some)
         if trip is not None:
             self.trips[trip.id] = Journey("departed", launches=1)
@@ -309,25 +352,26 @@ class Life(RuleBasedStateMachine):
             one.state = "aboard" if one.trip else "waiting"
 
     @precondition(lambda self: any(self.aboard(trip) for trip in self.trips_in(*UNDERWAY)))
-    @rule(data=st.data())
-    def strand(self, data):
+    @rule(data=st.data(), copy=st.booleans(), halt=st.booleans())
+    def strand(self, data, copy, halt):
         trip = self.pick(data, [trip for trip in self.trips_in(*UNDERWAY) if self.aboard(trip)])
         journey, riding = self.trips[trip], sorted(self.aboard(trip), key=lambda one: one.id)
         given_up = data.draw(st.lists(st.sampled_from([one.id for one in riding]), min_size=1, unique=True))
         if journey.published and journey.may_be_settled:
             with pytest.raises(Refused, match="rolls forward"):
-                self.inbox.strand(trip, given_up, "poison", to_dead_letters=False)
+                self.inbox.strand(trip, given_up, "poison", to_dead_letters=copy)
             return
         before = {found.id for found in self.depot.trips(limit=1000)}
-        assert self.inbox.strand(trip, given_up, "poison", to_dead_letters=False) is journey.may_be_settled
+        done = self.inbox.strand(trip, given_up, "poison", to_dead_letters=copy, halt_on_stranded=halt)
+        assert done is journey.may_be_settled
         if not journey.may_be_settled:
             return
         new = [found.id for found in self.depot.trips(limit=1000) if found.id not in before]
         others, halted = [], set()
         for one in riding:
             if one.id in given_up:
-                one.state = "stranded"
-                halted |= {one.group} - {None}
+                one.state, one.to_dead_letters = "stranded", copy
+                halted |= {one.group} - {None} if halt else set()
             elif one.group not in halted:
                 others.append(one.id)
         assert len(new) == bool(others)
@@ -367,12 +411,24 @@ class Life(RuleBasedStateMachine):
             journey.state = "cancelled"
         assert found.state == journey.state
 
+    @rule(limit=st.integers(1, 3))
+    def send_dead_letters(self, limit):
+        """Killed before it is noted they are sent once more: nothing has changed here."""
+        due = sorted(one.id for one in self.mail.values() if one.to_dead_letters)
+        sent = [message.id for message in self.inbox.dead_letters(ROUTE, limit)]
+        assert sent == due[:limit]
+        self.inbox.sent_to_dead_letters(sent)
+        for one in self.mail.values():
+            one.to_dead_letters &= one.id not in sent
+
     @rule()
     def redrive(self):
-        some = self.of_state("stranded", "quarantined")
-        assert self.inbox.redrive(ROUTE, reason="fixed") == len(some)
+        some = self.of_state("stranded", "quarantined", "held")
         for one in some:
             self.again(one)
+            if self.is_replaced(one):
+                one.state = "superseded"
+        assert self.inbox.redrive(ROUTE, reason="fixed") == sum(one.state == "waiting" for one in some)
 
     @precondition(lambda self: self.of_state("delivered"))
     @rule(data=st.data())
@@ -398,12 +454,8 @@ class Life(RuleBasedStateMachine):
         assert len(found) == len(self.mail)
         for one in self.mail.values():
             message = found[one.id]
-            assert (message.state, message.generation, message.part, message.duplicates) == (
-                one.state,
-                one.generation,
-                one.part,
-                one.duplicates,
-            )
+            for name in ("state", "generation", "part", "duplicates", "to_dead_letters"):
+                assert getattr(message, name) == getattr(one, name), name
             assert message.trip == one.trip or one.state in ("delivered", "stranded", "quarantined")
 
     @invariant()
@@ -467,5 +519,5 @@ def test_any_life_is_as_the_model_says(request, database, examples):
         url = request.getfixturevalue(f"{database}_database_url")
 
     quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much, HealthCheck.large_base_example]
-    long = settings(max_examples=examples, stateful_step_count=30, deadline=None, suppress_health_check=quiet, print_blob=True)
+    long = settings(max_examples=examples, stateful_step_count=50, deadline=None, suppress_health_check=quiet, print_blob=True)
     run_state_machine_as_test(Here, settings=long)
