@@ -130,15 +130,20 @@ def _sensors(seen: Deployment) -> Iterator[Finding]:
         if state.name not in seen.sensors:
             continue
         if state.status.value == "STOPPED":
-            yield Finding(
-                state.name, "the sensor is switched off: messages stay on their queue", "switch it on in the UI, under Automation"
-            )
+            said = "the sensor is switched off: messages stay on their queue"
+            yield Finding(state.name, said, "switch it on in the UI, under Automation", _last_tick(state))
             continue
         ticks = list(seen.instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=TICKS))
         if len(ticks) == TICKS and all(tick.status.value == "FAILURE" for tick in ticks):
             said = _innermost(ticks[0].error)
             since = datetime.fromtimestamp(ticks[-1].timestamp, UTC)
             yield Finding(state.name, f"its last {TICKS} ticks failed: {said}", "mend that; the sensor goes on by itself", since)
+
+
+def _last_tick(state: Any) -> datetime | None:
+    """Dagster does not keep when it was switched off; since its last tick nobody has looked."""
+    at = getattr(state.instigator_data, "last_tick_timestamp", None)
+    return datetime.fromtimestamp(at, UTC) if at else None
 
 
 def _innermost(error: Any) -> str:

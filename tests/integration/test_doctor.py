@@ -265,11 +265,14 @@ def test_a_sensor_that_is_switched_off_or_fails_at_every_tick(world):
 
     def seen(name, status, *ticks):
         state = types.SimpleNamespace(name=name, status=types.SimpleNamespace(value=status), instigator_origin_id="o", selector_id="s")
+        state.instigator_data = types.SimpleNamespace(last_tick_timestamp=1_700_000_000.0)
         beats = {"SENSOR": types.SimpleNamespace(timestamp=datetime.now(UTC).timestamp())}
         answers = {"all_instigator_state": lambda: [state], "get_ticks": lambda origin, selector, limit: ticks[:limit]}
         return looked(world, instance=types.SimpleNamespace(**answers, get_daemon_heartbeats=lambda: beats))
 
-    assert "switched off" in only(seen("events_queue", "STOPPED")).wrong
+    off = only(seen("events_queue", "STOPPED"))
+    assert "switched off" in off.wrong
+    assert off.since == datetime.fromtimestamp(1_700_000_000.0, UTC)  # its last tick
     failing = only(seen("events_queue", "RUNNING", *map(tick, ["FAILURE"] * 3)))
     assert failing.wrong == "its last 3 ticks failed: Misconfigured: no such queue"
     assert seen("events_queue", "RUNNING", *map(tick, ["SKIPPED", "FAILURE", "FAILURE"])) == []
@@ -311,6 +314,12 @@ def test_a_real_daemon_leaves_behind_what_it_looks_for(tmp_path, monkeypatch, ca
             daemon.wait()
     assert only(found)["wrong"] == "its last 3 ticks failed: resources.errors.Misconfigured: queue order-events: there is no such queue"
     assert not any(one["where"] == "daemon" for one in _told(capsys))
+    with open_instance() as instance:
+        for state in instance.all_instigator_state():
+            instance.update_instigator_state(state.with_status(type(state.status).STOPPED))
+    off = only([one for one in _told(capsys) if one["where"] == "events_queue"])
+    assert "switched off" in off["wrong"]
+    assert timedelta(0) < datetime.now(UTC) - datetime.fromisoformat(off["since"]) < timedelta(minutes=10)  # its last tick
     sys.modules.pop("failing_routes", None)
 
 
