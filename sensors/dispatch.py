@@ -297,7 +297,7 @@ def tick(
 
 @dataclass
 class _Ticking:
-    """A tick under way. ``failed``: what went wrong while the rest went on."""
+    """A tick under way. ``fresh``: messages that came since trips were formed. ``failed``: what went wrong while the rest went on."""
 
     policy: Policy
     inbox: Inbox
@@ -305,6 +305,7 @@ class _Ticking:
     poll_seconds: float
     told: Told = field(default_factory=Told)
     departures: list[Departure] = field(default_factory=list)
+    fresh: int = 0
     failed: BusError | None = None
 
     def until_ready(self, queue: Ahead) -> None:
@@ -315,7 +316,7 @@ class _Ticking:
         policy, inbox = self.policy, self.inbox
         began, coming_since = time.monotonic(), None
         self.settle()
-        self.departures += dispatch(policy, inbox)
+        self.dispatch(only_full=False)
         while not (paused := inbox.paused(policy.route)):
             left = began + self.poll_seconds - time.monotonic()
             wait = 0.0 if coming_since or self.departures else _patience(policy, inbox, left)
@@ -324,7 +325,7 @@ class _Ticking:
             coming_since = (coming_since or time.monotonic()) if more else None
             if not more:
                 self.settle()
-            self.departures += dispatch(policy, inbox, only_full=more or (enough and bool(self.departures)))
+            self.dispatch(only_full=more or (enough and bool(self.departures)))
             if not more and (self.departures or left <= 0):
                 return
         self.told.notes.append(f"paused since {paused[0]:%Y-%m-%d %H:%M} UTC: {paused[1]}")
@@ -339,7 +340,14 @@ class _Ticking:
         """Whether messages came."""
         boarded, failed = board(self.policy, self.inbox, queue, self.above, wait_seconds, enough=enough)
         self.told.boarded, self.failed = total(self.told.boarded, boarded), failed or self.failed
+        self.fresh += boarded.waiting + boarded.redriven
         return boarded != Boarded()
+
+    def dispatch(self, *, only_full: bool) -> None:
+        if only_full and self.fresh < self.policy.batch:
+            return  # no trip can be full yet
+        self.departures += dispatch(self.policy, self.inbox, only_full=only_full)
+        self.fresh = 0
 
     def done(self) -> Tick:
         policy, told = self.policy, self.told
