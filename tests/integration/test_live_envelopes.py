@@ -140,7 +140,7 @@ def test_a_large_message_that_was_stranded_rides_again_from_the_dead_letters(tmp
     assert world.states() == {"stranded": 1}
     assert world.dead.depth().waiting == 1
     world.route = events(dead_letters="dead", stops=(DropOff("log", Table("warehouse", "log", create=True), of="messages"),))
-    assert board_dead_letters(world.bus, world.route, world.route.queue).redriven == 1  # pyright: ignore[reportArgumentType]
+    assert board_dead_letters(world.bus, world.route, world.route.queue, "mended").redriven == 1  # pyright: ignore[reportArgumentType]
     world.deliver()
     assert world.logged() == ["O-666"]
     assert (world.states(), world.dead.depth().waiting) == ({"delivered": 1}, 0)
@@ -153,6 +153,6 @@ def test_a_claim_check_that_sqs_itself_moved_to_the_dead_letters_is_found_in_the
     (received,) = world.queue.receive(1, 5)
     world.queue.delete([received])
     world.dead.send([Outgoing(received.body, received.attributes)])
-    assert board_dead_letters(world.bus, world.route, world.route.queue).waiting == 1  # pyright: ignore[reportArgumentType]
+    assert board_dead_letters(world.bus, world.route, world.route.queue, "mended").waiting == 1  # pyright: ignore[reportArgumentType]
     world.deliver()
     assert world.logged() == ["O-1"]
