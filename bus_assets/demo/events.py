@@ -64,14 +64,14 @@ class Bucket:
         """Put an object; its ETag."""
         return self.s3.put_object(Bucket=BUCKET, Key=f"{self.folder}/{name}", Body=content)["ETag"].strip('"')
 
-    def notify(self, queue: str, name: str, etag: str, size: int, sequencer: str) -> None:
+    def notify(self, queue: str, name: str, etag: str, size: int, sequencer: str, at: str | None = None) -> None:
         """Send what S3 would: for a consumer that gave up, and for a second delivery."""
         told = {"key": f"{self.folder}/{name}", "size": size, "eTag": etag, "sequencer": sequencer}
         record = {
             "eventVersion": "2.1",
             "eventSource": "aws:s3",
             "eventName": "ObjectCreated:Put",
-            "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z"),
+            "eventTime": at or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z"),
             "s3": {"bucket": {"name": BUCKET}, "object": told},
         }
         self.sqs.send_message(QueueUrl=self.urls[queue], MessageBody=json.dumps({"Records": [record]}))
@@ -110,7 +110,7 @@ def tell_story(landing: Path, redrive: Callable[[], None], tell: Tell) -> list[s
 
     first = watch.message(f"flights-2013-{TWICE}.csv")
     said = json.loads(first.body or b"{}")
-    place.notify(QUEUE, f"flights-2013-{TWICE}.csv", said["etag"], said["size"], said["sequencer"])
+    place.notify(QUEUE, f"flights-2013-{TWICE}.csv", said["etag"], said["size"], said["sequencer"], said["event_time"])
     tell(f"the message of month {TWICE} is delivered a second time")
     watch.until_duplicate(first.id)
 
