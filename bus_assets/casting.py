@@ -34,6 +34,7 @@ import pyarrow.compute as pc
 from bus_assets.moments import exact_dates, explain_zone, localised_or_null, read_moment, within_calendar
 from bus_assets.reading import Cast, Target, by_halves, faults_of, plain_decimals, read_text
 from bus_assets.types import Type
+from resources.records import NESTED
 
 _BY_TEXT = {
     ("integer", "string"),
@@ -271,7 +272,7 @@ def _built(found: Sequence[Any], target: Target) -> Cast:
 def _misfit(value: Any, target: Target) -> str:
     if isinstance(value, _Unreadable):
         return value.why
-    found = {list: "a list", dict: "an object"}.get(type(value)) or target.show(value)
+    found = NESTED.get(type(value)) or target.show(value)
     return f"{found} is not {_a(target.type.kind)}"
 
 

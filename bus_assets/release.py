@@ -93,7 +93,9 @@ def choose(depot: Depot, route: Route, stop: str, ids: Sequence[int] | None = No
     contract = route.contract_of(stop)
     wanted, rules = None if ids is None else set(ids), {str(rule) for rule in contract.rules()}
     bytes_in = [field.name for field in contract.fields if "binary" in field.type]
-    no_text = {f"{field.name}: type string" for field in contract.fields if not field.json}
+    no_text = {
+        str(rule) for rule in contract.rules() if (rule.kind, rule.detail) == ("type", "string") and not contract[rule.fields[0]].json
+    }
     fit: list[tuple[int, str]] = []
     left: list[LeftBehind] = []
     for row in rows_of(depot, route.name, stop, "held"):

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from resources.errors import Misconfigured, Poison
 from resources.files_seam import Files, matching
-from resources.records import Records, Unreadable, place_of
+from resources.records import NESTED, Records, Unreadable, place_of
 from resources.textstream import Utf8Stream, check_encoding, utf8
 
 BATCH_ROWS = 65536
@@ -31,9 +31,6 @@ class _Number(str):
     """A JSON number's digits as they were written."""
 
     __slots__ = ()
-
-
-_NESTED = {list: "a list", dict: "an object"}
 
 
 def _no_constant(name: str) -> Any:
@@ -92,8 +89,8 @@ def text_columns(objects: Sequence[Mapping[str, Any]], fields: Mapping[str, str]
     for name, path in fields.items():
         values = list(map(_getter(path), objects))
         columns.append(pa.array(list(map(_text, values)), pa.string()))
-        if not _NESTED.keys().isdisjoint(map(type, values)):
-            nested[name] = {row: _NESTED[type(value)] for row, value in enumerate(values) if type(value) in _NESTED}
+        if not NESTED.keys().isdisjoint(map(type, values)):
+            nested[name] = {row: NESTED[type(value)] for row, value in enumerate(values) if type(value) in NESTED}
     return pa.RecordBatch.from_arrays(columns, names=list(fields)), nested
 
 
@@ -214,7 +211,7 @@ class _Run:
 def _json_kind(value: Any) -> str:
     if isinstance(value, _Number):
         return "a number"
-    return {list: "a list", str: "a string", bool: "true or false"}.get(type(value), "null")
+    return {**NESTED, str: "a string", bool: "true or false"}.get(type(value), "null")
 
 
 def _lines(stream: Utf8Stream) -> Iterator[tuple[int, bytes]]:

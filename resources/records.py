@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+NESTED = {list: "a list", dict: "an object"}
+"""What there may be in JSON where one value was expected, in words."""
+
+
 @dataclass(frozen=True)
 class Unreadable:
     """A record that the source could not take apart, kept as it stood: a row with too many fields, say.

@@ -187,16 +187,19 @@ def accounted(key: AssetKey, drive: Drive) -> AssetCheckResult:
     counts = drive.bus.depot.inbox.counts(drive.route.name)
     by_state: dict[str, int] = {str(state): number for state, number in counts.by_state.items()}
     waits = {state: by_state.get(state, 0) for state in ("quarantined", "stranded", "held") if by_state.get(state)}
-    shows = ", ".join(f"{number} {state}" for state, number in waits.items()) + f": `bus messages {drive.route.name}` shows them"
-    in_states = sum(by_state.values())
-    lost = f"{counts.received} were received, but {in_states} are in a state: `bus account {drive.route.name}` counts them one by one"
+    said, in_states = "no message waits for a person", sum(by_state.values())
+    if waits:
+        said = ", ".join(f"{number} {state}" for state, number in waits.items()) + f": `bus messages {drive.route.name}` shows them"
+    if not counts.is_balanced:
+        lost = f"{counts.received} were received, but {in_states} are in a state: `bus account {drive.route.name}` counts them one by one"
+        said = f"{lost}; {said}"
     beside = {"duplicates": counts.duplicates, "duplicates with another body": counts.other_bodies, "ignored": counts.ignored}
     return AssetCheckResult(
         check_name=ACCOUNTED,
         asset_key=key,
         passed=counts.is_balanced and not waits,
         severity=AssetCheckSeverity.WARN if counts.is_balanced else AssetCheckSeverity.ERROR,
-        description="; ".join([lost] * (not counts.is_balanced) + [shows if waits else "no message waits for a person"]),
+        description=said,
         metadata={**by_state, "received in all": counts.received, "in all states": in_states, **beside},
     )
 
