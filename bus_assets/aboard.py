@@ -316,11 +316,11 @@ def tell_fates(drive: Drive) -> None:
     if not messages:
         return
     rejected = inbox.rejected_rows(drive.trip.id)
-    applied = {(part, key) for part, keys in receipts_of(drive).items() for key in keys} if route.databases else set[tuple[str, str]]()
+    applied = {(part, key) for part, keys in receipts_of(drive).items() for key in keys} if route.databases else None
     waits = {
         message.id: _why(*rejected.get(message.id, (0, "its reasons were lost with an earlier depot")))
         for message in messages
-        if route.databases and (message.part, message.key) not in applied
+        if applied is not None and (message.part, message.key) not in applied
     }
     inbox.delivered(drive.trip.id, {message: rows for message, (rows, _) in rejected.items()}, waits)
     if len(waits) == len(messages) and inbox.failed_in_row(route.name) >= BREAKER:

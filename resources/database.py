@@ -17,7 +17,7 @@ from pydantic import Field, PrivateAttr
 from sqlalchemy import exc
 from sqlalchemy.engine import Connection, Engine
 
-from resources.engines import MYSQL_LIKE, Waiting, connected, in_words, make_engine, parsed, sqlite_file
+from resources.engines import MYSQL_LIKE, Waiting, close_with, connected, in_words, make_engine, parsed, sqlite_file
 from resources.errors import Misconfigured, Transient
 from resources.loading import loader_for
 from resources.receipts import AlreadySettled, Applied, AppliedTo, Ledger, ledger_tables
@@ -173,7 +173,7 @@ class Database(ConfigurableResource):
     lock_timeout_seconds: float = 30
     connect_timeout_seconds: float = 10
 
-    _engine: Engine | None = PrivateAttr(default=None)
+    _engines: dict[int, Engine] = PrivateAttr(default_factory=dict)
     _probed: ClassVar[set[tuple[int, str]]] = set()
 
     @property
@@ -333,9 +333,11 @@ class Database(ConfigurableResource):
         return Waiting(self.statement_timeout_seconds, self.lock_timeout_seconds, self.connect_timeout_seconds)
 
     def _lazy_engine(self) -> Engine:
-        if self._engine is None:
-            self._engine = make_engine(parsed(self.url), self._waiting())
-        return self._engine
+        pid = os.getpid()
+        if pid not in self._engines:
+            self._engines[pid] = make_engine(parsed(self.url), self._waiting())
+            close_with(self, self._engines[pid])
+        return self._engines[pid]
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from resources.errors import Misconfigured
 from resources.sql_errors import LOCKED, explained, meaning
 
 READING = "bus_reading"
+NO_LIMIT = -1
 MYSQL_LIKE = ("mysql", "mariadb")
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 
@@ -62,20 +65,25 @@ def sqlite_file(url: URL) -> Path | None:
 
 
 def make_engine(url: URL, waiting: Waiting) -> Engine:
-    """An engine that keeps no connection: none is inherited by a fork, and none is dead when it is needed."""
+    """An engine for one process: none of its connections may be inherited by a fork.
+
+    On Postgres, where connecting takes as long as a small publication, one that is at rest is used again; it is asked first whether it
+    still lives. Elsewhere none is kept: what was set for a session would stay.
+    """
     backend = url.get_backend_name()
     arguments: dict[str, Any] = {}
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"poolclass": NullPool}
     if backend == "postgresql" and url.get_driver_name() == "psycopg":
         # Prepared statements belong to a server connection, which a pooler between may change under us.
         arguments = {"connect_timeout": max(1, round(waiting.connect)), "prepare_threshold": None, "client_encoding": "utf8"}
+        options = {"pool_size": 1, "max_overflow": NO_LIMIT, "pool_pre_ping": True}
     elif backend == "sqlite":
         arguments = {"timeout": waiting.lock, "check_same_thread": False}
     elif backend in MYSQL_LIKE:
         arguments = {"connect_timeout": max(1, round(waiting.connect)), "charset": "utf8mb4"}
-        options = {"isolation_level": "READ COMMITTED"}
+        options |= {"isolation_level": "READ COMMITTED"}
     try:
-        engine = sa.create_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=arguments, **options)
+        engine = sa.create_engine(url, hide_parameters=True, connect_args=arguments, **options)
     except ImportError as error:
         raise Misconfigured(f"no driver is installed for {url.drivername!r}: {error}") from error
     if backend == "sqlite":
@@ -84,6 +92,16 @@ def make_engine(url: URL, waiting: Waiting) -> Engine:
     elif backend in MYSQL_LIKE:
         event.listen(engine, "connect", lambda raw, _record: _mysql_connected(raw, waiting))
     return engine
+
+
+def close_with(owner: object, engine: Engine) -> None:
+    """Close what ``engine`` keeps once nobody has ``owner`` any more; in this process, not in a fork of it."""
+    weakref.finalize(owner, _dispose, engine, os.getpid())
+
+
+def _dispose(engine: Engine, pid: int) -> None:
+    if pid == os.getpid():
+        engine.dispose()
 
 
 def _sqlite_connected(raw: Any, _record: Any) -> None:

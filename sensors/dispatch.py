@@ -31,12 +31,13 @@ CLAIM_SECONDS = 120.0
 """A run that was asked for and has not claimed its trip after so long is asked for again; the wait doubles with each that never came."""
 POLL_SECONDS = 10.0
 """How long a tick waits for a first message. Some deployments end a tick after 15 s."""
-BUSY_SECONDS = 3.0
-"""How long a tick goes on receiving while messages come without a pause; then those it has leave."""
+BUSY_SECONDS = 4.0
+"""How long a tick goes on receiving while messages come without a pause; then those it has leave: the more of them, the fewer trips."""
 LONGEST_WAIT_SECONDS = 3600.0
 LOOK_SECONDS = 1.0
 """How often a tick looks after trips that are under way."""
-RECEIVE_AT_ONCE = 500
+RECEIVE_AT_ONCE = 200
+"""So many are committed, and then deleted, together: the fewer, the sooner they leave their queue; the more, the fewer commits."""
 ROOM = 2
 """Messages are received as long as the depot holds fewer than so many times what fits in flight."""
 DEAD_LETTERS_AT_ONCE = 100

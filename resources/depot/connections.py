@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy import event, exc
 
 from resources.depot import migrate
+from resources.engines import close_with
 from resources.errors import BusError, Misconfigured, Poison, Transient
 
 BUSY_SECONDS = 30
@@ -107,7 +108,7 @@ class Connections:
                 self._engine = None
             if self._engine is None:
                 self._engine, self._pid = _engine(self._url), os.getpid()
-                weakref.finalize(self, _dispose, self._engine, self._pid)
+                close_with(self, self._engine)
             return self._engine
 
 
@@ -152,11 +153,6 @@ def _close_idle() -> None:
 
 
 os.register_at_fork(before=_close_idle)
-
-
-def _dispose(engine: sa.Engine, pid: int) -> None:
-    if pid == os.getpid():
-        engine.dispose()
 
 
 def _for_writing(engine: sa.Engine) -> sa.Engine:
