@@ -2,15 +2,18 @@
 
 Making an instance takes a tenth of a second, most of it a look at the migrations of its storage. And Dagster's storages on Postgres open a
 connection for every statement, about a hundred in a run of two stops, which is half of what a warm run costs. Its web server keeps
-them, by a switch that is as good for whoever drives runs; on SQLite the switch does nothing.
+them, by a switch that is as good for whoever drives runs; on SQLite the switch does nothing. A run also asks a dozen times which columns
+one of the tables has: those change by a migration only, after which workers are started anew, so once is enough.
 """
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
 import sqlalchemy as sa
 from dagster import DagsterInstance
+from dagster._core.storage.event_log import SqlEventLogStorage
 
 RECYCLE_SECONDS = 3600
 NO_LIMIT = -1
@@ -38,6 +41,8 @@ def hold(instance: DagsterInstance) -> None:
     instance.optimize_for_webserver(statement_timeout=0, pool_recycle=RECYCLE_SECONDS, max_overflow=NO_LIMIT)
     for engine in _engines(instance):
         engine.pool._pre_ping = True
+    if isinstance(instance.event_log_storage, SqlEventLogStorage):
+        instance.event_log_storage.has_asset_key_col = functools.cache(instance.event_log_storage.has_asset_key_col)
 
 
 def release(instance: DagsterInstance) -> None:

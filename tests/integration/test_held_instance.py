@@ -52,6 +52,23 @@ def test_a_run_opens_a_few_connections_and_not_one_for_every_statement(watched: 
         assert opened_by_a_run(held, watched) < FEW
 
 
+def test_a_kept_instance_asks_once_which_columns_there_are(watched: sa.Engine):
+    @asset(deps=[empty])
+    def next_stop() -> None:
+        return None
+
+    asked = list[str]()
+    with HeldInstance.get() as held:
+        engine = held.event_log_storage._engine
+        sa.event.listen(engine, "before_cursor_execute", lambda _c, _cursor, statement, *_: asked.append(statement))
+        assert materialize([empty, next_stop], instance=held).success
+        assert any("pg_attribute" in statement for statement in asked)
+        asked.clear()
+        assert materialize([empty, next_stop], instance=held).success
+    assert asked
+    assert not any("pg_attribute" in statement for statement in asked)
+
+
 OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 
