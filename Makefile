@@ -6,7 +6,7 @@ export BUS_HOME     ?= $(CURDIR)/.bus
 export DAGSTER_HOME ?= $(BUS_HOME)/dagster
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
-.PHONY: demo ui up test lint crash bench constraints clean
+.PHONY: demo ui up test test-long lint crash bench constraints clean
 
 demo: $(VENV)/.demo ## start everything, let a year of flights land in a bucket, print the account, end everything
 	$(BIN)/python -m bus_assets.demo drive
@@ -18,7 +18,10 @@ ui: $(VENV)/.demo ## the same without workers: each run is a process of its own
 	$(BIN)/python -m bus_assets.demo up --workers 0
 
 test: $(VENV)/.test lint ## all tests that end in minutes
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -q
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -q -m "not long"
+
+test-long: $(VENV)/.test ## the others
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -q -m long
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

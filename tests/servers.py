@@ -31,8 +31,11 @@ class NotInstalled(Exception):
 
 
 @contextmanager
-def postgres_server() -> Iterator[str]:
-    """A Postgres of its own on a loopback port; yields the URL of its superuser, password included. ``fsync`` stays on."""
+def postgres_server(*, durable: bool = True) -> Iterator[str]:
+    """A Postgres of its own on a loopback port; yields the URL of its superuser, password included.
+
+    Not ``durable``: it waits for no disk. It keeps its promises to whoever is killed, but for the machine itself.
+    """
     binaries = _postgres_binaries()
     if binaries is None:
         with _wheel_postgres() as url:
@@ -58,6 +61,7 @@ def postgres_server() -> Iterator[str]:
         ]
         subprocess.run([*as_user, *initdb, f"--pwfile={folder / 'password'}"], check=True, stdout=subprocess.DEVNULL, cwd=folder)
         settings = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": folder, "max_connections": 200}
+        settings |= {} if durable else {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         url = f"postgresql+psycopg://bus:{password}@127.0.0.1:{port}/postgres"
         # SIGQUIT, immediate shutdown: the data is thrown away, so nobody waits for a checkpoint.
@@ -85,14 +89,14 @@ def mariadb_server() -> Iterator[str]:
 
 
 @contextmanager
-def fresh_database(server_url: str) -> Iterator[str]:
-    """The URL of a new empty database on that server; dropped afterwards, whoever is still connected."""
+def fresh_database(server_url: str, template: str = "template0") -> Iterator[str]:
+    """The URL of a new database on that server, empty or, on Postgres, as ``template``; dropped afterwards, whoever is still connected."""
     url = make_url(server_url)
     name = f"bus_{secrets.token_hex(6)}"
     is_postgres = url.get_backend_name() == "postgresql"
     engine = sa.create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}" + (" TEMPLATE template0" if is_postgres else ""))
+        connection.exec_driver_sql(f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if is_postgres else ""))
     try:
         yield url.set(database=name).render_as_string(hide_password=False)
     finally:

@@ -20,7 +20,7 @@ from tests.servers import free_port
 from tests.webserver import OVER, Webserver, until
 
 pytest.importorskip("celery", reason="pip install 'bus-assets[demo]'")
-pytestmark = [pytest.mark.xdist_group("deploy"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("deploy"), pytest.mark.timeout(300)]
 
 WORKERS = 2
 SEEN_SECONDS = 60

@@ -216,6 +216,7 @@ def test_one_flight_whose_clock_was_skipped_only_warns(driven):
     assert checks["warehouse_flights: conserved"]
 
 
+@pytest.mark.long
 def test_a_second_drive_changes_no_table_and_takes_one_month_by_parameter(driven, home, airports_url):
     """A new trip for one month: picked up again, upserted onto the same rows."""
     again = drive(home, airports_url, f"sqlite:///{home}/warehouse.db", month="03")
@@ -240,6 +241,7 @@ def test_setting_up_again_writes_nothing(home):
     assert {path: path.stat().st_mtime_ns for path in (home / "demo").rglob("*")} == before
 
 
+@pytest.mark.long
 def test_a_world_with_a_cut_file_is_made_again(home, tmp_path):
     shutil.copytree(home / "demo", tmp_path / "demo")
     march = tmp_path / "demo" / "landing" / "flights-2013-03.csv"

@@ -14,7 +14,7 @@ from tests.emulators import ministack
 from tests.letters import MODULE, Post
 from tests.webserver import DAGSTER_DEV, OVER, Run, Webserver, until, webserver
 
-pytestmark = [pytest.mark.xdist_group("letters"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("letters"), pytest.mark.timeout(300)]
 
 RUN_RETRIES = "run_retries: {enabled: true, max_retries: 1}\n"
 FIRST = [f"letter {number}" for number in range(5)]

@@ -28,6 +28,12 @@ DAY = timedelta(days=1)
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def url(request):
+    return request.getfixturevalue(f"{request.param}_depot_url")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def empty_url(request):
+    """Without a depot's tables."""
     return request.getfixturevalue(f"{request.param}_database_url")
 
 
@@ -1493,9 +1499,9 @@ def at_revision(url, wanted):
     return connections
 
 
-def test_a_depot_of_the_first_revision_is_brought_here_with_its_data(url):
+def test_a_depot_of_the_first_revision_is_brought_here_with_its_data(empty_url):
     """Built by the first migration alone, filled, then opened by this version."""
-    connections = at_revision(url, "0001")
+    connections = at_revision(empty_url, "0001")
     with connections._open().execution_options(bus_writes=True).begin() as connection:
         when = "2026-01-02 03:04:05.000006" + ("+00" if connection.dialect.name == "postgresql" else "")
         trip = "INSERT INTO depot_trips (id, route, trigger, parameters, created_at, state) VALUES ('t1', 'orders', 'cron', '{}', :t, :s)"
@@ -1508,7 +1514,7 @@ def test_a_depot_of_the_first_revision_is_brought_here_with_its_data(url):
         )
         connection.execute(sa.text(row), {"t": when})
     connections.close()
-    depot = Depot(url)
+    depot = Depot(empty_url)
     trip = depot.trip("t1")
     assert (trip.state, trip.launches, trip.failures, trip.deaths, trip.cancelled, trip.not_before) == ("delivered", 0, 0, 0, None, None)
     attempt = depot.newest_attempt("t1")
@@ -1520,8 +1526,8 @@ def test_a_depot_of_the_first_revision_is_brought_here_with_its_data(url):
     depot.close()
 
 
-def test_what_a_depot_of_the_third_revision_holds_was_received(url):
-    connections = at_revision(url, "0003")
+def test_what_a_depot_of_the_third_revision_holds_was_received(empty_url):
+    connections = at_revision(empty_url, "0003")
     with connections._open().execution_options(bus_writes=True).begin() as connection:
         when = {"t": datetime(2026, 1, 2, tzinfo=UTC).replace(tzinfo=None)}
         for route, number in (("orders", 3), ("invoices", 1), ("idle", 0)):
@@ -1535,7 +1541,7 @@ def test_what_a_depot_of_the_third_revision_holds_was_received(url):
                 )
                 connection.execute(sa.text(row), {"route": route, "key": f"k{key}", **when})
     connections.close()
-    depot = Depot(url)
+    depot = Depot(empty_url)
     assert [depot.inbox.counts(route).received for route in ("orders", "invoices", "idle")] == [3, 1, 0]
     assert depot.inbox.board("orders", arrivals(5)) == Boarded(waiting=2, duplicates=3)
     assert (depot.inbox.counts("orders").received, counted(depot.inbox)) == (5, {"waiting": 2, "delivered": 3})

@@ -21,7 +21,7 @@ def build(tmp_path: Path, postgres_url: str) -> Iterator[Callable[[str], Message
         yield made
 
 
-@pytest.mark.parametrize("kind", PLANS)
+@pytest.mark.parametrize("kind", [pytest.param(SQLITE, marks=pytest.mark.long), POSTGRES])
 def test_messages_land_exactly_once_and_in_order_whoever_is_killed(build, kind: str):
     tally = MessageTally()
     besieged(kind, build(kind), SEEDS[kind], PLANS[kind], tally)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.crash.two_daemons import doubled
 
-pytestmark = [pytest.mark.crash, pytest.mark.xdist_group("daemons"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.crash, pytest.mark.xdist_group("daemons"), pytest.mark.timeout(300)]
 
 
 def test_two_daemons_and_two_code_locations_on_one_queue_double_and_lose_nothing(tmp_path: Path):

@@ -239,10 +239,9 @@ def test_a_queue_that_refuses_is_said_by_the_tick_and_trips_under_way_go_on(tmp_
     assert world.logged() == ["O-1", "O-2", "O-3"]
 
 
-def test_a_depot_that_somebody_locks_is_said_and_loses_nothing(tmp_path):
+def test_a_depot_that_somebody_locks_is_said_and_loses_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("resources.depot.connections.BUSY_SECONDS", 0.3)
     world = QueueWorld(tmp_path)
-    world.depot.close()
-    world.bus.depot._connections.lock_timeout_seconds = 0.2  # pyright: ignore[reportAttributeAccessIssue]
     world.send(*orders([1, 2]))
     other = sqlite3.connect(tmp_path / "depot.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

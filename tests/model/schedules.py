@@ -48,12 +48,14 @@ def template() -> Iterator[Path]:
         yield folder
 
 
-def explore(seed: int, budget: Budget, *, seconds: float, schedules: int = 1_000_000, messages: Sequence[int] = (2, 3, 4)) -> Found:
-    """Schedule after schedule until one breaks a promise, there are enough, or the time is over. One of ``messages`` is poison, if
-    there are several."""
+def explore(
+    seed: int, budget: Budget, *, seconds: float, first: int = 0, schedules: int = 1_000_000, messages: Sequence[int] = (2, 3, 4)
+) -> Found:
+    """Schedule after schedule, from number ``first`` on, until one breaks a promise, there are enough, or the time is over. One of
+    ``messages`` is poison, if there are several."""
     found, deadline = Found(), time.monotonic() + seconds
     with template() as start:
-        for number in range(schedules):
+        for number in range(first, first + schedules):
             if found.problem or time.monotonic() > deadline:
                 break
             rng = random.Random(f"{seed}/{number}")

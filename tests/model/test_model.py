@@ -82,18 +82,19 @@ def no_pivot(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("without", "budget", "messages", "says"),
+    ("without", "budget", "first", "says"),
     [
-        (no_revoke, Budget(0, 2, 0, 0, 0), (1,), "stranded and applied"),
-        (no_outcome, Budget(0, 2, 0, 0, 0), (1,), "applied"),
-        (no_receipts, Budget(0, 2, 0, 0, 0, restored=1), (1,), "applied"),
-        (delete_first, Budget(2, 0, 0, 0, 0), (1,), "is lost"),
-        (no_pivot, Budget(2, 0, 0, 0, 0), (1,), "stranded and applied"),
+        (no_revoke, Budget(0, 2, 0, 0, 0), 148, "stranded and applied"),
+        (no_outcome, Budget(0, 2, 0, 0, 0), 7, "applied"),
+        (no_receipts, Budget(0, 2, 0, 0, 0, restored=1), 16, "applied"),
+        (delete_first, Budget(2, 0, 0, 0, 0), 0, "is lost"),
+        (no_pivot, Budget(2, 0, 0, 0, 0), 32, "stranded and applied"),
     ],
 )
-def test_without_a_safeguard_the_model_finds_a_schedule(patch, without: Callable[[pytest.MonkeyPatch], None], budget, messages, says):
+def test_without_a_safeguard_the_model_finds_a_schedule(patch, without: Callable[[pytest.MonkeyPatch], None], budget, first, says):
+    """``first`` is the number of a schedule that finds it, so that nobody waits for the search; once the code differs, it searches on."""
     without(patch)
-    found = explore(7, budget, seconds=LONGEST_SECONDS, messages=messages)
+    found = explore(7, budget, seconds=LONGEST_SECONDS, first=first, messages=(1,))
     assert found.problem is not None, f"{found}\n{found.happened}"
     assert says in found.problem
     print(found.schedules)
