@@ -6,6 +6,7 @@ known and says what to do. Declarations import neither dagster nor boto3 nor pan
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from typing import Any, TypeVar, dataclass_transform
@@ -37,22 +38,29 @@ def declaration(cls: type[T]) -> type[T]:
         try:
             init(self, *args, **kwargs)
         except ValidationError as error:
-            raise Misdeclared(_sentences(cls.__name__, args, kwargs, error)) from None
+            raise Misdeclared(_sentences(made, args, kwargs, error)) from None
 
     made.__init__ = explained
     return made
 
 
-def _sentences(what: str, args: tuple[Any, ...], kwargs: dict[str, Any], error: ValidationError) -> str:
+def _sentences(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any], error: ValidationError) -> str:
     name = kwargs.get("name", args[0] if args and isinstance(args[0], str) else None)
-    said = []
+    me = f"{cls.__name__}{f' {name!r}' if name else ''}"
+    names = [field.name for field in dataclasses.fields(cls)]
+    said, declarations = list[str](), dict[str, list[str]]()
     for problem in error.errors():
+        first, *rest = problem["loc"] or ("",)
+        argument = names[first] if isinstance(first, int) and first < len(names) else str(first)
         cause = problem.get("ctx", {}).get("error")
         if isinstance(cause, Exception):
             said.append(str(cause))
+        elif problem["type"] == "dataclass_type":
+            what = f"{me}: {'.'.join([argument, *(str(part) for part in rest if isinstance(part, int))])} is {problem['input']!r:.100}"
+            declarations.setdefault(what, []).append(f"{problem.get('ctx', {})['class_name']}(…)")
         else:
-            where = ".".join(str(part) for part in problem["loc"])
-            said.append(f"{what}{f' {name!r}' if name else ''}: {where}: {problem['msg'].lower()}")
+            said.append(f"{me}: {'.'.join([argument, *map(str, rest)])}: {problem['msg'].lower()}")
+    said += [f"{what}; expected {' or '.join(expected)}" for what, expected in declarations.items()]
     return "; ".join(dict.fromkeys(said))
 
 

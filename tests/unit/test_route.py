@@ -290,3 +290,18 @@ def test_a_foreign_resources_package_is_named(tmp_path):
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert found.returncode == 1
     assert f"'resources' is found at {tmp_path / 'resources' / '__init__.py'}" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("declare", "says"),
+    [
+        (lambda: Queue("events", "json"), "Queue 'events': decode is 'json'; expected Json(…) or Text(…) or S3Event(…)"),  # pyright: ignore
+        (lambda: Json("order"), "Json 'order': contract is 'order'; expected Contract(…)"),  # pyright: ignore
+        (lambda: Route("r", ("messages",)), "Route 'r': stops.0 is 'messages'; expected PickUp(…) or Transform(…) or DropOff(…)"),  # pyright: ignore
+        (lambda: Queue("events", Json(Contract((Field("a"),))), "many"), "Queue 'events': batch: input should be a valid integer"),  # pyright: ignore
+    ],
+)
+def test_an_argument_of_another_kind_is_named_and_told_what_it_should_be(declare, says):
+    with pytest.raises(Misdeclared) as refused:
+        declare()
+    assert str(refused.value).startswith(says)
