@@ -101,7 +101,7 @@ def account_of_messages(loaded: Loaded, name: str, *, recount: bool, as_json: bo
 
 def _show_messages(found: MessagesAccount) -> None:
     others = f" ({found.other_bodies:,} with another body)" if found.other_bodies else ""
-    besides = f"{found.duplicates:,} duplicates{others}, {found.ignored:,} ignored"
+    besides = f"{found.duplicates:,} duplicate{'s' * (found.duplicates != 1)}{others}, {found.ignored:,} ignored"
     say(f"route '{found.route}': {found.received:,} messages received; besides, {besides}")
     say(f"{found.in_states:,} = " + " + ".join(f"{number:,} {state}" for state, number in found.by_state.items()))
     for name, depth in found.on_queues.items():

@@ -232,7 +232,8 @@ def _why(message: Message, decided: Mapping[int, list[Decision]]) -> str:
 
 def _in_words(counts: Counts) -> str:
     said = [f"{number:,} {state}" for state, number in counts.by_state.items() if number] or ["no messages"]
-    said += [f"{number:,} {what}" for number, what in ((counts.duplicates, "duplicates"), (counts.ignored, "ignored")) if number]
+    said += [f"{counts.duplicates:,} duplicate{'s' * (counts.duplicates != 1)}"] if counts.duplicates else []
+    said += [f"{counts.ignored:,} ignored"] if counts.ignored else []
     said += [f"PAUSED since {counts.paused_at:%Y-%m-%d %H:%M} UTC: {_short(counts.paused_reason)}"] if counts.paused_at else []
     return ", ".join(said)
 

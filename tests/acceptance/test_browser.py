@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,15 +130,11 @@ def test_a_check_in_yellow_says_how_many_rows_wait_and_why(ui: Webserver, clicke
 if os.environ.get("UPDATE_SCREENSHOT"):  # draws docs/lineage.png again; otherwise not even a skipped test
 
     def test_update_the_screenshot_of_the_demo(browser: Browser, tmp_path: Path):
-        from bus_assets.demo import airports_service, world
-
-        world.set_up(tmp_path / "bus", tell=print)
-        with airports_service.running("http://127.0.0.1:0") as airports_url:
-            environment = {**outside_environment(REPOSITORY), "BUS_HOME": str(tmp_path / "bus"), "BUS_AIRPORTS_URL": airports_url}
-            with webserver(tmp_path, "bus_assets.definitions", environment) as demo:
-                assert demo.over(demo.launch("flights_archive")).status == "SUCCESS"
-                page = browser.new_page(viewport={"width": 1700, "height": 1300})
-                visit(page, group(demo, "flights_archive"), "warehouse_flights")
-                page.wait_for_timeout(2 * LAYOUT_MS)
-                (REPOSITORY / "docs").mkdir(exist_ok=True)
-                page.screenshot(path=REPOSITORY / "docs" / "lineage.png")
+        records = tmp_path / "bus" / "dagster"
+        environment = {**outside_environment(REPOSITORY), "BUS_HOME": str(tmp_path / "bus"), "DAGSTER_HOME": str(records)}
+        subprocess.run([sys.executable, "-m", "bus_assets.demo", "drive"], cwd=REPOSITORY, env=environment, check=True)
+        with webserver(tmp_path, "bus_assets.definitions", environment, settings=(records / "dagster.yaml").read_text()) as demo:
+            page = browser.new_page(viewport={"width": 1700, "height": 1300})
+            visit(page, group(demo, "flights"), "warehouse_flights")
+            page.wait_for_timeout(2 * LAYOUT_MS)
+            page.screenshot(path=REPOSITORY / "docs" / "lineage.png")
