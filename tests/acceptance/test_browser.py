@@ -134,9 +134,11 @@ if os.environ.get("UPDATE_SCREENSHOT"):  # draws docs/lineage.png again; otherwi
         records = tmp_path / "bus" / "dagster"
         environment = {**outside_environment(REPOSITORY), "BUS_HOME": str(tmp_path / "bus"), "DAGSTER_HOME": str(records)}
         subprocess.run([sys.executable, "-m", "bus_assets.demo", "drive"], cwd=REPOSITORY, env=environment, check=True)
-        settings = json.dumps({"storage": {"sqlite": {"base_dir": str(records)}}, "telemetry": {"enabled": False}, "nux": {"enabled": False}})
+        kept = {"storage": {"sqlite": {"base_dir": str(records)}}}
+        settings = json.dumps({**kept, "telemetry": {"enabled": False}, "nux": {"enabled": False}})
         with webserver(tmp_path, "bus_assets.definitions", environment, settings=settings) as demo:
             page = browser.new_page(viewport={"width": 1700, "height": 1300})
             visit(page, group(demo, "flights"), "warehouse_flights")
             page.wait_for_timeout(2 * LAYOUT_MS)
+            page.wait_for_function("!document.body.innerText.includes('Loading')", timeout=PATIENCE_MS)
             page.screenshot(path=REPOSITORY / "docs" / "lineage.png")
