@@ -14,13 +14,13 @@ from tests.emulators import ministack
 from tests.letters import MODULE, Post
 from tests.webserver import DAGSTER_DEV, OVER, Run, Webserver, until, webserver
 
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("letters"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("letters"), pytest.mark.timeout(500)]
 
 RUN_RETRIES = "run_retries: {enabled: true, max_retries: 1}\n"
 FIRST = [f"letter {number}" for number in range(5)]
 TERMINATED, MARKED, CANCELLED, BROKEN = "terminated", "marked", "cancelled", "broken"
 MEETS = ((TERMINATED, "hold"), (MARKED, "deaf"), (CANCELLED, "hold"), (BROKEN, "break"))
-SEEN_SECONDS = 60
+SEEN_SECONDS = 150
 _TICKS = """
 query($s: SensorSelector!) { sensorOrError(sensorSelector: $s) { ... on Sensor { sensorState { ticks(limit: 200) {
   cursor skipReason runIds logEvents { events { message } }
