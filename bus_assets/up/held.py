@@ -15,8 +15,9 @@ import sqlalchemy as sa
 from dagster import DagsterInstance
 from dagster._core.storage.event_log import SqlEventLogStorage
 
+from resources.engines import NO_LIMIT
+
 RECYCLE_SECONDS = 3600
-NO_LIMIT = -1
 
 
 class HeldInstance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import traceback
@@ -40,6 +41,33 @@ def sql(database: Database, *statements: str) -> None:
 
 def rows(start: int, count: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict({"order_id": [f"o{at}" for at in range(start, start + count)], "quantity": list(range(count))})
+
+
+def served_by(database: Database) -> int:
+    """The server process that a transaction of ``database`` talks to."""
+    (found,) = database.read("SELECT pg_backend_pid() AS pid", name="pid")
+    return int(found.batch.column("pid")[0].as_py())
+
+
+def test_a_connection_at_rest_is_used_again_unless_it_was_cut(database: Database) -> None:
+    first = served_by(database)
+    assert served_by(database) == first
+    sql(database, f"SELECT pg_terminate_backend({first})")
+    assert served_by(database) != first
+
+
+def test_a_fork_connects_for_itself_and_leaves_its_parent_connected(database: Database) -> None:
+    first = served_by(database)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write, str(served_by(database)).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert int(os.read(read, 20)) != first
+    assert served_by(database) == first
+    os.close(read)
+    os.close(write)
 
 
 @pytest.mark.parametrize("mode", ["append", "upsert"])
