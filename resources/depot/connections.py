@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
-import threading
 import time as clock
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -20,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy import event, exc
 
 from resources.depot import migrate
-from resources.engines import close_with
+from resources.engines import OwnEngine, ask_after_rest
 from resources.errors import BusError, Misconfigured, Poison, Transient
 
 BUSY_SECONDS = 30
@@ -57,12 +55,8 @@ class Connections:
     def __init__(self, url: str):
         self._url = depot_url(url)
         self.place = f"depot {self._url.render_as_string(hide_password=True)}"
-        self._lock = threading.Lock()
-        self._engine: sa.Engine | None = None
-        self._pid = os.getpid()
+        self._engine = OwnEngine(partial(_engine, self._url))
         self._is_current = False
-        self._inherited: list[sa.Engine] = []
-        _opened.add(self)
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -78,16 +72,14 @@ class Connections:
     def upgrade(self) -> None:
         """Bring the schema to this version's, under a lock; Misconfigured if the database is newer than the code."""
         with ours(self.place):
-            self._upgrade(self._open())
+            self._upgrade(self._engine())
 
     def close(self) -> None:
         """Give the connections back; the next call opens new ones."""
-        with self._lock:
-            if self._engine is not None and self._pid == os.getpid():
-                self._engine.dispose()
+        self._engine.close()
 
     def _ready(self) -> sa.Engine:
-        engine = self._open()
+        engine = self._engine()
         if not self._is_current:
             with engine.begin() as connection:
                 is_current = migrate.is_current(connection, self.place)
@@ -99,17 +91,6 @@ class Connections:
     def _upgrade(self, engine: sa.Engine) -> None:
         with _for_writing(engine).begin() as connection:
             migrate.upgrade(connection, self.place)
-
-    def _open(self) -> sa.Engine:
-        with self._lock:
-            if self._engine is not None and self._pid != os.getpid():
-                # What another thread had checked out at the fork is its parent's to close: keep it where nothing collects it.
-                self._inherited.append(self._engine)
-                self._engine = None
-            if self._engine is None:
-                self._engine, self._pid = _engine(self._url), os.getpid()
-                close_with(self, self._engine)
-            return self._engine
 
 
 def depot_url(text: str) -> sa.URL:
@@ -138,21 +119,10 @@ def _engine(url: sa.URL) -> sa.Engine:
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    engine = sa.create_engine(url, connect_args={"connect_timeout": CONNECT_SECONDS}, pool_pre_ping=True, **common)
+    engine = sa.create_engine(url, connect_args={"connect_timeout": CONNECT_SECONDS}, **common)
+    ask_after_rest(engine)
     event.listen(engine, "connect", _set_up_postgres)
     return engine
-
-
-_opened: weakref.WeakSet[Connections] = weakref.WeakSet()
-
-
-def _close_idle() -> None:
-    """SQLite must not even be open across a fork: its locks belong to a process, its memory of them would be copied."""
-    for connections in list(_opened):
-        connections.close()
-
-
-os.register_at_fork(before=_close_idle)
 
 
 def _for_writing(engine: sa.Engine) -> sa.Engine:

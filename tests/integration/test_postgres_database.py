@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from resources.database import Database
+from resources.engines import REST_SECONDS
 from resources.errors import Misconfigured, Poison, Transient
 from resources.receipts import Applied
 from resources.tables import Column, TablePlan
@@ -53,19 +54,48 @@ def test_a_connection_at_rest_is_used_again_unless_it_was_cut(database: Database
     first = served_by(database)
     assert served_by(database) == first
     sql(database, f"SELECT pg_terminate_backend({first})")
+    time.sleep(REST_SECONDS + 0.1)
     assert served_by(database) != first
 
 
-def test_a_fork_connects_for_itself_and_leaves_its_parent_connected(database: Database) -> None:
+def test_a_connection_that_was_just_used_is_not_asked_whether_it_lives(database: Database) -> None:
     first = served_by(database)
+    asked = []
+    engine = database._lazy_engine()
+    engine.dialect.do_ping = lambda raw: asked.append(raw)
+    assert [served_by(database) for _ in range(3)] == [first] * 3
+    assert not asked
+    time.sleep(REST_SECONDS + 0.1)
+    assert served_by(database) == first
+    assert len(asked) == 1
+
+
+def test_a_fork_and_its_parent_share_no_connection(database: Database) -> None:
+    served_by(database)
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         os.write(write, str(served_by(database)).encode())
         os._exit(0)
     os.waitpid(child, 0)
-    assert int(os.read(read, 20)) != first
-    assert served_by(database) == first
+    assert int(os.read(read, 20)) != served_by(database)
+    os.close(read)
+    os.close(write)
+
+
+def test_what_was_checked_out_at_a_fork_is_used_by_the_parent_alone(database: Database) -> None:
+    read, write = os.pipe()
+    with database.transaction() as transaction:
+        transaction.append("orders", COLUMNS, [rows(0, 1)])
+        child = os.fork()
+        if child == 0:
+            os.write(write, str(served_by(database)).encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        transaction.append("orders", COLUMNS, [rows(1, 1)])
+    assert int(os.read(read, 20)) != served_by(database)
+    with database.transaction(reading=True) as seen:
+        assert seen.count_rows("orders") == 2
     os.close(read)
     os.close(write)
 
