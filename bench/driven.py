@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -16,8 +17,23 @@ def workshop() -> Path:
     return Path(tempfile.mkdtemp(prefix="work-", dir=cache()))
 
 
-def job(route: Any, systems: dict[str, Any], home: Path) -> Callable[[], None]:
-    """What drives ``route`` once, as a job in this process; raises if the run fails."""
+def on_postgres(url: str, home: Path) -> Any:
+    """A Dagster instance as workers in production keep one: its storage in Postgres, its connections held from run to run."""
+    from dagster import DagsterInstance
+
+    from bus_assets.up.held import hold
+
+    driver = url.replace("postgresql+psycopg:", "postgresql+psycopg2:")
+    storage = {"postgres": {"postgres_url": driver}}
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "dagster.yaml").write_text(json.dumps({"storage": storage, "telemetry": {"enabled": False}}))
+    instance = DagsterInstance.from_config(str(home))
+    hold(instance)
+    return instance
+
+
+def job(route: Any, systems: dict[str, Any], home: Path, instance: Any = None, depot: str | None = None) -> Callable[[], None]:
+    """What drives ``route`` once, as a job in this process; raises if the run fails. Depot and Dagster's storage are SQLite by default."""
     from dagster import DagsterInstance
 
     from bus_assets import build_definitions
@@ -26,13 +42,16 @@ def job(route: Any, systems: dict[str, Any], home: Path) -> Callable[[], None]:
 
     home.mkdir(parents=True, exist_ok=True)
     definitions = build_definitions(
-        [route], systems, depot=DepotResource(url=f"sqlite:///{home}/depot.db"), staging=StagingArea(url=str(home / "staging"))
+        [route],
+        systems,
+        depot=DepotResource(url=depot or f"sqlite:///{home}/depot.db"),
+        staging=StagingArea(url=str(home / "staging")),
     )
     job_def = definitions.resolve_job_def(route.name)
-    instance = DagsterInstance.local_temp(str(home))
+    known = instance or DagsterInstance.local_temp(str(home))
 
     def drive() -> None:
-        job_def.execute_in_process(instance=instance, raise_on_error=True)
+        job_def.execute_in_process(instance=known, raise_on_error=True)
 
     return drive
 

@@ -58,8 +58,13 @@ def route(name: str, table: str, key: str = "") -> Route:
 
 
 def product(file: str, url: str, table: str, key: str, home: str) -> Callable[[], None]:
-    """The route on the whole file, after a trip with a few rows into a table of its own (``warm``, as ``table``)."""
-    from bench.driven import job
+    """The route on the whole file, after a trip with a few rows into a table of its own (``warm``, as ``table``).
+
+    As a warm worker drives it in production: depot and Dagster's storage in Postgres too.
+    """
+    import logging
+
+    from bench.driven import job, on_postgres
     from resources.database import Database
     from resources.files import LocalFiles
 
@@ -68,9 +73,11 @@ def product(file: str, url: str, table: str, key: str, home: str) -> Callable[[]
     with open(file, encoding="utf-8") as whole:
         (few / "few.csv").write_text("".join(line for line, _ in zip(whole, range(WARM_UP_ROWS), strict=False)))
     warehouse = Database(url=url)
-    job(route("warm_up", "warm", key), {"warm_up": LocalFiles(root=str(few)), "warehouse": warehouse}, Path(home) / "bus")()
+    logging.disable(logging.INFO)  # a run's events are kept in Dagster's storage; on a console they are for people
+    place, instance = Path(home) / "bus", on_postgres(url, Path(home) / "dagster")
+    job(route("warm_up", "warm", key), {"warm_up": LocalFiles(root=str(few)), "warehouse": warehouse}, place, instance, url)()
     systems = {"whole": LocalFiles(root=str(Path(file).parent)), "warehouse": warehouse}
-    return job(route("whole", table, key), systems, Path(home) / "bus")
+    return job(route("whole", table, key), systems, place, instance, url)
 
 
 def dlt_merge(file: str, url: str, table: str, home: str) -> Callable[[], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import sqlglot
@@ -13,6 +14,8 @@ from sqlglot.lineage import lineage
 from bus_assets.declare import Misdeclared
 
 DIALECT = "duckdb"
+KEPT = 1_000
+"""So many answers about a column or a statement are remembered: a worker asks the same in every trip, and reading SQL takes long."""
 
 
 def parsed(sql: str) -> exp.Query:
@@ -48,6 +51,7 @@ def check(sql: str, after: tuple[str, ...], *, keeps_grain: bool) -> None:
         carrying(sql, after[0], "_bus_row")
 
 
+@lru_cache(KEPT)
 def carrying(sql: str, first: str, row: str) -> str:
     """``sql`` with the identity column of the ``first`` stop added to what it selects, through subqueries and CTEs."""
     query = parsed(sql)
@@ -92,11 +96,13 @@ def _aggregates(query: exp.Select) -> bool:
 
 def column_sources(sql: str, columns: tuple[str, ...], schema: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[tuple[str, str], ...]]:
     """For each output column the (stop, field) pairs that it is computed from; ``schema`` is stop → its fields."""
-    shape = {stop: dict.fromkeys(names, "varchar") for stop, names in schema.items()}
-    return {column: _sources(sql, column, shape) for column in columns}
+    known = tuple(schema.items())
+    return {column: _sources(sql, column, known) for column in columns}
 
 
-def _sources(sql: str, column: str, shape: Mapping[str, Mapping[str, str]]) -> tuple[tuple[str, str], ...]:
+@lru_cache(KEPT)
+def _sources(sql: str, column: str, schema: tuple[tuple[str, tuple[str, ...]], ...]) -> tuple[tuple[str, str], ...]:
+    shape = {stop: dict.fromkeys(names, "varchar") for stop, names in schema}
     try:
         root = lineage(column, sql, schema=dict(shape), dialect=DIALECT)
     except (SqlglotError, ValueError, KeyError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import threading
 import time
 import weakref
@@ -24,7 +25,7 @@ from resources.sql_errors import LOCKED, explained, meaning
 READING = "bus_reading"
 NO_LIMIT = -1
 REST_SECONDS = 0.5
-"""A connection that was used so short a time ago is taken to live. HikariCP's default."""
+"""A connection that was used so short a time ago is taken to live, if its server is silent. HikariCP's default."""
 _RESTS_SINCE = "bus_rests_since"
 MYSQL_LIKE = ("mysql", "mariadb")
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
@@ -101,9 +102,10 @@ def make_engine(url: URL, waiting: Waiting) -> Engine:
 
 
 def ask_after_rest(engine: Engine) -> None:
-    """Ask a connection that has been at rest whether it still lives, before it is used again, and take another if it does not.
+    """Ask a Postgres connection whether it still lives before it is used again, and take another if it does not.
 
-    Not after every use: a run uses one a hundred times, and asking is a round trip to the server each time.
+    Only where that is in doubt: it was at rest for a while, or the server has said something unasked, as it does when it hangs up. A run
+    uses one a hundred times, and asking is a round trip each time.
     """
 
     @event.listens_for(engine, "checkin")
@@ -113,12 +115,19 @@ def ask_after_rest(engine: Engine) -> None:
     @event.listens_for(engine, "checkout")
     def is_used(raw: Any, record: Any, _fairy: Any) -> None:
         since = record.info.get(_RESTS_SINCE)
-        if since is None or time.monotonic() - since < REST_SECONDS:
+        if since is None or (time.monotonic() - since < REST_SECONDS and _is_quiet(raw)):
             return
         try:
             engine.dialect.do_ping(raw)
         except engine.dialect.loaded_dbapi.Error as error:
             raise exc.DisconnectionError("the connection was cut while it was at rest") from error
+
+
+def _is_quiet(raw: Any) -> bool:
+    """Whether nothing has come on the connection's socket, not its end either."""
+    poll = select.poll()
+    poll.register(raw.fileno(), select.POLLIN)
+    return not poll.poll(0)
 
 
 class OwnEngine:

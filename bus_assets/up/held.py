@@ -2,8 +2,8 @@
 
 Making an instance takes a tenth of a second, most of it a look at the migrations of its storage. And Dagster's storages on Postgres open a
 connection for every statement, about a hundred in a run of two stops, which is half of what a warm run costs. Its web server keeps
-them, by a switch that is as good for whoever drives runs; on SQLite the switch does nothing. A run also asks a dozen times which columns
-one of the tables has: those change by a migration only, after which workers are started anew, so once is enough.
+them, by a switch that is as good for whoever drives runs; on SQLite the switch does nothing. A run also asks dozens of times which tables
+there are, and which columns one has: that changes by a migration only, after which workers are started anew, so once is enough.
 """
 
 import functools
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from dagster import DagsterInstance
 from dagster._core.storage.event_log import SqlEventLogStorage
 
-from resources.engines import NO_LIMIT
+from resources.engines import NO_LIMIT, ask_after_rest
 
 RECYCLE_SECONDS = 3600
 
@@ -38,12 +38,14 @@ class HeldInstance:
 
 
 def hold(instance: DagsterInstance) -> None:
-    """Keep connections to the storage from now on; each is asked whether it still lives before it is used again."""
+    """Keep connections to the storage from now on; where that is in doubt, one is asked whether it still lives before it is used again."""
     instance.optimize_for_webserver(statement_timeout=0, pool_recycle=RECYCLE_SECONDS, max_overflow=NO_LIMIT)
     for engine in _engines(instance):
-        engine.pool._pre_ping = True
-    if isinstance(instance.event_log_storage, SqlEventLogStorage):
-        instance.event_log_storage.has_asset_key_col = functools.cache(instance.event_log_storage.has_asset_key_col)
+        ask_after_rest(engine)
+    storage = instance.event_log_storage
+    if isinstance(storage, SqlEventLogStorage):
+        storage.has_asset_key_col = functools.cache(storage.has_asset_key_col)
+        storage.has_table = functools.cache(storage.has_table)
 
 
 def release(instance: DagsterInstance) -> None:

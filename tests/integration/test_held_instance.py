@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from dagster import DagsterInstance, asset, materialize
+from dagster import DagsterInstance, MaterializeResult, asset, materialize
 from sqlalchemy.pool import NullPool
 
 from bus_assets.up.held import HeldInstance
@@ -52,10 +52,10 @@ def test_a_run_opens_a_few_connections_and_not_one_for_every_statement(watched: 
         assert opened_by_a_run(held, watched) < FEW
 
 
-def test_a_kept_instance_asks_once_which_columns_there_are(watched: sa.Engine):
+def test_a_kept_instance_asks_once_which_tables_and_columns_there_are(watched: sa.Engine):
     @asset(deps=[empty])
-    def next_stop() -> None:
-        return None
+    def next_stop() -> MaterializeResult[None]:
+        return MaterializeResult(tags={"told": "yes"})  # before tags are kept it is asked whether there is a table for them
 
     asked = list[str]()
     with HeldInstance.get() as held:
@@ -63,10 +63,11 @@ def test_a_kept_instance_asks_once_which_columns_there_are(watched: sa.Engine):
         sa.event.listen(engine, "before_cursor_execute", lambda _c, _cursor, statement, *_: asked.append(statement))
         assert materialize([empty, next_stop], instance=held).success
         assert any("pg_attribute" in statement for statement in asked)
+        assert any("pg_class" in statement for statement in asked)
         asked.clear()
         assert materialize([empty, next_stop], instance=held).success
     assert asked
-    assert not any("pg_attribute" in statement for statement in asked)
+    assert not any("pg_attribute" in statement or "pg_class" in statement for statement in asked)
 
 
 OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
