@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,15 +20,66 @@ if TYPE_CHECKING:
 
 MEMORY = "192MB"
 """DuckDB spills to disk above this, so that memory is bounded by the batch and not by the input."""
+SWEEP_AFTER_SECONDS = 60.0
+"""A folder that is younger may have been made and not be locked yet."""
 SHORT_SECONDS = 1.0
 """Whoever took longer may have left much memory behind, which only closing gives back; and then opening one costs little beside it."""
+
+
+SPILLS = "bus-duckdb-"
+"""What the folders for spilling begin with, beside the system's temporary files."""
+
+
+class _Spill:
+    """A folder that only this user can read, there only while it is used; locked meanwhile, so that one that a killed process left
+    behind is told from one in use, whatever machine or container its process was in."""
+
+    def __init__(self) -> None:
+        self.path = tempfile.mkdtemp(prefix=SPILLS)
+        self._lock = _locked(self.path)
+
+    def again(self) -> bool:
+        """Make it anew; False if that is not possible."""
+        try:
+            os.mkdir(self.path, 0o700)
+            self._lock = _locked(self.path)
+        except OSError:
+            return False
+        return True
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _locked(folder: str) -> int | None:
+    """Hold ``folder`` for this process: what is returned is open, and the lock ends with it. None if somebody else holds it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _sweep() -> None:
+    """Remove what killed processes of this user have spilled."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{SPILLS}*"):
+        with suppress(OSError):  # somebody else removes it at this moment
+            seen = folder.lstat()
+            is_ours = seen.st_uid == os.getuid() and stat.S_ISDIR(seen.st_mode)
+            if is_ours and time.time() - seen.st_mtime > SWEEP_AFTER_SECONDS and (handle := _locked(str(folder))) is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(handle)
 
 
 @dataclass(frozen=True)
 class _Opened:
     database: duckdb.DuckDBPyConnection
-    spill: str
-    """Where it spills: a folder that only this user can read, and that is there only while it is used."""
+    spill: _Spill
 
 
 _at_rest: list[_Opened] = []
@@ -55,8 +109,9 @@ def duck() -> Iterator[duckdb.DuckDBPyConnection]:
 def _open() -> _Opened:
     import duckdb
 
-    spill = tempfile.mkdtemp(prefix="bus-duckdb-")
-    settings = {"memory_limit": MEMORY, "temp_directory": spill, "autoinstall_known_extensions": False, "TimeZone": "UTC"}
+    _sweep()
+    spill = _Spill()
+    settings = {"memory_limit": MEMORY, "temp_directory": spill.path, "autoinstall_known_extensions": False, "TimeZone": "UTC"}
     # Staged files are read once or twice: remembering their bytes would only take the memory.
     return _Opened(duckdb.connect(config={**settings, "enable_external_file_cache": False}), spill)
 
@@ -66,9 +121,7 @@ def _taken() -> _Opened | None:
         opened = _at_rest.pop()
     except IndexError:
         return None
-    try:
-        os.mkdir(opened.spill, 0o700)
-    except OSError:
+    if not opened.spill.again():
         opened.database.close()
         return None
     return opened
@@ -79,13 +132,13 @@ def _leave(opened: _Opened, connection: duckdb.DuckDBPyConnection, began: float)
     if _at_rest or time.monotonic() - began > SHORT_SECONDS:
         _close(opened)
     else:
-        shutil.rmtree(opened.spill, ignore_errors=True)
+        opened.spill.remove()
         _at_rest.append(opened)
 
 
 def _close(opened: _Opened) -> None:
     opened.database.close()
-    shutil.rmtree(opened.spill, ignore_errors=True)
+    opened.spill.remove()
 
 
 @atexit.register

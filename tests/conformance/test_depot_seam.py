@@ -1,12 +1,10 @@
 """One suite for the depot's seam, run on SQLite and on Postgres."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -29,41 +27,11 @@ from resources.errors import Misconfigured, Refused, Transient
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="session")
-def _postgres_server():
-    bindir = Path(subprocess.check_output(["pg_config", "--bindir"], text=True).strip())
-    folder = Path(tempfile.mkdtemp(prefix="depot-pg-"))
-    become = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
-    if become:
-        shutil.chown(folder, "postgres")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    data = folder / "data"
-    subprocess.run([*become, bindir / "initdb", "-D", data, "-A", "trust", "-U", "postgres"], check=True, capture_output=True, cwd=folder)
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
-    control = [*become, bindir / "pg_ctl", "-D", data, "-w"]
-    subprocess.run([*control, "-o", options, "-l", folder / "log", "start"], check=True, capture_output=True, cwd=folder)
-    yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/"
-    subprocess.run([*control, "-m", "immediate", "stop"], check=True, capture_output=True, cwd=folder)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def postgres_url(_postgres_server, request):
-    name = f"d{time.time_ns()}"
-    engine = sa.create_engine(_postgres_server + "postgres", isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    engine.dispose()
-    return _postgres_server + name
-
-
 @pytest.fixture(params=["sqlite", "postgres"])
 def url(request, tmp_path):
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/new folder/depot.db"
-    return request.getfixturevalue("postgres_url")
+    return request.getfixturevalue("postgres_database_url")
 
 
 @pytest.fixture
@@ -634,13 +602,13 @@ def test_a_lock_held_by_somebody_is_transient_in_bounded_time(url, depot, monkey
     holder.close()
 
 
-def test_a_lost_postgres_connection_is_transient_and_the_next_call_works(postgres_url):
-    depot = Depot(postgres_url)
+def test_a_lost_postgres_connection_is_transient_and_the_next_call_works(postgres_database_url):
+    depot = Depot(postgres_database_url)
     trip = driven(depot)
 
     def cut():
         yield from rows(10)
-        engine = sa.create_engine(postgres_url)
+        engine = sa.create_engine(postgres_database_url)
         with engine.connect() as connection:
             mine = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
             connection.exec_driver_sql(mine)
@@ -653,8 +621,8 @@ def test_a_lost_postgres_connection_is_transient_and_the_next_call_works(postgre
     depot.close()
 
 
-def test_refused_postgres_logins_are_misconfigured_and_show_no_password(postgres_url):
-    url = sa.make_url(postgres_url).set(database="nowhere", password="s3cret").render_as_string(hide_password=False)
+def test_refused_postgres_logins_are_misconfigured_and_show_no_password(postgres_database_url):
+    url = sa.make_url(postgres_database_url).set(database="nowhere", password="s3cret").render_as_string(hide_password=False)
     with pytest.raises(Misconfigured) as caught:
         Depot(url).trips()
     assert "nowhere" in str(caught.value)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import duckdb
@@ -90,3 +93,38 @@ def test_a_child_process_opens_its_own():
         finally:
             os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
+
+
+OPENS = """
+import sys, time
+from bus_assets.duck import duck
+with duck() as connection:
+    print(connection.execute("SELECT current_setting('temp_directory')").fetchone()[0], flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_has_spilled_is_removed_and_what_one_at_work_has_is_not(tmp_path, monkeypatch):
+    folder = {**os.environ, "TMPDIR": str(tmp_path)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": folder}
+    killed, working = (subprocess.Popen([sys.executable, "-c", OPENS], **pipes) for _ in range(2))
+    left, used = (Path(process.stdout.readline().strip()) for process in (killed, working))
+    (left / "spilled").write_bytes(bytes(1000))
+    killed.kill()
+    killed.communicate()
+    for spilled in (left, used):
+        os.utime(spilled, (1, 1))
+    young = tmp_path / f"{module.SPILLS}young"
+    young.mkdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / f"{module.SPILLS}link").symlink_to(elsewhere)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with duck():
+        pass
+    assert not left.exists()
+    assert used.exists()
+    assert young.exists()
+    assert elsewhere.exists()
+    working.communicate("")
+    assert not used.exists()
