@@ -31,7 +31,6 @@ from bus_assets.values import fill
 from resources.depot.entries import Verdict
 from resources.depot.mail import TRIP_RECEIPT
 from resources.errors import BusError, Misconfigured, Refused
-from resources.prefetch import prefetched
 from resources.receipts import PUBLISHED, AlreadySettled, Applied
 from resources.staging import Manifest
 from resources.tables import Column, TablePlan
@@ -248,7 +247,7 @@ def _chosen(drop: DropOff, passengers: Passengers) -> Iterator[pa.RecordBatch]:
     mapping = drop.mapping(passengers.contract)
     fields = list(dict.fromkeys(mapping.values()))
     if drop.where is None:
-        for batch in prefetched(passengers.batches(tuple(fields))):
+        for batch in passengers.batches(tuple(fields)):
             yield batch.select(fields) if list(mapping) == fields else _renamed(batch, mapping)
         return
     import duckdb

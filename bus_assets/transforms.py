@@ -15,7 +15,6 @@ from bus_assets.passengers import INDEX, MESSAGE, ROW, Passengers, frame
 from bus_assets.sql import carrying
 from bus_assets.stops import Transform
 from resources.errors import BusError, Misconfigured, Poison, Transient
-from resources.prefetch import prefetched
 from resources.sql_values import as_json
 
 BATCH_ROWS = 65_536
@@ -59,7 +58,7 @@ def _run_sql(stop: Transform, inputs: Sequence[Passengers]) -> Iterator[pa.Recor
         for number, passengers in enumerate(inputs):
             passengers.view(connection, with_row=keeps and number == 0)
         try:
-            yield from prefetched(connection.sql(sql).to_arrow_reader(BATCH_ROWS))
+            yield from connection.sql(sql).to_arrow_reader(BATCH_ROWS)
         except (duckdb.Error, pa.ArrowException, OSError) as error:  # after the first batch it is Arrow that tells of DuckDB's error
             failed = Transient if _is_of_the_disk(error) else Poison
             raise failed(f"its SQL failed: {_shown(stop, inputs, error)}") from _cause(stop, inputs, error)

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 
 from resources.errors import Misconfigured, Poison, Transient
 from resources.files_seam import Files, Listed, matching
-from resources.prefetch import prefetched
 from resources.records import Records
 
 BATCH_ROWS = 65536
@@ -45,7 +44,7 @@ def count_parquet(files: Files, pattern: str, **_: Any) -> int:
 def _read(files: Files, pattern: str, fields: dict[str, str], batch_rows: int) -> Iterator[Records]:
     for listed in matching(files, pattern):
         with _seekable(files, listed) as source:
-            yield from prefetched(_read_file(_opened(source, listed.name), listed.name, fields, batch_rows))
+            yield from _read_file(_opened(source, listed.name), listed.name, fields, batch_rows)
 
 
 def _read_file(file: pq.ParquetFile, name: str, fields: dict[str, str], batch_rows: int) -> Iterator[Records]:

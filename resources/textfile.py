@@ -23,7 +23,6 @@ import pyarrow.csv as arrow_csv
 from resources.errors import Misconfigured, Poison
 from resources.files_seam import Files, Listed, matching
 from resources.linecount import Ledger, Shape, open_quote, quote_left_open
-from resources.prefetch import prefetched
 from resources.records import Records, place_of
 from resources.textstream import Utf8Stream, break_lines, check_encoding, opened, utf8
 
@@ -135,7 +134,7 @@ def _count_file(files: Files, listed: Listed, dialect: _Dialect, encoding: str, 
 def _read(files: Files, pattern: str, fields: dict[str, str], dialect: _Dialect, encoding: str, compression: str) -> Iterator[Records]:
     for listed in matching(files, pattern):
         with utf8(files, listed, encoding, compression) as stream:
-            yield from prefetched(_read_file(stream, fields, dialect))
+            yield from _read_file(stream, fields, dialect)
 
 
 def _read_file(stream: Utf8Stream, fields: dict[str, str], dialect: _Dialect) -> Iterator[Records]:
