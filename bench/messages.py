@@ -22,7 +22,6 @@ from botocore.config import Config
 from bus_assets import Contract, DropOff, Field, Json, Queue, Route, Table
 
 THREADS, BATCH = 4, 5_000
-PSYCOPG2 = "postgresql+psycopg2:"
 CURRENCIES = ("EUR", "USD", "GBP")
 ORDER = Contract(
     (
@@ -142,12 +141,9 @@ class Place:
         return StagingArea(url=f"{self.home}/staging")
 
     def instance(self) -> Any:
-        """Dagster's own storage in Postgres, as in production."""
-        from dagster import DagsterInstance
+        from bench.driven import on_postgres
 
-        storage = {"postgres": {"postgres_url": self.url.replace("postgresql+psycopg:", "postgresql:").replace("postgresql:", PSYCOPG2)}}
-        (Path(self.home) / "dagster.yaml").write_text(json.dumps({"storage": storage, "telemetry": {"enabled": False}}))
-        return DagsterInstance.from_config(self.home)
+        return on_postgres(self.url, Path(self.home))
 
 
 def drive_trips(place: Place, trips: Any, done: Any) -> None:
@@ -156,12 +152,10 @@ def drive_trips(place: Place, trips: Any, done: Any) -> None:
 
     from bus_assets import build_definitions
     from bus_assets.drive import TRIP_TAG
-    from bus_assets.up.held import hold
 
     logging.disable(logging.INFO)  # a run's events are kept in Dagster's storage; on a console they are for people
     defs = build_definitions((route(place.queue, place.table),), place.systems(), depot=place.depot(), staging=place.staging())
     job, instance = defs.resolve_job_def("orders"), place.instance()
-    hold(instance)
     done.put("ready")
     while trip := trips.get():
         done.put(job.execute_in_process(instance=instance, tags={TRIP_TAG.format(route="orders"): trip}).success)
