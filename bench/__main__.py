@@ -32,8 +32,8 @@ def orders(rounds: int, rows: int) -> None:
     load = os.getloadavg()[0]
     with postgres_server() as server, fresh_database(server) as url:
         found = orders_contest(url, orders_file(rows), rounds)
-    said = f"""{rows:,} rows x 8 columns, {rounds} rounds, contenders turn about. The route is driven as a warm worker drives it in production:
-depot and Dagster's storage in Postgres, and a small trip before."""
+    said = f"""{rows:,} rows x 8 columns, {rounds} rounds, contenders turn about.
+The route is driven as a warm worker drives it in production: depot and Dagster's storage in Postgres, and a small trip before."""
     keep("Orders", f"{machine(load)}\n\n{said}\n\n{_orders_tables(found)}")
 
 
