@@ -26,7 +26,7 @@ SHORT_SECONDS = 1.0
 """Whoever took longer may have left much memory behind, which only closing gives back; and then opening one costs little beside it."""
 
 
-SPILLS = "bus-duckdb-"
+SPILLS = "bus-spill-"
 """What the folders for spilling begin with, beside the system's temporary files."""
 
 
@@ -112,8 +112,12 @@ def _open() -> _Opened:
     _sweep()
     spill = _Spill()
     settings = {"memory_limit": MEMORY, "temp_directory": spill.path, "autoinstall_known_extensions": False, "TimeZone": "UTC"}
-    # Staged files are read once or twice: remembering their bytes would only take the memory.
-    return _Opened(duckdb.connect(config={**settings, "enable_external_file_cache": False}), spill)
+    try:
+        # Staged files are read once or twice: remembering their bytes would only take the memory.
+        return _Opened(duckdb.connect(config={**settings, "enable_external_file_cache": False}), spill)
+    except BaseException:
+        spill.remove()
+        raise
 
 
 def _taken() -> _Opened | None:
@@ -137,8 +141,10 @@ def _leave(opened: _Opened, connection: duckdb.DuckDBPyConnection, began: float)
 
 
 def _close(opened: _Opened) -> None:
-    opened.database.close()
-    opened.spill.remove()
+    try:
+        opened.database.close()
+    finally:
+        opened.spill.remove()
 
 
 @atexit.register

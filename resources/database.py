@@ -177,8 +177,9 @@ class Database(ConfigurableResource):
     lock_timeout_seconds: float = 30
     connect_timeout_seconds: float = 10
 
-    _engine: OwnEngine | None = PrivateAttr(None)
-    _has_ledger_until: dict[str | None, float] = PrivateAttr(default_factory=dict)  # by schema: a copy with another one shares it
+    # A copy of this object shares both, whatever is changed in it.
+    _engines: dict[tuple[str, Waiting], OwnEngine] = PrivateAttr(default_factory=dict)
+    _has_ledger_until: dict[tuple[str, str | None], float] = PrivateAttr(default_factory=dict)
     _probed: ClassVar[set[tuple[int, str]]] = set()
 
     @property
@@ -241,7 +242,8 @@ class Database(ConfigurableResource):
         Each table is created if its plan says so, or compared. One Misconfigured lists all differences of all tables, or shows the
         CREATE TABLE to run. A dialect that is not known to keep its promises must pass :meth:`probe`, once per process.
         """
-        has_ledger = time.monotonic() < self._has_ledger_until.get(self.schema_name, 0)
+        place = (self.url, self.schema_name)
+        has_ledger = time.monotonic() < self._has_ledger_until.get(place, 0)
         if has_ledger and not tables:
             return
         with self._writing() as connection, explained(self.where, "preparing tables"):
@@ -250,11 +252,12 @@ class Database(ConfigurableResource):
                     ledger_tables(connection.dialect, self.schema_name).create_all(connection)
                 prepare_tables(connection, tables, self.schema_name, self.where)
                 connection.commit()
-                self._has_ledger_until[self.schema_name] = time.monotonic() + LEDGER_SECONDS
             known_good = connection.dialect.name in KNOWN_GOOD
         if not known_good and (os.getpid(), self.url) not in self._probed:
             self.probe()
             self._probed.add((os.getpid(), self.url))
+        if not has_ledger:
+            self._has_ledger_until[place] = time.monotonic() + LEDGER_SECONDS
 
     @contextmanager
     def transaction(self, *, reading: bool = False) -> Iterator[Transaction]:
@@ -343,9 +346,10 @@ class Database(ConfigurableResource):
         return Waiting(self.statement_timeout_seconds, self.lock_timeout_seconds, self.connect_timeout_seconds)
 
     def _lazy_engine(self) -> Engine:
-        if self._engine is None:
-            self._engine = OwnEngine(partial(make_engine, parsed(self.url), self._waiting()))
-        return self._engine()
+        what = (self.url, self._waiting())
+        if what not in self._engines:
+            self._engines[what] = OwnEngine(partial(make_engine, parsed(self.url), self._waiting()))
+        return self._engines[what]()
 
 
 @contextmanager

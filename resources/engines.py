@@ -126,8 +126,14 @@ def ask_after_rest(engine: Engine) -> None:
 def _is_quiet(raw: Any) -> bool:
     """Whether nothing has come on the connection's socket, not its end either."""
     poll = select.poll()
-    poll.register(raw.fileno(), select.POLLIN)
+    try:
+        poll.register(raw.fileno(), select.POLLIN)
+    except Exception:  # each driver has its own for one that is closed
+        return False
     return not poll.poll(0)
+
+
+_registering = threading.Lock()
 
 
 class OwnEngine:
@@ -142,16 +148,12 @@ class OwnEngine:
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._pid = os.getpid()
-        self._inherited: list[Engine] = []
-        _opened.add(self)
+        with _registering:
+            _opened.add(self)
 
     def __call__(self) -> Engine:
         with self._lock:
-            if self._engine is not None and self._pid != os.getpid():
-                # What another thread had checked out at the fork is its parent's to close: keep it where nothing collects it.
-                self._inherited.append(self._engine)
-                self._engine = None
-            if self._engine is None:
+            if self._engine is None or self._pid != os.getpid():
                 self._engine, self._pid = self._make(), os.getpid()
                 weakref.finalize(self, _dispose, self._engine, self._pid)
             return self._engine
@@ -172,11 +174,21 @@ def _dispose(engine: Engine, pid: int) -> None:
 
 
 def _close_all() -> None:
-    for engine in list(_opened):
+    with _registering:
+        every = list(_opened)
+    for engine in every:
         engine.close()
 
 
-os.register_at_fork(before=_close_all)
+def _unlock_all() -> None:
+    """In a child: a lock that another thread of the parent held would stay locked."""
+    global _registering
+    _registering = threading.Lock()
+    for engine in list(_opened):
+        engine._lock = threading.Lock()
+
+
+os.register_at_fork(before=_close_all, after_in_child=_unlock_all)
 
 
 def _sqlite_connected(raw: Any, _record: Any) -> None:

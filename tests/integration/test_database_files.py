@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -74,3 +75,49 @@ def test_the_probe_refuses_an_engine_whose_transactions_are_not_real(mariadb_dat
         database.probe()
     with pytest.raises(Misconfigured, match="real transactions"):
         Database(url=mariadb_database_url).prepare([])
+
+
+def settle(database: Database, trip: str) -> None:
+    database.prepare(())
+    with database.transaction() as transaction:
+        transaction.record_outcome("orders", trip, 1, "published", "run")
+
+
+def test_a_database_that_was_restored_without_this_projects_tables_gets_them_again(
+    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resources.database.LEDGER_SECONDS", 0.5)
+    database = Database(url=sqlite_database_url)
+    settle(database, "t1")
+    engine = sa.create_engine(sqlite_database_url, poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE bus_outcomes")
+    refused = 0
+    while refused < 100:
+        try:
+            settle(database, "t2")
+            break
+        except Misconfigured:
+            refused += 1
+            database.prepare([TablePlan("other", (Column("id", pa.int64()),), create=True)])  # a busy worker's, which must not put it off
+            time.sleep(0.05)
+    assert 0 < refused < 100
+
+
+def test_a_copy_with_another_url_is_another_database(tmp_path: Path) -> None:
+    one = Database(url=f"sqlite:///{tmp_path}/one.db")
+    settle(one, "t1")
+    other = one.model_copy(update={"url": f"sqlite:///{tmp_path}/other.db"})
+    settle(other, "t2")
+    for database, there in ((one, [1, None]), (other, [None, 1])):
+        with database.transaction(reading=True) as transaction:
+            assert [transaction.published(trip) for trip in ("t1", "t2")] == there
+
+
+def test_an_engine_that_failed_the_probe_is_probed_again(sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resources.database.KNOWN_GOOD", ())
+    monkeypatch.setattr(Database, "_settles", lambda *_: None)  # as where nobody waits for anybody
+    database = Database(url=sqlite_database_url)
+    for _ in range(2):
+        with pytest.raises(Misconfigured, match="let two transactions settle the same attempt"):
+            database.prepare(())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,7 @@ def test_a_run_survives_that_its_connections_are_cut(watched: sa.Engine):
     def cut() -> None:
         with watched.connect() as connection:  # as when the server is restarted, or a proxy forgets who is idle
             connection.exec_driver_sql(f"SELECT pg_terminate_backend(pid) {OTHERS}")
+        time.sleep(0.1)  # until it has hung up
 
     with HeldInstance.get() as held:
         assert materialize([cut], instance=held).success
