@@ -195,7 +195,7 @@ def test_counts_are_of_one_moment(depot, inbox):
     """In two statements a message could be seen in two states, or in none: the sums would differ for no reason."""
     inbox.board("orders", arrivals(1))
     statements = []
-    sa.event.listen(depot._connections._open(), "before_cursor_execute", lambda *given: statements.append(given[2]))
+    sa.event.listen(depot._connections._engine(), "before_cursor_execute", lambda *given: statements.append(given[2]))
     inbox.counts("orders")
     assert len([one for one in statements if one.startswith("SELECT")]) == 1
 
@@ -268,7 +268,7 @@ def test_unusable_routes_are_refused(inbox):
 def test_many_arrivals_board_in_a_few_statements(depot, inbox):
     inbox.board("orders", arrivals(1000, subject="s", sequencer="1"))
     statements = []
-    engine = depot._connections._open()
+    engine = depot._connections._engine()
     sa.event.listen(engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
     again = [Arrival(f"k{number}", b"", subject=f"s{number}", sequencer="2") for number in range(500, 1500)]
     assert inbox.board("orders", again) == Boarded(waiting=500, duplicates=500, other_bodies=500)
@@ -1066,7 +1066,7 @@ def test_many_are_redriven_and_sent_again_in_a_few_statements(depot, inbox):
     trip, ids = riding(inbox, 1000)
     inbox.strand(trip, ids, "no", to_dead_letters=True)
     statements = []
-    sa.event.listen(depot._connections._open(), "before_cursor_execute", lambda *given: statements.append(given[2]))
+    sa.event.listen(depot._connections._engine(), "before_cursor_execute", lambda *given: statements.append(given[2]))
     assert inbox.redrive("orders", reason="fixed") == 1000
     assert len(statements) < 12
     formed(inbox, batch=1000)
@@ -1493,7 +1493,7 @@ def at_revision(url, wanted):
     connections = Connections(url)
     script = ScriptDirectory(str(MIGRATIONS))
     environment = EnvironmentContext(Config(), script, fn=lambda revision, _: script._upgrade_revs(wanted, revision))
-    with connections._open().execution_options(bus_writes=True).begin() as connection, environment:
+    with connections._engine().execution_options(bus_writes=True).begin() as connection, environment:
         environment.configure(connection=connection, version_table=schema.VERSION_TABLE)
         environment.run_migrations()
     return connections
@@ -1502,7 +1502,7 @@ def at_revision(url, wanted):
 def test_a_depot_of_the_first_revision_is_brought_here_with_its_data(empty_url):
     """Built by the first migration alone, filled, then opened by this version."""
     connections = at_revision(empty_url, "0001")
-    with connections._open().execution_options(bus_writes=True).begin() as connection:
+    with connections._engine().execution_options(bus_writes=True).begin() as connection:
         when = "2026-01-02 03:04:05.000006" + ("+00" if connection.dialect.name == "postgresql" else "")
         trip = "INSERT INTO depot_trips (id, route, trigger, parameters, created_at, state) VALUES ('t1', 'orders', 'cron', '{}', :t, :s)"
         connection.execute(sa.text(trip), {"t": when, "s": "delivered"})
@@ -1528,7 +1528,7 @@ def test_a_depot_of_the_first_revision_is_brought_here_with_its_data(empty_url):
 
 def test_what_a_depot_of_the_third_revision_holds_was_received(empty_url):
     connections = at_revision(empty_url, "0003")
-    with connections._open().execution_options(bus_writes=True).begin() as connection:
+    with connections._engine().execution_options(bus_writes=True).begin() as connection:
         when = {"t": datetime(2026, 1, 2, tzinfo=UTC).replace(tzinfo=None)}
         for route, number in (("orders", 3), ("invoices", 1), ("idle", 0)):
             connection.execute(

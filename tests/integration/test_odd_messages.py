@@ -278,5 +278,5 @@ def limit_pages(world: QueueWorld, pages: int) -> None:
     """SQLite's own way to say that the disk is full."""
     import sqlalchemy as sa
 
-    engine = world.bus.depot._connections._open()
+    engine = world.bus.depot._connections._engine()
     sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}"))
