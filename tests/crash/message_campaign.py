@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
+
 from bus_assets.drive import Bus
 from bus_assets.rebuild import rebuild
 from resources.depot.store import Depot
@@ -110,7 +112,12 @@ class Siege(Traffic):
         mine = "SELECT trip, attempt FROM depot_attempts WHERE pid = :p AND ended_at IS NULL"
         live = rows(self.town.depot, mine, p=zombie.pid)
         past = "UPDATE depot_attempts SET lease_until = '2020-01-01 00:00:00.000000' WHERE pid = :p AND ended_at IS NULL"
-        self._write(past, p=zombie.pid)
+        try:
+            self._write(past, p=zombie.pid)
+        except sa.exc.OperationalError:  # SQLite: stopped in the middle of telling the depot, it keeps everybody out until it wakes
+            zombie.wake()
+            self.tally.told["zombies stopped while they held the depot"] += 1
+            return
         self.until(lambda: not rows(self.town.depot, mine, p=zombie.pid), LEASE_OVER_SECONDS)
         overtaken = bool(live) and not rows(self.town.depot, mine, p=zombie.pid)
         zombie.wake()
@@ -139,8 +146,6 @@ class Siege(Traffic):
         self._start_all()
 
     def _write(self, sql: str, **values: Any) -> None:
-        import sqlalchemy as sa
-
         with self.town.depot.begin() as connection:
             connection.execute(sa.text(sql), values)
 
