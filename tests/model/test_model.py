@@ -84,9 +84,9 @@ def no_pivot(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("without", "budget", "first", "says"),
     [
-        (no_revoke, Budget(0, 2, 0, 0, 0), 148, "stranded and applied"),
-        (no_outcome, Budget(0, 2, 0, 0, 0), 7, "applied"),
-        (no_receipts, Budget(0, 2, 0, 0, 0, restored=1), 16, "applied"),
+        (no_revoke, Budget(0, 2, 0, 0, 0), 273, "stranded and applied"),
+        (no_outcome, Budget(0, 2, 0, 0, 0), 153, "applied"),
+        (no_receipts, Budget(0, 2, 0, 0, 0, restored=1), 26, "applied"),
         (delete_first, Budget(2, 0, 0, 0, 0), 0, "is lost"),
         (no_pivot, Budget(2, 0, 0, 0, 0), 32, "stranded and applied"),
     ],
