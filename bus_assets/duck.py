@@ -24,15 +24,13 @@ SWEEP_AFTER_SECONDS = 60.0
 """A folder that is younger may have been made and not be locked yet."""
 SHORT_SECONDS = 1.0
 """Whoever took longer may have left much memory behind, which only closing gives back; and then opening one costs little beside it."""
-
-
 SPILLS = "bus-spill-"
 """What the folders for spilling begin with, beside the system's temporary files."""
 
 
 class _Spill:
     """A folder that only this user can read, there only while it is used; locked meanwhile, so that one that a killed process left
-    behind is told from one in use, whatever machine or container its process was in."""
+    behind is told from one in use, whatever container its process was in."""
 
     def __init__(self) -> None:
         self.path = tempfile.mkdtemp(prefix=SPILLS)

@@ -346,9 +346,10 @@ class Database(ConfigurableResource):
         return Waiting(self.statement_timeout_seconds, self.lock_timeout_seconds, self.connect_timeout_seconds)
 
     def _lazy_engine(self) -> Engine:
-        what = (self.url, self._waiting())
+        waiting = self._waiting()
+        what = (self.url, waiting)
         if what not in self._engines:
-            self._engines[what] = OwnEngine(partial(make_engine, parsed(self.url), self._waiting()))
+            self._engines[what] = OwnEngine(partial(make_engine, parsed(self.url), waiting))
         return self._engines[what]()
 
 

@@ -91,9 +91,9 @@ def make_engine(url: URL, waiting: Waiting) -> Engine:
         engine = sa.create_engine(url, hide_parameters=True, connect_args=arguments, **options)
     except ImportError as error:
         raise Misconfigured(f"no driver is installed for {url.drivername!r}: {error}") from error
-    if "pool_size" in options:
+    if backend == "postgresql":
         ask_after_rest(engine)
-    if backend == "sqlite":
+    elif backend == "sqlite":
         event.listen(engine, "connect", _sqlite_connected)
         event.listen(engine, "begin", lambda connection: _sqlite_begins(connection, waiting.lock))
     elif backend in MYSQL_LIKE:

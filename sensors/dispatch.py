@@ -349,8 +349,8 @@ class _Ticking:
             self.room = room_for(self.policy, self.inbox)
         boarded, failed = board(self.policy, self.inbox, queue, self.above, wait_seconds, self.room, enough=enough)
         self.told.boarded, self.failed = total(self.told.boarded, boarded), failed or self.failed
-        self.fresh += boarded.waiting + boarded.redriven
-        self.room -= boarded.waiting + boarded.redriven
+        came = boarded.waiting + boarded.redriven
+        self.fresh, self.room = self.fresh + came, self.room - came
         return boarded != Boarded()
 
     def dispatch(self, *, only_full: bool) -> None:

@@ -96,7 +96,7 @@ def test_a_child_process_opens_its_own():
 
 
 OPENS = """
-import sys, time
+import sys
 from bus_assets.duck import duck
 with duck() as connection:
     print(connection.execute("SELECT current_setting('temp_directory')").fetchone()[0], flush=True)
