@@ -39,8 +39,8 @@ class Ahead:
     def delete(self, received: Sequence[Received]) -> None:
         """They are boarded. Raises what deleting them, or the ones before, raised: here or at the end of the block."""
         self._left()
-        if self._next is None:
-            self._queue.delete(received)
+        if self._queue.is_fifo:
+            self._queue.delete(received)  # until then their groups give no other
         else:
             self._leaving = self._pool.submit(self._queue.delete, received)
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from resources.depot.entries import Kind
-from resources.depot.mail import Spent, Underway
+from resources.depot.entries import Kind, Trip
+from resources.depot.mail import Riders, Spent
 
 DEATHS = 5
 """So often may the process that drives a trip die before the trip itself is suspected: a message may kill whoever reads it."""
@@ -57,14 +57,13 @@ class Pause:
 Decision = Retry | Split | Strand | Pause
 
 
-def judge(found: Underway, kind: Kind, culprit: int | None, policy: Policy) -> Decision:
+def judge(trip: Trip, riders: Riders, kind: Kind, culprit: int | None, policy: Policy) -> Decision:
     """What to do about a failed attempt, by the kind of its failure."""
-    trip = found.trip
     if kind == "conflict":
         return Retry(0)
     if kind == "transient":
-        if trip.launches >= PATIENCE and culprit in found.messages and len(found.messages) > 1:
-            return Split(halves(found.messages, found.groups, culprit))
+        if trip.launches >= PATIENCE and culprit in riders.messages and len(riders.messages) > 1:
+            return Split(halves(riders.messages, riders.groups, culprit))
         return Retry(delay_seconds(trip.launches))
     if kind in ("misconfigured", "checks"):
         return Pause()
@@ -72,12 +71,12 @@ def judge(found: Underway, kind: Kind, culprit: int | None, policy: Policy) -> D
         return Retry(delay_seconds(trip.launches), "failure") if trip.failures + 1 < policy.attempts else Pause()
     if kind == "died" and trip.deaths + 1 < DEATHS:
         return Retry(delay_seconds(trip.deaths), "death")
-    parts = halves(found.messages, found.groups, culprit)
+    parts = halves(riders.messages, riders.groups, culprit)
     if parts:
         return Split(parts)
     if kind != "died" and trip.failures + 1 < policy.attempts:
         return Retry(delay_seconds(trip.failures + 1), "failure")
-    return Strand(found.messages)
+    return Strand(riders.messages)
 
 
 def delay_seconds(before: int) -> float:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from resources.depot import decisions, many, quarantine, routes
 from resources.depot.connections import now
 from resources.depot.mail import Arrival, Boarded, MessageState, Remembered
-from resources.depot.many import among
+from resources.depot.many import among, looked_up
 from resources.depot.messages import has_newer, stored, waiting_again
 from resources.depot.quarantine import UPDATE_IDS, chunks
 from resources.depot.schema import messages, storable
@@ -125,10 +125,10 @@ def _sorted(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], 
 def _known(connection: sa.Connection, route: str, keys: Iterable[str]) -> dict[str, tuple[int, str, bytes | None]]:
     """By key: the id, the state and, until it is purged, the body."""
     known: dict[str, tuple[int, str, bytes | None]] = {}
+    of_route, told = messages.c.route == route, (messages.c.key, messages.c.id, messages.c.state, messages.c.body)
     for some in chunks(dict.fromkeys(keys), UPDATE_IDS):
-        query = sa.select(messages.c.key, messages.c.id, messages.c.state, messages.c.body).where(messages.c.route == route)
-        found = connection.execute(query.where(among(connection, messages.c.key, some)))
-        known.update({key: (number, state, body) for key, number, state, body in found})
+        found = connection.execute(looked_up(connection, told, of_route, messages.c.key, some))
+        known.update({row.key: (row.id, row.state, row.body) for row in found})
     return known
 
 

@@ -119,7 +119,9 @@ def _engine(url: sa.URL) -> sa.Engine:
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    engine = sa.create_engine(url, connect_args={"connect_timeout": CONNECT_SECONDS}, **common)
+    # Never prepared: a plan made while a table was small would be kept while it grows.
+    arguments = {"connect_timeout": CONNECT_SECONDS, "prepare_threshold": None}
+    engine = sa.create_engine(url, connect_args=arguments, **common)
     ask_after_rest(engine)
     event.listen(engine, "connect", _set_up_postgres)
     return engine

@@ -20,6 +20,7 @@ from resources.depot.mail import (
     MessageState,
     Purged,
     Remembered,
+    Riders,
     Spent,
     Underway,
 )
@@ -138,6 +139,11 @@ class Inbox:
         """What settling looks at: trips of messages that are departed, driving, failed or stuck, oldest first."""
         with self._connections.reading() as connection:
             return settling.underway(connection, route)
+
+    def riders(self, trip: str) -> Riders:
+        """The messages aboard and their groups, in the order of ``messages_of``: what is judged when the trip has failed."""
+        with self._connections.reading() as connection:
+            return settling.riders(connection, trip)
 
     def messages_of(self, trip: str) -> list[Message]:
         """The messages aboard, in riding order: by event (or sending, or receiving) time, sequencer and id; with groups, by id."""

@@ -121,12 +121,18 @@ class Aboard(NamedTuple):
 
 @dataclass(frozen=True)
 class Underway:
-    """A trip that settling looks at, its newest attempt, and its messages in riding order; ``groups`` is parallel to ``messages``."""
+    """A trip that settling looks at, and its newest attempt."""
 
     trip: Trip
     attempt: Attempt | None
-    messages: tuple[int, ...] = ()
-    groups: tuple[str | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Riders:
+    """The messages aboard a trip, in riding order; ``groups`` is parallel to ``messages``."""
+
+    messages: tuple[int, ...]
+    groups: tuple[str | None, ...]
 
 
 @dataclass(frozen=True)

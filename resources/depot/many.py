@@ -17,6 +17,21 @@ def among(connection: sa.Connection, column: sa.ColumnElement[Any], values: Iter
     return column == sa.any_(sa.bindparam(None, list(values), postgresql.ARRAY(column.type), unique=True))
 
 
+def looked_up(
+    connection: sa.Connection, told: Sequence[sa.Column[Any]], where: sa.ColumnElement[bool], unique: sa.Column[Any], values: Iterable[Any]
+) -> sa.Select[Any]:
+    """``told`` of the rows ``where`` ``unique`` is one of ``values``; the two together are a unique key.
+
+    Each value by itself: of a table that has grown since Postgres last counted it, the planner may compare every row with every value.
+    """
+    if connection.dialect.name != "postgresql":
+        return sa.select(*told).where(where, among(connection, unique, values))
+    array = sa.bindparam(None, list(values), postgresql.ARRAY(unique.type), unique=True)
+    wanted = sa.func.unnest(array).table_valued("value").render_derived(name="wanted")
+    row = sa.select(*told).where(where, unique == wanted.c.value).limit(1).lateral("found")
+    return sa.select(row).select_from(wanted.join(row, sa.true()))
+
+
 def insert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert ``rows``, which all have the same columns."""
     if not rows:

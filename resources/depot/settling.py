@@ -13,7 +13,7 @@ from resources.depot import decisions, quarantine, routes
 from resources.depot.connections import now
 from resources.depot.entries import OVER, Attempt, Trip, TripState
 from resources.depot.forming import UNDERWAY, new_trip, put_aboard
-from resources.depot.mail import Spent, Underway
+from resources.depot.mail import Riders, Spent, Underway
 from resources.depot.many import among
 from resources.depot.messages import in_riding_order
 from resources.depot.quarantine import UPDATE_IDS, brief, chunks
@@ -34,27 +34,16 @@ def underway(connection: sa.Connection, route: str) -> list[Underway]:
     found = [Trip(**row) for row in connection.execute(query.order_by(trips.c.created_at, trips.c.id)).mappings()]
     if not found:
         return []
-    ids = [trip.id for trip in found]
-    newest, riding = _newest_attempts(connection, ids), _riding(connection, ids)
-    return [
-        Underway(trip, newest.get(trip.id), tuple(row.id for row in aboard), tuple(row.group for row in aboard))
-        for trip in found
-        for aboard in [in_riding_order(riding[trip.id])]
-    ]
+    query = sa.select(attempts).where(attempts.c.trip.in_([trip.id for trip in found])).order_by(attempts.c.attempt)
+    newest = {row["trip"]: Attempt(**row) for row in connection.execute(query).mappings()}
+    return [Underway(trip, newest.get(trip.id)) for trip in found]
 
 
-def _newest_attempts(connection: sa.Connection, of: Sequence[str]) -> dict[str, Attempt]:
-    query = sa.select(attempts).where(attempts.c.trip.in_(of)).order_by(attempts.c.attempt)
-    return {row["trip"]: Attempt(**row) for row in connection.execute(query).mappings()}
-
-
-def _riding(connection: sa.Connection, of: Sequence[str]) -> dict[str, list[Any]]:
+def riders(connection: sa.Connection, trip: str) -> Riders:
     c = messages.c
-    query = sa.select(c.id, c.trip, c.group, c.event_at, c.sent_at, c.received_at, c.sequencer)
-    riding: dict[str, list[Any]] = {trip: [] for trip in of}
-    for row in connection.execute(query.where(c.trip.in_(of), c.state == "aboard")):
-        riding[row.trip].append(row)
-    return riding
+    query = sa.select(c.id, c.group, c.event_at, c.sent_at, c.received_at, c.sequencer).where(c.trip == trip, c.state == "aboard")
+    aboard = in_riding_order(connection.execute(query).all())
+    return Riders(tuple(row.id for row in aboard), tuple(row.group for row in aboard))
 
 
 def retry(connection: sa.Connection, trip: str, delay_seconds: float, spent: Spent | None, launch: int | None) -> bool:

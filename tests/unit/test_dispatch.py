@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resources.depot.entries import Kind, Trip
-from resources.depot.mail import Boarded, Underway
+from resources.depot.mail import Boarded, Riders
 from sensors.dispatch import Told
 from sensors.judging import DEATHS, LONGEST_DELAY_SECONDS, PATIENCE, Pause, Policy, Retry, Split, Strand, delay_seconds, halves, judge
 
@@ -26,10 +26,10 @@ def policy(**more) -> Policy:
     return Policy(**{"route": "r", "batch": 10, "max_wait_seconds": 0, "max_in_flight": 2, "attempts": 3, "halt_on_stranded": True, **more})
 
 
-def underway(messages, groups=None, **trip) -> Underway:
+def suspected(messages, groups=None, **trip) -> tuple[Trip, Riders]:
     known = Trip("t", "r", "queue", {}, None, None, None, NOW, "failed", None, None)
     changed = Trip(**{**vars(known), **trip})
-    return Underway(changed, None, tuple(messages), tuple(groups or [None] * len(messages)))
+    return changed, Riders(tuple(messages), tuple(groups or [None] * len(messages)))
 
 
 @st.composite
@@ -141,7 +141,7 @@ def test_parting_a_trip_of_many_messages_compares_each_a_few_times():
 
 @given(aboard(), st.sampled_from(BLAMELESS), spent, spent, spent)
 def test_what_is_nobodys_fault_strands_nobody_and_splits_nothing(found, kind, failures, deaths, launches):
-    decision = judge(underway(*found, failures=failures, deaths=deaths, launches=launches), kind, None, policy())
+    decision = judge(*suspected(*found, failures=failures, deaths=deaths, launches=launches), kind, None, policy())
     assert isinstance(decision, Retry | Pause)
 
 
@@ -150,7 +150,7 @@ def test_a_message_that_cannot_be_read_for_now_rides_without_the_others_after_a_
     """Nobody is stranded, nothing is spent: the message alone rides again, later and later."""
     messages, groups = found
     culprit = data.draw(st.sampled_from(messages))
-    decision = judge(underway(messages, groups, failures=failures, deaths=deaths, launches=launches), "transient", culprit, policy())
+    decision = judge(*suspected(messages, groups, failures=failures, deaths=deaths, launches=launches), "transient", culprit, policy())
     if launches < PATIENCE or len(messages) == 1:
         assert decision == Retry(delay_seconds(launches), spent=None)
         return
@@ -164,31 +164,31 @@ def test_a_message_that_cannot_be_read_for_now_rides_without_the_others_after_a_
 @given(aboard(), st.sampled_from([None, 0]), st.integers(0, 30))
 def test_while_nobody_can_be_read_the_trip_stays_together(found, culprit, launches):
     """No culprit is known, or one that has left the trip."""
-    assert judge(underway(*found, launches=launches), "transient", culprit, policy()) == Retry(delay_seconds(launches))
+    assert judge(*suspected(*found, launches=launches), "transient", culprit, policy()) == Retry(delay_seconds(launches))
 
 
 @given(aboard(), spent)
 def test_deaths_have_a_budget_of_their_own(found, failures):
     """However often the trip has failed before; and none of the budget of failures is spent."""
     for deaths in range(DEATHS - 1):
-        decision = judge(underway(*found, failures=failures, deaths=deaths), "died", None, policy())
+        decision = judge(*suspected(*found, failures=failures, deaths=deaths), "died", None, policy())
         assert decision == Retry(delay_seconds(deaths), "death")
-    assert isinstance(judge(underway(*found, failures=failures, deaths=DEATHS - 1), "died", None, policy()), Split | Strand)
+    assert isinstance(judge(*suspected(*found, failures=failures, deaths=DEATHS - 1), "died", None, policy()), Split | Strand)
 
 
 @given(aboard(), st.sampled_from(KINDS), spent, spent, st.integers(1, 5))
 def test_only_a_message_alone_is_stranded_and_only_after_its_last_attempt(found, kind, failures, deaths, attempts):
-    trip = underway(*found, failures=failures, deaths=deaths)
-    decision = judge(trip, kind, None, policy(attempts=attempts))
+    trip, riders = suspected(*found, failures=failures, deaths=deaths)
+    decision = judge(trip, riders, kind, None, policy(attempts=attempts))
     if isinstance(decision, Strand):
-        assert decision.messages == trip.messages
-        assert len(trip.messages) == 1
+        assert decision.messages == riders.messages
+        assert len(riders.messages) == 1
         assert (kind == "died" and deaths + 1 >= DEATHS) or (kind == "poison" and failures + 1 >= attempts)
 
 
 @pytest.mark.parametrize("attempts", [1, 2, 5])
 def test_a_poison_alone_is_tried_as_often_as_the_route_says(attempts):
-    decisions = [judge(underway([1], failures=failures), "poison", None, policy(attempts=attempts)) for failures in range(attempts)]
+    decisions = [judge(*suspected([1], failures=failures), "poison", None, policy(attempts=attempts)) for failures in range(attempts)]
     assert all(isinstance(decision, Retry) and decision.spent == "failure" for decision in decisions[:-1])
     assert decisions[-1] == Strand((1,))
 
