@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import resource
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from botocore.config import Config
 from bus_assets import Contract, DropOff, Field, Json, Queue, Route, Table
 
 THREADS, BATCH = 4, 5_000
+LOOK_SECONDS = 0.02
 CURRENCIES = ("EUR", "USD", "GBP")
 ORDER = Contract(
     (
@@ -201,12 +203,13 @@ def product(endpoint_url: str, queue: str, messages: int, url: str, table: str, 
     bus.depot.upgrade()
     driving = Workers(place, workers)
     inbox, policy, above = bus.depot.inbox, policy_of(made, trigger), protocol(bus, made, trigger, place.instance())
-    is_over = threading.Event()
+    is_over, gone = threading.Event(), [0]
 
     def dispatch(queue: Any) -> None:
         while not is_over.is_set():
             for departure in tick(policy, inbox, queue, above, poll_seconds=1).departures:
                 driving.trips.put(departure.trip)
+                gone[0] += departure.messages
 
     warm = systems[queue].model_copy(update={"name": f"{queue}-warm"})
     for number in range(workers):  # one after the other, so that each worker gets one
@@ -219,8 +222,8 @@ def product(endpoint_url: str, queue: str, messages: int, url: str, table: str, 
 
     def run() -> Callable[[], dict[str, float]]:
         dispatcher.start()
-        while _rows(engine, table) < messages + workers:
-            driving.done.get()  # a trip is over: looking all the time would cost more than it finds
+        while gone[0] < messages or _rows(engine, table) < messages + workers:  # counting is not for free: only when all are under way
+            time.sleep(LOOK_SECONDS)
         return end
 
     def end() -> dict[str, float]:
