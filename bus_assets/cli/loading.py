@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import importlib
 import os
 import sys
@@ -66,7 +67,8 @@ def load(module: str | None) -> Loaded:
 
 def _imported(name: str) -> Any:
     try:
-        return importlib.import_module(name)
+        with _nothing_collected():
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise Misconfigured(f"module {name} fails to import: {error}") from error
@@ -75,6 +77,17 @@ def _imported(name: str) -> Any:
         raise
     except Exception as error:  # the author's module may raise anything
         raise Misconfigured(f"module {name} fails to import: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Modules are no garbage: looking for some in them while Dagster is imported takes a fifth of that time, and more ever after."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def one_of(name: str, known: Iterable[str], what: str, where: str) -> str:

@@ -13,6 +13,7 @@ import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ from resources.depot.connections import Connections
 from resources.depot.entries import AttemptLive, TripOver
 from resources.depot.mail import Departure
 from resources.errors import BusError, Poison
-from sensors import dispatch, judging
+from sensors import ahead, dispatch, judging
 from sensors.dispatch import tick
 from tests.fakes import FakeQueue
 from tests.queue_world import Runs
@@ -117,11 +118,24 @@ class TurnQueue(FakeQueue):
         return super().delete(received)
 
 
+class Inline(Executor):
+    """What else a thread of its own does, done at once by the actor itself: others may take their turn before and after it."""
+
+    def submit(self, fn: Any, /, *args: Any, **more: Any) -> Future[Any]:
+        done = Future[Any]()
+        try:
+            done.set_result(fn(*args, **more))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
 def prepare(patch: pytest.MonkeyPatch) -> None:
     """Turns at every transaction; budgets so small that a schedule of a few dozen steps spends them; ids that repeat."""
     patch.setattr(Connections, "reading", _paused_before(Connections.reading, "read the depot"))
     patch.setattr(Connections, "writing", _paused_before(Connections.writing, "write the depot"))
     patch.setattr(Database, "transaction", _paused_before(Database.transaction, "a destination"))
+    patch.setattr(ahead, "ThreadPoolExecutor", lambda *_, **__: Inline())
     patch.setattr(judging, "DEATHS", 1)
     patch.setattr(dispatch, "BREAKER", 10_000)
     numbers = itertools.count(1)
@@ -298,10 +312,15 @@ class ModelWorld(World):
     # At the end
 
     def rest(self) -> None:
-        """No more faults: who lives comes to an end, and dispatchers tick until nothing is left to do."""
+        """No more faults: who lives comes to an end, and dispatchers tick until nothing is left to do.
+
+        A depot that was restored under a run has lost that run's verdicts: the route may be paused for it, and a person resumes it.
+        """
         while self.actors:
             self.act(f"{self.actors[0].name} ends", lambda: self._go_on(self.actors[0]))
         for _ in range(REST_TICKS):
+            if self._is_restored and self.bus.depot.inbox.paused(ROUTE.name):
+                self.act("resumed", lambda: self.bus.depot.inbox.resume(ROUTE.name))
             self.act("tick", self._start_tick)
             while self.actors:
                 self._go_on(self.actors[0])
@@ -312,6 +331,10 @@ class ModelWorld(World):
             if self._is_at_rest():
                 return
         self.trace.append("it never came to rest")
+
+    @property
+    def _is_restored(self) -> bool:
+        return self.snapshot is not None and sum(step.startswith("restored") for step in self.trace) > 1  # the first is the copy
 
     def _is_at_rest(self) -> bool:
         live = "SELECT 1 FROM depot_trips WHERE state IN ('formed', 'departed', 'driving', 'failed', 'stuck')"
