@@ -18,7 +18,7 @@ ui: $(VENV)/.demo ## the same without workers: each run is a process of its own
 	$(BIN)/python -m bus_assets.demo up --workers 0
 
 test: $(VENV)/.test lint ## all tests that end in minutes
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -q -m "not long"
+	$(BIN)/python -m pytest -n 3 --dist loadgroup -q -m "not long"
 
 test-long: $(VENV)/.test ## the others
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -q -m long

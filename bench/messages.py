@@ -5,7 +5,6 @@ Run by :mod:`bench.worker`, each contender in a process of its own, on a queue t
 
 from __future__ import annotations
 
-import gc
 import json
 import multiprocessing
 import resource
@@ -159,7 +158,6 @@ def drive_trips(place: Place, trips: Any, done: Any) -> None:
     logging.disable(logging.INFO)  # a run's events are kept in Dagster's storage; on a console they are for people
     defs = build_definitions((route(place.queue, place.table),), place.systems(), depot=place.depot(), staging=place.staging())
     job, instance = defs.resolve_job_def("orders"), place.instance()
-    gc.freeze()  # as a worker does
     done.put("ready")
     while trip := trips.get():
         done.put(job.execute_in_process(instance=instance, tags={TRIP_TAG.format(route="orders"): trip}).success)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from sqlalchemy.engine import make_url
 
-from resources.depot.store import Depot
+from tests.depots import PostgresDepot, sqlite_depot
 from tests.emulators import Emulator, ministack, moto_server
 from tests.servers import NotInstalled, fresh_database, mariadb_server, postgres_server
 
@@ -33,26 +32,23 @@ def postgres_database_url(postgres_url: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def depot_template(postgres_url: str) -> Iterator[str]:
-    """The name of a Postgres database in which a depot's tables are made: copying it is faster than making them."""
-    with fresh_database(postgres_url) as url:
-        depot = Depot(url)
-        depot.upgrade()
-        depot.close()
-        yield str(make_url(url).database)
+def postgres_depot(postgres_url: str) -> Iterator[PostgresDepot]:
+    depot = PostgresDepot(postgres_url)
+    yield depot
+    depot.close()
 
 
 @pytest.fixture
-def postgres_depot_url(postgres_url: str, depot_template: str) -> Iterator[str]:
-    """A Postgres database of one's own with an empty depot in it."""
-    with fresh_database(postgres_url, depot_template) as url:
-        yield url
+def postgres_depot_url(postgres_depot: PostgresDepot) -> Iterator[str]:
+    """A Postgres database with an empty depot in it."""
+    yield postgres_depot.lend()
+    postgres_depot.take_back()
 
 
 @pytest.fixture
-def sqlite_depot_url(sqlite_database_url: str) -> str:
-    """A SQLite file that does not exist yet: there, making the tables is quick."""
-    return sqlite_database_url
+def sqlite_depot_url(tmp_path: Path) -> str:
+    """A SQLite file with an empty depot in it."""
+    return sqlite_depot(tmp_path / "databases" / "test.db")
 
 
 @pytest.fixture

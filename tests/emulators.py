@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -45,11 +46,16 @@ class Emulator:
         return {**CREDENTIALS, "AWS_ENDPOINT_URL": self.url}
 
     def client(self, service: str) -> Any:
-        """A boto3 client of the test's own, whatever the environment says."""
-        import boto3
+        """A boto3 client of the tests' own, whatever the environment says."""
+        return _client(service, self.url)
 
-        session = boto3.Session(CREDENTIALS["AWS_ACCESS_KEY_ID"], CREDENTIALS["AWS_SECRET_ACCESS_KEY"], region_name=REGION)
-        return session.client(service, endpoint_url=self.url)
+
+@functools.cache
+def _client(service: str, url: str) -> Any:
+    import boto3
+
+    session = boto3.Session(CREDENTIALS["AWS_ACCESS_KEY_ID"], CREDENTIALS["AWS_SECRET_ACCESS_KEY"], region_name=REGION)
+    return session.client(service, endpoint_url=url)
 
 
 @contextmanager

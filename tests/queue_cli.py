@@ -21,11 +21,20 @@ MODULE = "bus_routes_of_a_test"
 
 
 class CliWorld(QueueWorld):
-    """``bus`` runs a command: exit code, stdout, stderr. ``told`` parses what it says with --json."""
+    """``bus`` runs a command: exit code, stdout, stderr. ``told`` parses what it says with --json.
 
-    def __init__(self, root: Path, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], route: Route | None = None, **more: Any):
+    ``capsys`` is that of the test that runs; a world that outlives a test gets each one's."""
+
+    def __init__(
+        self,
+        root: Path,
+        patch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str] | None = None,
+        route: Route | None = None,
+        **more: Any,
+    ):
         super().__init__(root, route or events(dead_letters="dead", attempts=1), **more)
-        self._patch, self._capsys = patch, capsys
+        self._patch, self.capsys = patch, capsys
         home = {"BUS_HOME": f"{root}/home", "DAGSTER_HOME": f"{root}/home/dagster", "BUS_MODULE": MODULE}
         for name, value in {**home, "BUS_DEPOT_URL": f"sqlite:///{root}/depot.db", "BUS_STAGING_URL": f"{root}/staging"}.items():
             patch.setenv(name, value)
@@ -41,9 +50,10 @@ class CliWorld(QueueWorld):
         self._patch.setitem(sys.modules, MODULE, made)
 
     def bus_says(self, *arguments: str) -> tuple[int, str, str]:
-        self._capsys.readouterr()
+        assert self.capsys is not None
+        self.capsys.readouterr()
         code = main(arguments)
-        said = self._capsys.readouterr()
+        said = self.capsys.readouterr()
         assert "Traceback" not in said.err
         assert "unexpected" not in said.err
         return code, said.out, said.err

@@ -19,6 +19,7 @@ from resources.depot.store import Depot
 from resources.errors import BusError
 from resources.files import LocalFiles
 from resources.staging import LocalStaging
+from tests.depots import sqlite_depot
 
 ORDERS = Contract(
     (
@@ -53,7 +54,7 @@ class World:
         self.root = root
         (root / "landing").mkdir(parents=True, exist_ok=True)
         self.warehouse_url = warehouse_url or f"sqlite:///{root}/warehouse.db"
-        self.depot = Depot(f"sqlite:///{root}/depot.db")
+        self.depot = Depot(sqlite_depot(root / "depot.db"))
         self.staging = LocalStaging(str(root / "staging"))
         systems = {"landing": LocalFiles(root=str(root / "landing")), "warehouse": Database(url=self.warehouse_url), **systems}
         self.bus = Bus(self.depot, self.staging, systems)

@@ -5,7 +5,6 @@ is opened before the fork: no client, no engine, no DuckDB.
 """
 
 import contextlib
-import gc
 import importlib
 import json
 import os
@@ -53,7 +52,6 @@ def _warm(**_: Any) -> None:
         importlib.import_module(name)
     importlib.import_module(_here.module).defs.resolve_all_job_defs()
     _close_abandoned()
-    gc.freeze()  # none of it is garbage, and a page on which a collector's mark is changed is shared no longer
 
 
 @worker_ready.connect

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?( changed)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CHANGES = {
@@ -58,6 +60,7 @@ def test_the_tutorial_does_what_it_says(tmp_path):
     assert "@example.org" not in said
 
 
+@pytest.mark.long
 def test_messages_start_trips_as_the_tutorial_says(tmp_path, aws):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("BUS_", "DAGSTER_", "AWS_"))}
     environment |= {"PYTHONPATH": f"{ROOT}:{tmp_path}", "PYTHONWARNINGS": "", **aws.environment}

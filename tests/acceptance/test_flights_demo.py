@@ -150,11 +150,13 @@ def quarantined(driven, home):
     return rows
 
 
+@pytest.mark.long
 def test_nothing_else_waits_in_quarantine(quarantined, expected):
     figures, _ = expected
     assert {stop: len(rows) for stop, rows in quarantined.items()} == figures["rejected"]
 
 
+@pytest.mark.long
 def test_every_stop_picks_up_and_rejects_what_pandas_counts(driven, expected):
     figures, _ = expected
     for stop, count in figures["picked_up"].items():
@@ -165,6 +167,7 @@ def test_every_stop_picks_up_and_rejects_what_pandas_counts(driven, expected):
     assert driven.seen("fleet")["dagster/row_count"] == figures["tables"]["planes"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", KEYS)
 def test_every_row_of_the_warehouse_is_what_pandas_says(driven, expected, name):
     figures, directory = expected
@@ -173,6 +176,7 @@ def test_every_row_of_the_warehouse_is_what_pandas_says(driven, expected, name):
     pd.testing.assert_frame_equal(table, expected_table(directory, name))
 
 
+@pytest.mark.long
 def test_sums_and_extremes_of_the_flights_are_those_of_pandas(driven, expected):
     figures, _ = expected
     flights = driven.tables["flights"]
@@ -182,6 +186,7 @@ def test_sums_and_extremes_of_the_flights_are_those_of_pandas(driven, expected):
     assert flights["flight_date"].str[5:7].value_counts().to_dict() == figures["flights_per_month"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stop", ["airports", "weather", "flights"])
 def test_the_quarantine_holds_the_rejected_rows_with_place_and_reasons(quarantined, expected, stop):
     _, directory = expected
@@ -193,6 +198,7 @@ def test_the_quarantine_holds_the_rejected_rows_with_place_and_reasons(quarantin
     assert found == dict(zip(places, (sorted(reasons.split("; ")) for reasons in rejected["reasons"]), strict=True))
 
 
+@pytest.mark.long
 def test_a_quarantined_flight_is_the_very_line_of_its_file(quarantined, home):
     rows = quarantined["flights"]
     lines = {}
@@ -202,12 +208,14 @@ def test_a_quarantined_flight_is_the_very_line_of_its_file(quarantined, home):
         assert [row.payload[name] for name in text[0].split("|")] == fields
 
 
+@pytest.mark.long
 def test_the_hour_that_happened_twice_and_the_impossible_wind_say_why_they_wait(quarantined):
     said = {reason.message for row in quarantined["weather"] for reason in row.reasons}
     assert any("ambiguous in America/New_York" in message for message in said), said
     assert any("1048.36" in message and "253" in message for message in said), said
 
 
+@pytest.mark.long
 def test_one_flight_whose_clock_was_skipped_only_warns(driven):
     checks = driven.said["checks"]
     assert checks["flown: departure_clock_agrees"]
@@ -227,6 +235,7 @@ def test_a_second_drive_changes_no_table_and_takes_one_month_by_parameter(driven
         pd.testing.assert_frame_equal(again.tables[name], table)
 
 
+@pytest.mark.long
 def test_postgres_gets_the_same_rows(driven, home, airports_url, postgres_url):
     told = drive(home, airports_url, postgres_url, month="11").tables
     november = driven.tables["flights"]["flight_date"].str.startswith("2013-11")

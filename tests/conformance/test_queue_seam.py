@@ -26,12 +26,21 @@ _numbers = itertools.count(1)
 Make = Callable[..., Any]
 
 
-@pytest.fixture(autouse=True)
-def credentials(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name, value in {**CREDENTIALS, "AWS_MAX_ATTEMPTS": "1"}.items():
-        monkeypatch.setenv(name, value)
+@pytest.fixture(autouse=True, scope="module")
+def credentials() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**CREDENTIALS, "AWS_MAX_ATTEMPTS": "1"}.items():
+            patch.setenv(name, value)
+        forget_clients()
+        yield
     forget_clients()
-    yield
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """For a test that changes what clients are made from."""
+    forget_clients()
+    yield monkeypatch
     forget_clients()
 
 
@@ -390,7 +399,7 @@ def test_a_queue_can_be_named_by_its_url(cloud: Emulator) -> None:
     assert (aws.where, aws.is_fifo) == ("queue orders.fifo (eu-west-1)", True)
 
 
-def test_denied_access_says_what_to_allow_on_what(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_denied_access_says_what_to_allow_on_what(environment: pytest.MonkeyPatch) -> None:
     with moto_server(open_calls=4) as emulator:
         iam, sqs = emulator.client("iam"), emulator.client("sqs")
         url = sqs.create_queue(QueueName="orders")["QueueUrl"]
@@ -398,8 +407,8 @@ def test_denied_access_says_what_to_allow_on_what(monkeypatch: pytest.MonkeyPatc
         allowed = {"Effect": "Allow", "Action": "sqs:GetQueueUrl", "Resource": "*"}
         iam.put_user_policy(UserName="reader", PolicyName="p", PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [allowed]}))
         keys = iam.create_access_key(UserName="reader")["AccessKey"]
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys["AccessKeyId"])
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", keys["SecretAccessKey"])
+        environment.setenv("AWS_ACCESS_KEY_ID", keys["AccessKeyId"])
+        environment.setenv("AWS_SECRET_ACCESS_KEY", keys["SecretAccessKey"])
         queue = SqsQueue(name="orders", endpoint_url=emulator.url)
         actions = ("ReceiveMessage", "DeleteMessage", "SendMessage", "GetQueueAttributes")
         for attempt, action in zip(_attempts(queue), actions, strict=True):
@@ -463,8 +472,8 @@ def test_sqs_that_cannot_be_reached_breaks_off_or_answers_nonsense_is_transient(
                 _shows_nothing(caught.value, url)
 
 
-def test_retries_are_botocores_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+def test_retries_are_botocores_own(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("AWS_MAX_ATTEMPTS", "2")
     with _answering(503, b"{}", seen := []) as url:
         with pytest.raises(Transient):
             SqsQueue(name=f"{url}/123456789012/orders", endpoint_url=url).depth()
@@ -523,9 +532,9 @@ def test_a_large_body_is_not_read_beyond_the_limit() -> None:
 
 
 @pytest.mark.parametrize("missing", ["credentials", "region"])
-def test_what_boto3_lacks_is_misconfigured(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+def test_what_boto3_lacks_is_misconfigured(environment: pytest.MonkeyPatch, missing: str) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if missing == "credentials" else ("AWS_DEFAULT_REGION",):
-        monkeypatch.delenv(name)
+        environment.delenv(name)
     for attempt in _attempts(SqsQueue(name="orders")):
         with pytest.raises(Misconfigured, match=missing):
             attempt()
@@ -544,12 +553,12 @@ def test_an_attribute_that_sqs_does_not_take_is_poison(cloud: Emulator) -> None:
             sqs_queue(cloud).send([Outgoing("x", {"bus-key": value})])
 
 
-def test_clients_are_made_once_and_not_shared_with_a_forked_child(cloud: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_are_made_once_and_not_shared_with_a_forked_child(cloud: Emulator, environment: pytest.MonkeyPatch) -> None:
     import boto3
 
     made = []
     real = boto3.Session.client
-    monkeypatch.setattr(boto3.Session, "client", lambda self, *args, **more: made.append(args) or real(self, *args, **more))
+    environment.setattr(boto3.Session, "client", lambda self, *args, **more: made.append(args) or real(self, *args, **more))
     url = cloud.client("sqs").create_queue(QueueName="clients")["QueueUrl"]
     made.clear()
     threads = [threading.Thread(target=SqsQueue(name=url, endpoint_url=cloud.url).depth) for _ in range(5)]

@@ -61,7 +61,9 @@ def drive_delivered_trip_with(town: Town, batch: Batch, trip: str, copy: Path) -
     return ends
 
 
-@pytest.mark.parametrize(("town", "moment"), [(MIXED, "judged"), (SQLITE, "committed")], indirect=["town"])
+@pytest.mark.parametrize(
+    ("town", "moment"), [pytest.param(MIXED, "judged", marks=pytest.mark.long), (SQLITE, "committed")], indirect=["town"]
+)
 def test_a_depot_from_before_the_publication_was_noted_learns_that_the_trip_is_delivered(town, moment):
     batch = made(random.Random(5), 1, ROWS)
     town.land(batch)

@@ -33,5 +33,6 @@ def test_messages_land_exactly_once_and_in_order_whoever_is_killed(build, kind: 
     assert any(tally.by_window[name] for name in TICK_WINDOWS), report
 
 
+@pytest.mark.long
 def test_two_dispatchers_on_one_queue_and_one_depot_double_nothing(build):
     assert twins(build(SQLITE), 150, seed=5) == []

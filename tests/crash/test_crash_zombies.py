@@ -49,7 +49,7 @@ def test_a_zombie_stopped_between_gate_and_publishing_changes_nothing_when_it_wa
     assert zombie.problems == []
 
 
-@pytest.mark.parametrize("town", [MIXED, SQLITE], indirect=True)
+@pytest.mark.parametrize("town", [MIXED, pytest.param(SQLITE, marks=pytest.mark.long)], indirect=True)
 def test_a_zombie_stopped_in_its_transaction_makes_the_taker_wait_in_bounds_and_lands_once(town: Town):
     zombie = stopped(town, "publishing", 30, with_a_lock=True)
     assert zombie.problems == []

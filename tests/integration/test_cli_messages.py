@@ -26,13 +26,30 @@ def world(tmp_path, monkeypatch, capsys):
     return CliWorld(tmp_path, monkeypatch, capsys)
 
 
-@pytest.fixture
-def stranded(world):
-    """Three orders delivered, one stranded and among the dead letters."""
+def has_stranded(world):
     world.send(*orders([1, 2, 3, 666]))
     world.deliver()
     assert world.states() == {"delivered": 3, "stranded": 1}
     return world
+
+
+@pytest.fixture
+def stranded(world):
+    """Three orders delivered, one stranded and among the dead letters."""
+    return has_stranded(world)
+
+
+@pytest.fixture(scope="module")
+def unchanged_world(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        yield has_stranded(CliWorld(tmp_path_factory.mktemp("unchanged"), patch))
+
+
+@pytest.fixture
+def unchanged(unchanged_world, capsys):
+    """As ``stranded``, one for all tests that change nothing."""
+    unchanged_world.capsys = capsys
+    return unchanged_world
 
 
 def mended(world):
@@ -155,10 +172,10 @@ def test_a_body_with_sensitive_fields_is_shown_only_on_purpose(world):
     ],
     ids=lambda wrong: " ".join(wrong) if isinstance(wrong, tuple) else "",
 )
-def test_what_is_wrong_with_a_command_and_what_is_right(stranded, wrong, said):
-    before = stranded.messages()
-    assert said in stranded.refused(*wrong)
-    assert stranded.messages() == before
+def test_what_is_wrong_with_a_command_and_what_is_right(unchanged, wrong, said):
+    before = unchanged.messages()
+    assert said in unchanged.refused(*wrong)
+    assert unchanged.messages() == before
 
 
 # Round again

@@ -295,6 +295,7 @@ defs = build_definitions(ROUTES, resources={"order_events": QUEUE, "warehouse": 
 """
 
 
+@pytest.mark.long
 def test_a_real_daemon_leaves_behind_what_it_looks_for(tmp_path, monkeypatch, capsys):
     (tmp_path / "failing_routes.py").write_text(FAILING)
     home = {"BUS_HOME": str(tmp_path), "DAGSTER_HOME": str(tmp_path / "dagster"), "BUS_MODULE": "failing_routes"}

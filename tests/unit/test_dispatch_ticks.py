@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from resources.queue_seam import Outgoing, Pointer
 from sensors.dispatch import CLAIM_SECONDS, Above, Tick, tick
 from sensors.envelopes import unwrap
 from sensors.judging import BREAKER, DEATHS, Policy
+from tests.depots import sqlite_depot
 from tests.fakes import FakeQueue
 
 ROUTE = "events"
@@ -75,10 +75,8 @@ class _Around:
 class Street:
     """A depot, a queue, and runs that apply a message by counting it; bodies that say 'poison' fail their run, 'deadly' kill it."""
 
-    def __init__(self, root: Path, *, template: Path | None = None, fifo: bool = False, **more: Any):
-        if template:
-            shutil.copy(template, root / "depot.db")
-        self.depot = Depot(f"sqlite:///{root}/depot.db")
+    def __init__(self, root: Path, *, fifo: bool = False, **more: Any):
+        self.depot = Depot(sqlite_depot(root / "depot.db"))
         self.engine = sa.create_engine(f"sqlite:///{root}/depot.db")
         self.queue, self.dead = FakeQueue("q.fifo" if fifo else "q"), FakeQueue("dead")
         known = {"batch": 4, "max_wait_seconds": 0, "max_in_flight": 2, "attempts": 2, "halt_on_stranded": True}
@@ -182,35 +180,28 @@ class Street:
         return Counter(message.state for message in self.depot.inbox.messages(ROUTE, limit=10_000))
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("depot")
-    depot = Depot(f"sqlite:///{folder}/depot.db")
-    depot.upgrade()
-    depot.close()
-    return folder / "depot.db"
-
-
 BODIES = ("one", "poison")
 
 
 @contextmanager
-def a_street(template: Path, **more: Any) -> Iterator[Street]:
+def a_street(**more: Any) -> Iterator[Street]:
     """In memory where there is a file system for that: hundreds of them, and none is to survive a power cut."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
-        street = Street(Path(folder), template=template, **more)
+        street = Street(Path(folder), **more)
         yield street
         street.depot.close()
         street.engine.dispose()
 
 
-@pytest.mark.parametrize(("error", "after"), [(Killed, True), (Transient, False)], ids=["killed after", "fails"])
-def test_a_dispatcher_cut_at_any_call_loses_and_doubles_nothing(template, error, after):
+@pytest.mark.parametrize(
+    ("error", "after"), [pytest.param(Killed, True, id="killed after"), pytest.param(Transient, False, id="fails", marks=pytest.mark.long)]
+)
+def test_a_dispatcher_cut_at_any_call_loses_and_doubles_nothing(error, after):
     """Killed after each call in turn, which is before the next; and with each call failing in turn."""
     cut_at = set[str]()
     for at in itertools.count(1):
         cut = Cut(at, after, error)
-        with a_street(template) as street:
+        with a_street() as street:
             street.send(*BODIES)
             street.deliver(cut=cut)
             if not cut.where:
@@ -226,8 +217,8 @@ def test_a_dispatcher_cut_at_any_call_loses_and_doubles_nothing(template, error,
     assert cut_at >= {"receive", "archive", "board", "delete", "form", "depart", "dead_letters", "send", "sent_to_dead_letters"}
 
 
-def test_two_failing_trips_and_good_ones_between_them_do_not_pause(tmp_path, template):
-    street = Street(tmp_path, template=template, batch=1, attempts=1)
+def test_two_failing_trips_and_good_ones_between_them_do_not_pause(tmp_path):
+    street = Street(tmp_path, batch=1, attempts=1)
     street.send(*["poison", "good"] * 8)
     street.deliver()
     assert street.depot.inbox.paused(ROUTE) is None
@@ -235,8 +226,8 @@ def test_two_failing_trips_and_good_ones_between_them_do_not_pause(tmp_path, tem
 
 
 @pytest.mark.parametrize(("batch", "fifo"), [(1, False), (3, False), (40, False), (3, True), (40, True)])
-def test_where_everything_fails_the_route_is_paused_and_nobody_is_stranded(tmp_path, template, batch, fifo):
-    street = Street(tmp_path, template=template, batch=batch, attempts=2, fifo=fifo)
+def test_where_everything_fails_the_route_is_paused_and_nobody_is_stranded(tmp_path, batch, fifo):
+    street = Street(tmp_path, batch=batch, attempts=2, fifo=fifo)
     for number in range(40):
         street.send("poison", group=f"g{number % 8}" if fifo else None)
     street.deliver()
@@ -250,8 +241,8 @@ def test_where_everything_fails_the_route_is_paused_and_nobody_is_stranded(tmp_p
     assert states["waiting"] <= (4 * states["stranded"] if fifo else 0)
 
 
-def test_what_waits_behind_a_stranded_message_leaves_room_for_other_groups(tmp_path, template):
-    street = Street(tmp_path, template=template, batch=1, attempts=1, fifo=True)
+def test_what_waits_behind_a_stranded_message_leaves_room_for_other_groups(tmp_path):
+    street = Street(tmp_path, batch=1, attempts=1, fifo=True)
     street.send("poison", *map(str, range(8)), group="a")
     street.send("good", group="b")
     for _ in range(20):
@@ -262,9 +253,9 @@ def test_what_waits_behind_a_stranded_message_leaves_room_for_other_groups(tmp_p
 
 
 @pytest.mark.parametrize("place", [0, 1, 31, 63])
-def test_one_poison_in_a_long_group_does_not_pause_the_route(tmp_path, template, place):
+def test_one_poison_in_a_long_group_does_not_pause_the_route(tmp_path, place):
     """A lone group is parted from its beginning: six trips in a row fail because of one message."""
-    street = Street(tmp_path, template=template, batch=64, attempts=1, fifo=True)
+    street = Street(tmp_path, batch=64, attempts=1, fifo=True)
     street.send(*["poison" if number == place else str(number) for number in range(64)], group="a")
     street.deliver()
     assert street.depot.inbox.paused(ROUTE) is None
@@ -272,16 +263,16 @@ def test_one_poison_in_a_long_group_does_not_pause_the_route(tmp_path, template,
     assert street.states()["stranded"] == 1
 
 
-def test_a_message_that_kills_whoever_reads_it_is_found_and_stranded(tmp_path, template):
-    street = Street(tmp_path, template=template)
+def test_a_message_that_kills_whoever_reads_it_is_found_and_stranded(tmp_path):
+    street = Street(tmp_path)
     street.send("one", "deadly", "two")
     street.deliver()
     assert street.applied == {"one": 1, "two": 1}
     assert street.states() == {"delivered": 2, "stranded": 1}
 
 
-def test_runs_that_came_and_died_do_not_lengthen_the_wait_for_one_that_never_comes(tmp_path, template):
-    street = Street(tmp_path, template=template)
+def test_runs_that_came_and_died_do_not_lengthen_the_wait_for_one_that_never_comes(tmp_path):
+    street = Street(tmp_path)
     street.send("deadly")
     for launch in range(1, DEATHS + 1):
         while not (departures := street.tick().departures):
@@ -296,17 +287,17 @@ def test_runs_that_came_and_died_do_not_lengthen_the_wait_for_one_that_never_com
     assert len(street.asked_again_after(2 * CLAIM_SECONDS + 5)) == 1
 
 
-def test_there_is_no_more_in_the_depot_than_fits_in_flight_twice(tmp_path, template):
+def test_there_is_no_more_in_the_depot_than_fits_in_flight_twice(tmp_path):
     """What has no capacity yet stays on the queue, where others can take it."""
-    street = Street(tmp_path, template=template, batch=1)
+    street = Street(tmp_path, batch=1)
     street.send(*map(str, range(100)))
     assert [len(street.tick().departures) for _ in range(5)] == [2, 0, 0, 0, 0]
     assert len(street.depot.inbox.messages(ROUTE)) == 4
     assert street.queue.depth().waiting == 96
 
 
-def test_a_body_that_cannot_be_fetched_now_stays_on_the_queue_and_the_others_go_on(tmp_path, template):
-    street = Street(tmp_path, template=template)
+def test_a_body_that_cannot_be_fetched_now_stays_on_the_queue_and_the_others_go_on(tmp_path):
+    street = Street(tmp_path)
     street.send_large("large")
     street.send("small")
 
@@ -326,8 +317,8 @@ def test_a_body_that_cannot_be_fetched_now_stays_on_the_queue_and_the_others_go_
     assert street.applied == {"large": 1, "small": 1}
 
 
-def test_what_follows_a_body_that_cannot_be_fetched_in_its_group_waits_for_it(tmp_path, template):
-    street = Street(tmp_path, template=template, fifo=True)
+def test_what_follows_a_body_that_cannot_be_fetched_in_its_group_waits_for_it(tmp_path):
+    street = Street(tmp_path, fifo=True)
     street.send("first", group="a")
     street.send_large("large", group="a")
     street.send("last", group="a")
@@ -346,9 +337,9 @@ def test_what_follows_a_body_that_cannot_be_fetched_in_its_group_waits_for_it(tm
     assert street.applied == {"first": 1, "large": 1, "last": 1, "other": 1}
 
 
-def test_large_bodies_are_committed_before_they_fill_the_memory(tmp_path, template, monkeypatch):
+def test_large_bodies_are_committed_before_they_fill_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("sensors.keeping.BYTES_AT_ONCE", 30)
-    street = Street(tmp_path, template=template, batch=100)
+    street = Street(tmp_path, batch=100)
     street.send(*map(str, range(9)))
     boards = []
     street.archived = _Counted(boards)  # pyright: ignore[reportAttributeAccessIssue]
@@ -374,9 +365,9 @@ def stranded(street: Street, *bodies: str) -> None:
         connection.execute(sa.text("UPDATE depot_messages SET to_dead_letters = true WHERE state = 'stranded'"))
 
 
-def test_a_dead_letter_that_its_queue_does_not_take_keeps_no_other_back(tmp_path, template):
+def test_a_dead_letter_that_its_queue_does_not_take_keeps_no_other_back(tmp_path):
     """With its identity beside it a body just below SQS's limit is above it."""
-    street = Street(tmp_path, template=template, attempts=1)
+    street = Street(tmp_path, attempts=1)
     stranded(street, "one", "x" * ((1 << 20) - 12), "two")
     said = street.tick().said
     assert "has no copy among the dead letters: queue dead does not take a message: it has 1048575 bytes, more than" in said
@@ -385,8 +376,8 @@ def test_a_dead_letter_that_its_queue_does_not_take_keeps_no_other_back(tmp_path
     assert street.tick().said == "nothing waits"
 
 
-def test_a_queue_that_takes_no_dead_letter_is_to_blame_itself(tmp_path, template):
-    street = Street(tmp_path, template=template, attempts=1)
+def test_a_queue_that_takes_no_dead_letter_is_to_blame_itself(tmp_path):
+    street = Street(tmp_path, attempts=1)
     stranded(street, "one", "two")
     street.dead.fail(*[Misconfigured("queue dead does not exist")] * 3)
     with pytest.raises(Misconfigured, match="queue dead does not exist"):
