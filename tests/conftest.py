@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from tests.depots import PostgresDepot, sqlite_depot
+from tests.depots import Lent, LentDepot, sqlite_depot
 from tests.emulators import Emulator, ministack, moto_server
 from tests.servers import NotInstalled, fresh_database, mariadb_server, postgres_server
 
@@ -24,25 +25,30 @@ def postgres_url() -> Iterator[str]:
         _not_here(str(missing))
 
 
-@pytest.fixture
-def postgres_database_url(postgres_url: str) -> Iterator[str]:
-    """A fresh, empty Postgres database."""
-    with fresh_database(postgres_url) as url:
-        yield url
+@pytest.fixture(scope="session")
+def lent_database(postgres_url: str) -> Iterator[Lent]:
+    with closing(Lent(postgres_url)) as lent:
+        yield lent
 
 
 @pytest.fixture(scope="session")
-def postgres_depot(postgres_url: str) -> Iterator[PostgresDepot]:
-    depot = PostgresDepot(postgres_url)
-    yield depot
-    depot.close()
+def lent_depot(postgres_url: str) -> Iterator[LentDepot]:
+    with closing(LentDepot(postgres_url)) as lent:
+        yield lent
 
 
 @pytest.fixture
-def postgres_depot_url(postgres_depot: PostgresDepot) -> Iterator[str]:
+def postgres_database_url(lent_database: Lent) -> Iterator[str]:
+    """An empty Postgres database."""
+    yield lent_database.lend()
+    lent_database.take_back()
+
+
+@pytest.fixture
+def postgres_depot_url(lent_depot: LentDepot) -> Iterator[str]:
     """A Postgres database with an empty depot in it."""
-    yield postgres_depot.lend()
-    postgres_depot.take_back()
+    yield lent_depot.lend()
+    lent_depot.take_back()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Depots to start a test from, with their tables made: making them anew, migration by migration, took longer than most tests."""
+"""Databases and depots to start a test from, used again: making each anew took longer than most tests."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from resources.depot.store import Depot
 from tests.servers import fresh_database
 
 _COLUMNS = "SELECT table_name, column_name, data_type FROM information_schema.columns WHERE table_schema = 'public'"
+_SCHEMAS = "SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'"
+_SETTINGS = "SELECT (SELECT count(*) FROM pg_db_role_setting) + (SELECT count(*) FROM pg_extension WHERE extname <> 'plpgsql')"
 _OTHERS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 
@@ -38,37 +40,61 @@ def sqlite_depot(file: Path) -> str:
     return f"sqlite:///{file}"
 
 
-class PostgresDepot:
-    """A Postgres database with a depot, lent to one test after the other and emptied in between. One that was altered is thrown away."""
+class Lent:
+    """A Postgres database that is lent to one test after the other, and emptied in between."""
 
     def __init__(self, server_url: str):
         self._server_url, self._stack, self._url = server_url, ExitStack(), ""
-        self._whole = set[tuple[str, ...]]()
 
     def lend(self) -> str:
         if not self._url:
             self._url = self._stack.enter_context(fresh_database(self._server_url))
-            depot = Depot(self._url)
-            depot.upgrade()
-            depot.close()
-            self._whole = self._columns()
+            self._prepare()
         return self._url
 
     def take_back(self) -> None:
-        if self._columns() != self._whole:
-            self.close()
-            return
         with self._connected() as connection:
             connection.exec_driver_sql(_OTHERS)
-            connection.exec_driver_sql(f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY")
+            is_empty = self._emptied(connection)
+        if not is_empty:
+            self.close()
 
     def close(self) -> None:
         self._url = ""
         self._stack.close()
 
-    def _columns(self) -> set[tuple[str, ...]]:
-        with self._connected() as connection:
-            return {tuple(row) for row in connection.exec_driver_sql(_COLUMNS)}
+    def _prepare(self) -> None:
+        pass
+
+    def _emptied(self, connection: sa.Connection) -> bool:
+        """False where that cannot be: the next test gets another database."""
+        if connection.exec_driver_sql(_SETTINGS).scalar_one():
+            return False
+        for (schema,) in connection.exec_driver_sql(_SCHEMAS).all():
+            connection.exec_driver_sql(f'DROP SCHEMA "{schema}" CASCADE')
+        connection.exec_driver_sql("CREATE SCHEMA public")
+        return True
 
     def _connected(self) -> sa.Connection:
         return sa.create_engine(self._url, poolclass=NullPool, isolation_level="AUTOCOMMIT").connect()
+
+
+class LentDepot(Lent):
+    """One with a depot in it."""
+
+    def _prepare(self) -> None:
+        depot = Depot(self._url)
+        depot.upgrade()
+        depot.close()
+        with self._connected() as connection:
+            self._whole = _columns(connection)
+
+    def _emptied(self, connection: sa.Connection) -> bool:
+        if _columns(connection) != self._whole:
+            return False
+        connection.exec_driver_sql(f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY")
+        return True
+
+
+def _columns(connection: sa.Connection) -> set[tuple[str, ...]]:
+    return {tuple(row) for row in connection.exec_driver_sql(_COLUMNS)}
