@@ -223,6 +223,8 @@ def product(endpoint_url: str, queue: str, messages: int, url: str, table: str, 
     def run() -> Callable[[], dict[str, float]]:
         dispatcher.start()
         while gone[0] < messages or _rows(engine, table) < messages + workers:  # counting is not for free: only when all are under way
+            if not dispatcher.is_alive() or any(not driving.done.get() for _ in range(driving.done.qsize())):
+                raise RuntimeError("a dispatcher or a trip failed: its own lines say why")
             time.sleep(LOOK_SECONDS)
         return end
 

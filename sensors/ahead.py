@@ -24,13 +24,16 @@ class Ahead:
         self._leaving: Future[int] | None = None
 
     def receive(self, room: int, wait_seconds: float, *, enough: bool = False) -> list[Received]:
-        """Messages for which there is ``room``. ``enough``: ask for no more, only hand out what is on its way."""
+        """Messages for which there is ``room``. ``enough``: ask for no more, only hand out what is on its way.
+
+        None are handed out only once those before have left their queue: whoever then sets trips on their way waits for nothing more.
+        """
         if self._next is not None:
             found, self._next = self._next.result(), None
-        elif enough:
-            return []
         else:
-            found = self._queue.receive(min(room, self._at_once), wait_seconds)
+            found = [] if enough else self._queue.receive(min(room, self._at_once), wait_seconds)
+        if not found:
+            self._left()
         left = min(room - len(found), self._at_once)
         if len(found) == self._at_once and left > 0 and not enough and not self._queue.is_fifo:
             self._next = self._pool.submit(self._queue.receive, left, 0)

@@ -129,9 +129,9 @@ def _settle_one(policy: Policy, inbox: Inbox, above: Above, told: Told, found: U
     if trip.state == "stuck":
         return
     if trip.cancelled:
-        number = len(inbox.riders(trip.id).messages)
+        riders = inbox.riders(trip.id, trip.launches)
         inbox.cancel(trip.id, trip.cancelled)
-        told.stranded += number
+        told.stranded += len(riders.messages) if riders else 0
         return
     _decide(policy, inbox, told, found, attempt)
 
@@ -150,8 +150,10 @@ def _is_alive(trip: Trip, attempt: Attempt, above: Above) -> bool:
 
 def _decide(policy: Policy, inbox: Inbox, told: Told, found: Underway, attempt: Attempt) -> None:
     trip, kind = found.trip, attempt.kind or "died"
+    if (riders := inbox.riders(trip.id, trip.launches)) is None:
+        return
     error = trip.error or attempt.error or "the process that drove it died"
-    decision = judge(trip, inbox.riders(trip.id), kind, attempt.culprit, policy)
+    decision = judge(trip, riders, kind, attempt.culprit, policy)
     if kind != "transient":
         decision = _breaker(policy, inbox, found, decision)
     if isinstance(decision, Retry):

@@ -17,6 +17,7 @@ from resources.depot.store import Depot
 from tests.servers import fresh_database
 
 _COLUMNS = "SELECT table_name, column_name, data_type FROM information_schema.columns WHERE table_schema = 'public'"
+_INDEXES = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'"
 _SCHEMAS = "SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'"
 _SETTINGS = "SELECT (SELECT count(*) FROM pg_db_role_setting) + (SELECT count(*) FROM pg_extension WHERE extname <> 'plpgsql')"
 _OTHERS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -53,11 +54,14 @@ class Lent:
         return self._url
 
     def take_back(self) -> None:
-        with self._connected() as connection:
-            connection.exec_driver_sql(_OTHERS)
-            is_empty = self._emptied(connection)
-        if not is_empty:
-            self.close()
+        is_empty = False
+        try:
+            with self._connected() as connection:
+                connection.exec_driver_sql(_OTHERS)
+                is_empty = self._emptied(connection)
+        finally:
+            if not is_empty:
+                self.close()
 
     def close(self) -> None:
         self._url = ""
@@ -73,6 +77,7 @@ class Lent:
         for (schema,) in connection.exec_driver_sql(_SCHEMAS).all():
             connection.exec_driver_sql(f'DROP SCHEMA "{schema}" CASCADE')
         connection.exec_driver_sql("CREATE SCHEMA public")
+        connection.exec_driver_sql("GRANT USAGE ON SCHEMA public TO PUBLIC")
         return True
 
     def _connected(self) -> sa.Connection:
@@ -87,14 +92,15 @@ class LentDepot(Lent):
         depot.upgrade()
         depot.close()
         with self._connected() as connection:
-            self._whole = _columns(connection)
+            self._whole = _shape(connection)
 
     def _emptied(self, connection: sa.Connection) -> bool:
-        if _columns(connection) != self._whole:
+        if _shape(connection) != self._whole:
             return False
         connection.exec_driver_sql(f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY")
         return True
 
 
-def _columns(connection: sa.Connection) -> set[tuple[str, ...]]:
-    return {tuple(row) for row in connection.exec_driver_sql(_COLUMNS)}
+def _shape(connection: sa.Connection) -> set[tuple[str, ...]]:
+    """Every schema, column and index, and whether anything is set."""
+    return {tuple(row) for query in (_SCHEMAS, _COLUMNS, _INDEXES, _SETTINGS) for row in connection.exec_driver_sql(query)}

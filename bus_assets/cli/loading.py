@@ -82,11 +82,13 @@ def _imported(name: str) -> Any:
 @contextmanager
 def _nothing_collected() -> Iterator[None]:
     """Modules are no garbage: looking for some in them while Dagster is imported takes a fifth of that time."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()
 
 
 def one_of(name: str, known: Iterable[str], what: str, where: str) -> str:

@@ -140,10 +140,13 @@ class Inbox:
         with self._connections.reading() as connection:
             return settling.underway(connection, route)
 
-    def riders(self, trip: str) -> Riders:
-        """The messages aboard and their groups, in the order of ``messages_of``: what is judged when the trip has failed."""
+    def riders(self, trip: str, launch: int) -> Riders | None:
+        """The messages aboard and their groups, in the order of ``messages_of``: what is judged when that launch of the trip has failed.
+
+        None if the trip is not under way any more, or with another launch: somebody else has settled it.
+        """
         with self._connections.reading() as connection:
-            return settling.riders(connection, trip)
+            return settling.riders(connection, trip, launch)
 
     def messages_of(self, trip: str) -> list[Message]:
         """The messages aboard, in riding order: by event (or sending, or receiving) time, sequencer and id; with groups, by id."""

@@ -39,8 +39,10 @@ def underway(connection: sa.Connection, route: str) -> list[Underway]:
     return [Underway(trip, newest.get(trip.id)) for trip in found]
 
 
-def riders(connection: sa.Connection, trip: str) -> Riders:
-    c = messages.c
+def riders(connection: sa.Connection, trip: str, launch: int) -> Riders | None:
+    found, c = trip_of(connection, trip), messages.c
+    if found.state not in UNDERWAY or found.launches != launch:
+        return None
     query = sa.select(c.id, c.group, c.event_at, c.sent_at, c.received_at, c.sequencer).where(c.trip == trip, c.state == "aboard")
     aboard = in_riding_order(connection.execute(query).all())
     return Riders(tuple(row.id for row in aboard), tuple(row.group for row in aboard))

@@ -65,13 +65,17 @@ def underway(inbox, trip):
     return next(one for one in inbox.underway("orders") if one.trip.id == trip)
 
 
+def riders(inbox, trip):
+    return inbox.riders(trip, underway(inbox, trip).trip.launches)
+
+
 def riding(inbox, count=3, **values):
     """A departed trip of ``count`` new messages, and their ids."""
     start = inbox.messages("orders", limit=10_000)
     inbox.board("orders", arrivals(count, len(start), **values))
     formed(inbox, batch=count)
     [trip] = departed(inbox)
-    return trip, list(inbox.riders(trip).messages)
+    return trip, list(riders(inbox, trip).messages)
 
 
 def failed(depot, trip, run="run-1", outcome="revoked"):
@@ -332,7 +336,7 @@ def test_waiting_messages_board_in_their_order(inbox):
     assert formed(inbox, batch=3) == 3
     assert formed(inbox, batch=3) == 0
     trips = departed(inbox)
-    assert [inbox.riders(trip).messages for trip in trips] == [(1, 2, 3), (4, 5, 6), (7,)]
+    assert [riders(inbox, trip).messages for trip in trips] == [(1, 2, 3), (4, 5, 6), (7,)]
     assert inbox.live("orders") == 7
     trip = underway(inbox, trips[0]).trip
     assert (trip.trigger, trip.state, trip.parameters, trip.launches, trip.run) == ("queue", "departed", {}, 1, None)
@@ -437,16 +441,16 @@ def test_of_a_group_one_trip_is_in_flight(depot, inbox):
     inbox.board("orders", grouped("a", "a", "b", "a", "b", None))
     assert formed(inbox, batch=2) == 3
     first, second, third = departed(inbox)
-    assert inbox.riders(first).messages == (1, 2)
-    assert inbox.riders(second).messages == (3, 5)  # 4 must wait for 1 and 2
-    assert inbox.riders(second).groups == ("b", "b")
-    assert inbox.riders(third).messages == (6,)  # what has no group never waits
+    assert riders(inbox, first).messages == (1, 2)
+    assert riders(inbox, second).messages == (3, 5)  # 4 must wait for 1 and 2
+    assert riders(inbox, second).groups == ("b", "b")
+    assert riders(inbox, third).messages == (6,)  # what has no group never waits
     assert formed(inbox, batch=2) == 0
     inbox.delivered(first, {}, {})
     depot.finish_trip(first, "delivered")
     assert formed(inbox, batch=2) == 1
     [fourth] = departed(inbox)
-    assert inbox.riders(fourth).messages == (4,)
+    assert riders(inbox, fourth).messages == (4,)
 
 
 def test_a_trip_takes_several_groups_each_in_order(inbox):
@@ -460,7 +464,7 @@ def test_a_trip_takes_several_groups_each_in_order(inbox):
 def test_behind_a_stranded_message_its_group_waits_or_rides_on(depot, inbox, halt, on, wait):
     trip, ids = riding(inbox, 3, group="g")
     assert inbox.strand(trip, ids[1:2], "no", to_dead_letters=True, halt_on_stranded=halt)
-    assert [list(inbox.riders(one).messages) for one in departed(inbox)] == [on]
+    assert [list(riders(inbox, one).messages) for one in departed(inbox)] == [on]
     assert [number for number, state in states(inbox).items() if state == "waiting"] == wait
 
 
@@ -535,7 +539,7 @@ def test_a_trip_that_a_person_drives_first_does_not_depart(depot, inbox):
     depot.claim(trip.id, "run-1", lease_seconds=60)
     assert depot.trip(trip.id).state == "driving"
     assert departed(inbox) == []
-    assert inbox.riders(trip.id).messages == (1,)
+    assert riders(inbox, trip.id).messages == (1,)
 
 
 def test_stuck_trips_depart_to_roll_forward(depot, inbox):
@@ -550,7 +554,7 @@ def test_stuck_trips_depart_to_roll_forward(depot, inbox):
     assert (departure.trip, departure.launch, departure.messages) == (trip, 2, 3)
     assert departed(inbox) == []
     found = underway(inbox, trip)
-    assert (found.trip.state, inbox.riders(trip).messages) == ("stuck", tuple(ids))
+    assert (found.trip.state, riders(inbox, trip).messages) == ("stuck", tuple(ids))
     assert timedelta(seconds=50) < found.trip.not_before - before < timedelta(seconds=90)
     assert inbox.retry(trip, 0, spent="failure") is True
     assert (depot.trip(trip).state, depot.trip(trip).failures) == ("stuck", 1)
@@ -610,7 +614,7 @@ def test_messages_ride_by_event_time_then_sequencer(inbox):
     [trip] = departed(inbox)
     order = ["early", "first", "also first", "second", "late", "now"]
     assert [message.key for message in inbox.messages_of(trip)] == order
-    assert [inbox.messages(trip=trip)[number - 1].key for number in inbox.riders(trip).messages] == order
+    assert [inbox.messages(trip=trip)[number - 1].key for number in riders(inbox, trip).messages] == order
 
 
 # Claims of trips of messages
@@ -703,13 +707,24 @@ def test_underway_tells_what_settling_needs(depot, inbox):
     inbox.retry(fifth, 60, spent="death")
     depot.start_trip("orders", "ui", {})
     found = inbox.underway("orders")
-    assert [(one.trip.id, one.trip.state, inbox.riders(one.trip.id).messages) for one in found] == [
+    assert [(one.trip.id, one.trip.state, riders(inbox, one.trip.id).messages) for one in found] == [
         (first, "departed", (1,)),
         (second, "driving", (2,)),
         (third, "failed", (3,)),
     ]
     assert [one.attempt and (one.attempt.attempt, one.attempt.run) for one in found] == [None, (1, "run-2"), (2, "run-3")]
     assert inbox.underway("invoices") == []
+
+
+def test_nobody_is_told_who_rides_in_a_trip_that_somebody_else_has_settled(depot, inbox):
+    """Else what is left aboard would be taken for the whole of it, and judged."""
+    trip, ids = riding(inbox, 3)
+    assert inbox.riders(trip, 0) is None
+    assert inbox.riders(trip, 2) is None
+    failed(depot, trip)
+    assert inbox.riders(trip, 1).messages == tuple(ids)
+    inbox.split(trip, [ids[:1]], launch=1)
+    assert inbox.riders(trip, 1) is None
 
 
 def test_a_retry_counts_what_it_spends(depot, inbox):
@@ -728,7 +743,7 @@ def test_a_retry_counts_what_it_spends(depot, inbox):
         inbox.retry(trip, 0, spent="x")
     with pytest.raises(NoSuchTrip):
         inbox.retry("nowhere", 0, spent=None)
-    assert ids == list(inbox.riders(trip).messages)
+    assert ids == list(riders(inbox, trip).messages)
 
 
 def test_while_an_attempt_is_live_nobody_settles(depot, inbox):
@@ -737,7 +752,7 @@ def test_while_an_attempt_is_live_nobody_settles(depot, inbox):
     assert inbox.retry(trip, 0, spent=None) is False
     assert inbox.split(trip, [ids]) == []
     assert inbox.strand(trip, ids, "no", to_dead_letters=True) is False
-    assert inbox.riders(trip).messages == tuple(ids)
+    assert riders(inbox, trip).messages == tuple(ids)
     depot.end_attempt(trip, 1, "revoked")
     assert inbox.retry(trip, 0, spent=None) is True
 
@@ -764,7 +779,7 @@ def test_a_split_that_makes_no_sense_changes_nothing(inbox, parts):
     trip, ids = riding(inbox)
     with pytest.raises(Misconfigured, match="cannot be split so"):
         inbox.split(trip, parts)
-    assert inbox.riders(trip).messages == tuple(ids)
+    assert riders(inbox, trip).messages == tuple(ids)
 
 
 def test_a_split_keeps_the_order_of_a_group(depot, inbox):
@@ -795,7 +810,7 @@ def test_stranding_some_lets_the_others_ride_on(depot, inbox):
     assert (stranded.id, stranded.error, stranded.to_dead_letters, stranded.trip) == (ids[1], "row 7 is broken", True, trip)
     assert depot.trip(trip).state == "split"
     [rest] = departed(inbox)
-    assert inbox.riders(rest).messages == (ids[0], ids[2])
+    assert riders(inbox, rest).messages == (ids[0], ids[2])
     assert depot.trip(rest).parent == trip
 
 
@@ -826,7 +841,7 @@ def test_only_what_is_aboard_can_be_stranded(inbox):
     for wrong in ([], [99], [ids[0], 99]):
         with pytest.raises(Misconfigured, match="not all aboard"):
             inbox.strand(trip, wrong, "no", to_dead_letters=False)
-    assert inbox.riders(trip).messages == tuple(ids)
+    assert riders(inbox, trip).messages == tuple(ids)
 
 
 @pytest.mark.parametrize("noted", ["publication", "attempt"])
@@ -845,7 +860,7 @@ def test_after_a_publication_a_trip_only_rolls_forward(depot, inbox, noted):
             ask()
     assert inbox.retry(trip, 60, spent="failure") is True
     assert depot.trip(trip).state == "stuck"
-    assert inbox.riders(trip).messages == tuple(ids)
+    assert riders(inbox, trip).messages == tuple(ids)
 
 
 def test_delivered_messages_keep_how_many_rows_were_rejected(depot, inbox):
@@ -1407,8 +1422,11 @@ for _ in range(30):
     assert len({trip for trip, _, _ in gone}) == len(gone) == 10
     assert len(inbox.underway("orders")) == 10
     trips = [one.trip.id for one in inbox.underway("orders")]
-    riders = [inbox.riders(trip) for trip in trips]
-    aboard = [(*one, trip) for trip, of in zip(trips, riders, strict=True) for one in zip(of.messages, of.groups, strict=True)]
+    aboard = [
+        (*one, trip)
+        for trip, of in zip(trips, [riders(inbox, trip) for trip in trips], strict=True)
+        for one in zip(of.messages, of.groups, strict=True)
+    ]
     assert len({number for number, _, _ in aboard}) == len(aboard) == sum(int(messages) for _, _, messages in gone)
     for group in {group for _, group, _ in aboard if group}:
         assert len({trip for _, found, trip in aboard if found == group}) == 1
@@ -1451,9 +1469,9 @@ def test_settling_and_claiming_at_once_never_deadlock(url):
     def settle(number):
         for _ in range(8):
             for one in depots[number].inbox.underway("orders"):
-                aboard = depots[number].inbox.riders(one.trip.id).messages
-                if len(aboard) > 1:
-                    depots[number].inbox.split(one.trip.id, [[message] for message in aboard], launch=one.trip.launches)
+                of = depots[number].inbox.riders(one.trip.id, one.trip.launches)
+                if of and len(of.messages) > 1:
+                    depots[number].inbox.split(one.trip.id, [[message] for message in of.messages], launch=one.trip.launches)
             depots[number].inbox.board("orders", arrivals(40))
             depots[number].inbox.depart("orders", max_in_flight=99, limit=99)
 

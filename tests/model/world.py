@@ -319,7 +319,8 @@ class ModelWorld(World):
         while self.actors:
             self.act(f"{self.actors[0].name} ends", lambda: self._go_on(self.actors[0]))
         for _ in range(REST_TICKS):
-            if self._is_restored and self.bus.depot.inbox.paused(ROUTE.name):
+            paused = self.bus.depot.inbox.paused(ROUTE.name)
+            if paused and self._is_restored and "has no verdict" in paused[1]:
                 self.act("resumed", lambda: self.bus.depot.inbox.resume(ROUTE.name))
             self.act("tick", self._start_tick)
             while self.actors:

@@ -64,6 +64,23 @@ def test_enough_hands_out_what_is_on_its_way_and_asks_for_no_more():
     assert queue.depth().waiting == 30
 
 
+def test_that_nothing_more_comes_is_said_when_those_before_have_left():
+    queue, may_leave = filled(5), threading.Event()
+    delete = queue.delete
+
+    def slow(received):
+        may_leave.wait(10)
+        return delete(received)
+
+    queue.delete = slow
+    with Ahead(queue, 10) as ahead:
+        ahead.delete(ahead.receive(1000, 0))
+        assert queue.deleted == []
+        threading.Timer(0.2, may_leave.set).start()
+        assert ahead.receive(1000, 0) == []
+        assert len(queue.deleted) == 5
+
+
 def test_deleting_that_fails_is_told_at_the_end():
     queue, error = filled(25), Transient("throttled")
 

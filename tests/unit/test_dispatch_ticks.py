@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from resources.depot.inbox import Inbox
 from resources.depot.mail import Arrival, Departure
 from resources.depot.store import Depot
 from resources.errors import Misconfigured, Transient
@@ -215,6 +216,29 @@ def test_a_dispatcher_cut_at_any_call_loses_and_doubles_nothing(error, after):
         cut_at.add(cut.where.split()[1])
     assert cut_at >= {"underway", "end", "report_dead", "failed_in_row", "retry", "split", "strand", "paused", "live"}
     assert cut_at >= {"receive", "archive", "board", "delete", "form", "depart", "dead_letters", "send", "sent_to_dead_letters"}
+
+
+def test_another_dispatcher_that_settles_in_between_is_no_failure(tmp_path, monkeypatch):
+    """What it leaves of the trip is not judged as if that were all of it: half of a lone group, which counts as no failure, would."""
+    street = Street(tmp_path, batch=64, attempts=1, fifo=True)
+    street.send(*map(str, range(8)), "poison", group="g")
+    (departure,) = street.tick().departures
+    street.run(departure, tells=True)
+    underway, others = Inbox.underway, []
+
+    def overtaken(self: Inbox, route: str) -> Any:
+        found = underway(self, route)
+        if not others:
+            others.append(True)
+            street.tick()
+        return found
+
+    monkeypatch.setattr(Inbox, "underway", overtaken)
+    street.tick()
+    assert others
+    counts = street.depot.inbox.counts(ROUTE)
+    assert (counts.failures_in_row, street.depot.inbox.paused(ROUTE)) == (0, None)
+    assert sorted(trip.state for trip in street.depot.trips(ROUTE)) == ["departed", "split"]
 
 
 def test_two_failing_trips_and_good_ones_between_them_do_not_pause(tmp_path):
