@@ -111,6 +111,7 @@ def test_nothing_outlives_a_killed_one(home: Path):
         until(lambda: belonging(home) == [], "no process is left", 5)
 
 
+@pytest.mark.long
 def test_what_cannot_work_ends_all_and_says_why(tmp_path: Path):
     with up(tmp_path, module="no_such_street") as started:
         assert started.popen.wait(READY_SECONDS) == 1

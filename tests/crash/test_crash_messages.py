@@ -11,7 +11,7 @@ from tests.crash.message_traffic import MessageTally, Plan, told
 from tests.crash.message_windows import RUN_WINDOWS, TICK_WINDOWS
 
 pytestmark = [pytest.mark.crash, pytest.mark.xdist_group("crash")]
-PLANS = {SQLITE: Plan(140, 14, poisons=1, most_seconds=60), POSTGRES: Plan(100, 10, poisons=1, replay=False, most_seconds=60)}
+PLANS = {SQLITE: Plan(140, 14, poisons=1, most_seconds=150), POSTGRES: Plan(100, 10, poisons=1, replay=False, most_seconds=150)}
 SEEDS = {SQLITE: 1, POSTGRES: 2}
 
 

@@ -417,6 +417,7 @@ def test_rows_are_discarded_with_a_reason(call, place):
     assert "not held" in call("quarantine", "discard", row, "--reason", "again")[2]
 
 
+@pytest.mark.long
 def test_release_after_a_fix_in_a_process_of_its_own(call, place):
     row = held(call, place)[4]
     (place.root / "pattern.txt").write_text("^[OX]-")
