@@ -14,7 +14,7 @@ def among(connection: sa.Connection, column: sa.ColumnElement[Any], values: Iter
     """Whether ``column`` is one of ``values``. An IN list of thousands takes longer to be written and read than to be looked up."""
     if connection.dialect.name != "postgresql":
         return column.in_(list(values))
-    return column == sa.any_(sa.bindparam(None, list(values), postgresql.ARRAY(column.type), unique=True))
+    return column == sa.any_(_array(column, values))
 
 
 def looked_up(
@@ -26,10 +26,14 @@ def looked_up(
     """
     if connection.dialect.name != "postgresql":
         return sa.select(*told).where(where, among(connection, unique, values))
-    array = sa.bindparam(None, list(values), postgresql.ARRAY(unique.type), unique=True)
-    wanted = sa.func.unnest(array).table_valued("value").render_derived(name="wanted")
+    wanted = sa.func.unnest(_array(unique, values)).table_valued("value").render_derived(name="wanted")
     row = sa.select(*told).where(where, unique == wanted.c.value).limit(1).lateral("found")
     return sa.select(row).select_from(wanted.join(row, sa.true()))
+
+
+def _array(column: sa.ColumnElement[Any], values: Iterable[Any]) -> sa.BindParameter[Any]:
+    """``values`` of ``column``, bound as one."""
+    return sa.bindparam(None, list(values), postgresql.ARRAY(column.type), unique=True)
 
 
 def insert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:

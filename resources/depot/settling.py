@@ -41,7 +41,7 @@ def underway(connection: sa.Connection, route: str) -> list[Underway]:
 
 def riders(connection: sa.Connection, trip: str, launch: int) -> Riders | None:
     found, c = trip_of(connection, trip), messages.c
-    if found.state not in UNDERWAY or found.launches != launch:
+    if _was_settled(found, launch):
         return None
     query = sa.select(c.id, c.group, c.event_at, c.sent_at, c.received_at, c.sequencer).where(c.trip == trip, c.state == "aboard")
     aboard = in_riding_order(connection.execute(query).all())
@@ -165,9 +165,13 @@ def _locked(connection: sa.Connection, trip: str) -> Trip:
 def _to_settle(connection: sa.Connection, trip: str, launch: int | None) -> Trip | None:
     """The trip, locked, if it is to be settled by this call; None if somebody else did that, or has to do something before."""
     found = _locked(connection, trip)
-    was_settled = found.state not in UNDERWAY or (launch is not None and launch != found.launches)
     is_to_stop = found.cancelled is not None and not has_published(connection, found)
-    return None if was_settled or is_to_stop or _is_driven(connection, trip) else found
+    return None if _was_settled(found, launch) or is_to_stop or _is_driven(connection, trip) else found
+
+
+def _was_settled(trip: Trip, launch: int | None) -> bool:
+    """Whether the trip is over, or rides on, since it was found under way: with that launch, or with any."""
+    return trip.state not in UNDERWAY or (launch is not None and launch != trip.launches)
 
 
 def _is_driven(connection: sa.Connection, trip: str) -> bool:

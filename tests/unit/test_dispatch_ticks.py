@@ -77,8 +77,8 @@ class Street:
     """A depot, a queue, and runs that apply a message by counting it; bodies that say 'poison' fail their run, 'deadly' kill it."""
 
     def __init__(self, root: Path, *, fifo: bool = False, **more: Any):
-        self.depot = Depot(sqlite_depot(root / "depot.db"))
-        self.engine = sa.create_engine(f"sqlite:///{root}/depot.db")
+        url = sqlite_depot(root / "depot.db")
+        self.depot, self.engine = Depot(url), sa.create_engine(url)
         self.queue, self.dead = FakeQueue("q.fifo" if fifo else "q"), FakeQueue("dead")
         known = {"batch": 4, "max_wait_seconds": 0, "max_in_flight": 2, "attempts": 2, "halt_on_stranded": True}
         self.policy = Policy(ROUTE, **{**known, **more})

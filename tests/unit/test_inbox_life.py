@@ -516,7 +516,7 @@ def change(depot, statement):
 LONGER = [pytest.param("sqlite", 200, marks=pytest.mark.long), pytest.param("postgres", 80, marks=pytest.mark.long)]
 
 
-@pytest.mark.parametrize(("database", "examples"), [("sqlite", 15), ("postgres", 6), *LONGER])
+@pytest.mark.parametrize(("database", "examples"), [("sqlite", 25), ("postgres", 10), *LONGER])
 def test_any_life_is_as_the_model_says(request, database, examples):
     class Here(Life):
         url = request.getfixturevalue(f"{database}_database_url")
