@@ -16,7 +16,9 @@ LIBRARIES = ("dagster", "pyarrow", "duckdb", "psycopg", "dlt", "pandas", "lxml")
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
-    """(best ÷ best, the median of the rounds' own ratios): the first is nearly free of noise, the second shows how much there was."""
+    """(best ÷ best, the median of the rounds' own ratios). Verdicts are of the second: who runs within a round meets the same minutes,
+    while the best of two contenders may come from different ones, on machines whose speed changes by half within minutes.
+    """
     return min(ours) / min(theirs), median(mine / other for mine, other in zip(ours, theirs, strict=False))
 
 

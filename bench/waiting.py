@@ -43,7 +43,7 @@ def messages(rounds: int, _rows: int) -> None:
     compared = []
     for ours, theirs, limit in ((ONE, BARE, BARE_LIMIT), (TWO, BARE, BARE_LIMIT), (ONE, BY_HAND, 1.0), (TWO, BY_HAND, 1.0)):
         best, middle = ratios(seconds[theirs], seconds[ours])
-        compared.append((f"{ours} ÷ {theirs}", f"≥ {limit:g}", f"{best:.2f}", f"{middle:.2f}", verdict(best, limit, at_least=True)))
+        compared.append((f"{ours} ÷ {theirs}", f"≥ {limit:g}", f"{best:.2f}", f"{middle:.2f}", verdict(middle, limit, at_least=True)))
     lines = [
         (
             name,
@@ -110,7 +110,7 @@ def workers(rounds: int, _rows: int) -> None:
         f"{TRIPS} trips of {MESSAGES_A_TRIP} messages, {rounds} rounds. Limit: two workers drive at least {WORKERS_LIMIT} times the trips"
     )
     said += f" of one, where the cores allow: {best:.2f} of the best, {middle:.2f} the median of rounds:"
-    said += f" {verdict(best, WORKERS_LIMIT, at_least=True)}. Postgres works on the same cores."
+    said += f" {verdict(middle, WORKERS_LIMIT, at_least=True)}. Postgres works on the same cores."
     keep("Workers", f"{machine(load)}\n\n{said}\n\n{table(('workers', 'trips/s, best', 'median'), lines)}")
 
 
