@@ -90,7 +90,8 @@ def xml(rounds: int, _rows: int) -> None:
     ]
     heads = ("what", "rows/s, best", "÷ bare loop, median", "÷ bare loop with values, median", "rows, checksum")
     met = verdict(ratios(seconds["bare_values"], seconds["picked_up"])[1], 0.5, at_least=True)
-    said = f"{CATALOG_ROWS:,} products, 7 fields each. Limit: the pick-up (gate and staging included) at least half of a bare loop: {met}."
+    said = f"{CATALOG_ROWS:,} products, 7 fields each. Limit: the pick-up (gate and staging included) at least half of a bare loop"
+    said += f" that has rows, so takes the values out of its elements: {met}. The bare loop without values counts elements and has no rows."
     keep("XML", f"{machine(load)}\n\n{said}\n\n{table(heads, lines)}")
 
 
