@@ -241,7 +241,8 @@ class WebService(ConfigurableResource):
             body = loads_exact(response.content.decode(response.encoding))
         except (Poison, UnicodeDecodeError, LookupError) as error:
             reason = error.message if isinstance(error, Poison) else str(error)
-            said = f"the body is not JSON but begins with {self._answers().excerpt(response.content)!r} ({reason})"
+            size = f"{len(response.content)} bytes"  # and no more of it: any of them may be data
+            said = f"the body is not JSON but {self._answers().described(response.content)}, {size} ({reason})"
             raise Poison(f"{said}; check that path is the service's JSON", place=place) from None  # the cause may hold the body
         return record_list(body, records, place)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,12 +13,20 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from resources.errors import BusError, Misconfigured, Poison, Transient
+from resources.texts import shortened
 
 MAX_WAIT_SECONDS = 300
 """A Retry-After beyond this is not waited for: the trip fails as Transient and comes back later. dlt's own limit."""
-EXCERPT_CHARACTERS = 80
+QUOTED_CHARACTERS = 160
 MISSING = (404, 410)
 REFUSED = (401, 403)
+
+_REASONS = ("error", "error_description", "message", "title", "detail")
+"""Where documents about an error say why: by habit, and by RFC 6749 and RFC 9457."""
+_TITLE = re.compile(r"<(?:!doctype\s+html|html)\b.*?<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
+"""Of a page for people: in other XML a title is a record's."""
+_LIKE_RECORDS = re.compile(r'[\n\t|;"]|,\S')
+_LIKE_A_VALUE = re.compile(r"\S*[@\d]\S*")
 
 
 def may_pass_later(status: int) -> bool:
@@ -81,7 +91,11 @@ def secret_headers(
 
 @dataclass(frozen=True, repr=False)
 class Answers:
-    """Turns answers of the service at ``base_url`` into errors. ``secrets`` are blotted out of what is quoted."""
+    """Turns answers of the service at ``base_url`` into errors.
+
+    What could be a record is never quoted: which fields are sensitive is not known here. Of the texts that are, ``secrets`` are blotted
+    out, and every word with a digit or an @ in it.
+    """
 
     base_url: str
     auth: str
@@ -101,7 +115,8 @@ class Answers:
             wait = asked_wait_seconds(headers)
             asks = f" and asks to wait {wait:.0f} s" if wait else ""
             return Transient(f"{host} answered {status}{asks}, after at most {self.attempts} attempts; try again later", place=place)
-        return Misconfigured(f"{host} refused the request ({status}): {self.excerpt(body)!r}; check path and params", place=place)
+        says = f": {why!r}" if (why := self._quoted(_reason(_text(body)))) else ""
+        return Misconfigured(f"{host} refused the request ({status}){says}; check path and params", place=place)
 
     def unanswered(self, error: Exception, place: str) -> BusError:
         """The error for a request of requests that got no answer. Raise it ``from None``: requests' text holds the whole address."""
@@ -118,12 +133,45 @@ class Answers:
         kind = type(error).__name__
         return Misconfigured(f"the request to {host} cannot be made ({kind}); check base_url, path and redirects", place=place)
 
-    def excerpt(self, body: bytes) -> str:
-        """How the body begins."""
-        text = body[: 4 * EXCERPT_CHARACTERS].decode("utf-8", "replace")
+    def described(self, body: bytes) -> str:
+        """What a body is that does not read as JSON: 'is an HTML page titled …', 'begins like it'."""
+        text = _text(body)
+        if not text:
+            return "is empty"
+        if text.startswith(("{", "[", '"')):
+            return "begins like it"
+        if text.startswith("<"):
+            title = self._quoted(_title(text))
+            return f"is an HTML page titled {title!r}" if title else "is HTML or XML"
+        return "is some other text"
+
+    def _quoted(self, text: str) -> str:
         for secret in filter(None, self.secrets):
             text = text.replace(secret, "***")
-        return text[:EXCERPT_CHARACTERS]
+        return shortened(_LIKE_A_VALUE.sub("…", " ".join(text.split())), QUOTED_CHARACTERS)
+
+
+def _text(body: bytes) -> str:
+    return body.decode("utf-8-sig", "replace").strip()
+
+
+def _title(page: str) -> str:
+    found = _TITLE.match(page)
+    return found[1] if found else ""
+
+
+def _reason(text: str) -> str:
+    """Why a request was refused, as the answer's own words: a page's title, an error document's texts, a line of prose; else ''."""
+    if text.startswith("<"):
+        return _title(text)
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return "" if text.startswith(("{", "[")) or _LIKE_RECORDS.search(text) else text
+    if not isinstance(document, dict):
+        return ""
+    parts = [part for part in (document, document.get("error")) if isinstance(part, dict)]
+    return ": ".join(part[name] for part in parts for name in _REASONS if isinstance(part.get(name), str))
 
 
 def _innermost(error: Exception) -> str:

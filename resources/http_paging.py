@@ -15,7 +15,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from resources.errors import Misconfigured, Poison
@@ -30,6 +31,9 @@ _KEYS: dict[str, dict[str, Any]] = {
     "cursor": {"path": "next_cursor", "param": "cursor", "has_more": None},
 }
 _NUMBERS = ("first", "limit")
+_NAME = re.compile(r"[@$]?[^\W\d][\w.$-]*")
+NAMES_TOLD = 20
+"""An object with many keys is a map rather than a record, and its keys are data."""
 
 
 def checked_paging(paging: Mapping[str, object] | None) -> dict[str, Any]:
@@ -109,7 +113,7 @@ def record_list(body: Any, path: str | None, place: str) -> list[Any]:
     if path is None:
         if isinstance(body, list):
             return body
-        lists = ", ".join(key for key, value in body.items() if isinstance(value, list)) if isinstance(body, dict) else ""
+        lists = ", ".join(_names(key for key, value in body.items() if isinstance(value, list))) if isinstance(body, dict) else ""
         said = f"set records= to the path of the list ({lists or 'no key here holds one'})"
         raise Misconfigured(f"the body is no list but {_described(body)}; {said}", place=place)
     *above, last = [path] if isinstance(body, dict) and path in body else path.split(".")
@@ -126,8 +130,17 @@ def record_list(body: Any, path: str | None, place: str) -> list[Any]:
 
 def _described(value: Any) -> str:
     if isinstance(value, dict):
-        return f"an object with the keys {', '.join(map(repr, value))}" if value else "an empty object"
+        if not (names := _names(value)):
+            return f"an object with {len(value)} keys" if value else "an empty object"
+        others = f" and {len(value) - len(names)} more" if len(names) < len(value) else ""
+        return f"an object with the keys {', '.join(map(repr, names))}{others}"
     return "a list" if isinstance(value, list) else "null" if value is None else "a single value"
+
+
+def _names(keys: Iterable[str]) -> list[str]:
+    """Those of ``keys`` that look like names of fields, if they are few: 'anna@example.org' is data."""
+    names = [key for key in keys if _NAME.fullmatch(key)]
+    return names if len(names) <= NAMES_TOLD else []
 
 
 class PageWatch:

@@ -17,6 +17,9 @@ from resources.errors import Misconfigured, Poison, Transient
 from resources.http_answers import MAX_WAIT_SECONDS, Answers, asked_wait_seconds
 from resources.http_paging import find, record_list
 
+ERROR_BYTES = 64 << 10
+"""As much of a refusal is read: a document cut in the middle says nothing."""
+
 
 @dataclass(frozen=True, repr=False)
 class Fetch:
@@ -34,7 +37,7 @@ class Fetch:
                 return self._get(address)
             except urllib.error.HTTPError as error:
                 with error:
-                    refused = self.answers.refusal(error.code, error.url, error.headers, error.read(1000), place)
+                    refused = self.answers.refusal(error.code, error.url, error.headers, error.read(ERROR_BYTES), place)
                 asked = asked_wait_seconds(error.headers) or 0
                 if not isinstance(refused, Transient) or attempt == self.answers.attempts or asked > MAX_WAIT_SECONDS:
                     raise refused from None

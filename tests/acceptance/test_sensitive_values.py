@@ -3,17 +3,20 @@
 import os
 import re
 import sqlite3
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import dagster as dg
 import pandas as pd
 import pytest
 
-from bus_assets import Check, Contract, DropOff, Field, PickUp, Route, Table, TextFile, Transform, build_definitions
+from bus_assets import Check, Contract, DropOff, Endpoint, Field, PickUp, Route, Table, TextFile, Transform, build_definitions
 from resources.database import Database
 from resources.depot.resource import DepotResource
 from resources.files import LocalFiles
+from resources.http import WebService
 from resources.staging import StagingArea
 
 SECRET = "hush7351"
@@ -59,6 +62,16 @@ def cast(sql: str) -> tuple[PickUp, Transform]:
     return made(sql, Contract((*CARDS.fields, Field("n", "integer"))))
 
 
+ANSWERS = {
+    "cut": (200, f'[{{"id": 1, "card": "{SECRET}"'),
+    "refused": (422, f'{{"detail": "not a card: {SECRET}", "card": "{SECRET}"}}'),
+}
+
+
+def served(name: str) -> tuple[PickUp]:
+    return (PickUp("cards", Endpoint("service", name), CARDS),)
+
+
 ROUTES = {
     "the gate rejects it for its type": (pick_up(contract=contract(type="integer")),),
     "the gate rejects it for its pattern": (pick_up(contract=contract(pattern="^[0-9]+$")),),
@@ -75,7 +88,30 @@ ROUTES = {
     "where= quotes it": (pick_up(), DropOff("drop", Table("warehouse", "t", create=True), where="card::BIGINT > 1")),
     "the destination has it already": dropped("unique_cards"),
     "the destination refuses it": dropped("checked_cards"),
+    "an answer of a service is cut": served("cut"),
+    "a service refuses it": served("refused"),
 }
+
+
+class Service(BaseHTTPRequestHandler):
+    def do_GET(self):
+        status, text = ANSWERS[self.path.strip("/")]
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), Service)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture
@@ -92,11 +128,15 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def failed_run(home: Path, stops: tuple) -> str:
+def failed_run(home: Path, stops: tuple, service: str = "http://127.0.0.1:9") -> str:
     """Drive the stops in Dagster until they fail; all that the instance kept of it, as text."""
     definitions = build_definitions(
         (Route(name="secret", stops=stops),),
-        resources={"landing": LocalFiles(root=str(home / "landing")), "warehouse": Database(url=f"sqlite:///{home}/warehouse.db")},
+        resources={
+            "landing": LocalFiles(root=str(home / "landing")),
+            "warehouse": Database(url=f"sqlite:///{home}/warehouse.db"),
+            "service": WebService(base_url=service, attempts=1),
+        },
         depot=DepotResource(url=f"sqlite:///{home}/depot.db"),
         staging=StagingArea(url=str(home / "staging")),
     )
@@ -109,8 +149,8 @@ def failed_run(home: Path, stops: tuple) -> str:
 
 
 @pytest.mark.parametrize("case", ROUTES)
-def test_a_sensitive_value_that_fails_a_trip_is_not_in_what_dagster_keeps(home, case):
-    kept = failed_run(home, ROUTES[case])
+def test_a_sensitive_value_that_fails_a_trip_is_not_in_what_dagster_keeps(home, service, case):
+    kept = failed_run(home, ROUTES[case], service)
     assert "STEP_FAILURE" in kept
     assert SECRET not in kept, [text[-300:] for text in re.findall(rf".{{0,300}}{SECRET}", kept)][:2]
 

@@ -5,6 +5,7 @@ import http.server
 import itertools
 import json
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -25,6 +26,7 @@ from resources.http import WebService
 from resources.xmlfeed import count_xml, read_xml
 
 SECRET = "s3cr3t-of-nobody"
+PRIVATE = "Annabel"
 FIELDS = {"id": "id"}
 
 
@@ -197,6 +199,9 @@ def test_no_records_give_one_empty_batch(server, body):
         ({"data": {"rows": []}}, "data.list", "'data' is an object with the keys 'rows'"),
         ({"data": {}}, "data", "records='data' is no list but an empty object"),
         ([], "data", "records='data' is not in the body: a list"),
+        ({"data": {}, "anna@example.org": 1}, "list", "an object with the keys 'data' and 1 more;"),
+        ({f"id{number}": {} for number in range(21)}, "data", "an object with 21 keys;"),
+        ({f"id{number}": [] for number in range(21)}, None, "no key here holds one"),
     ],
 )
 def test_a_list_that_is_not_there_names_the_keys_there_are(server, body, records, says):
@@ -211,20 +216,25 @@ def test_a_list_that_is_not_there_names_the_keys_there_are(server, body, records
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        ("<html>Please log in</html>", "not JSON but begins with '<html>Please log in</html>'"),
-        ('[{"id": 1', "not JSON but begins with"),
+        ("<html><head><TITLE>\n Please log in</title>", "not JSON but is an HTML page titled 'Please log in', 42 bytes"),
+        (f"<html><title>Hello {SECRET} 4711</title>", r"titled 'Hello \*\*\* …'"),
+        (f"<html>{PRIVATE}</html>", "not JSON but is HTML or XML"),
+        (f'<?xml version="1.0"?><book><title>{PRIVATE}</title></book>', "not JSON but is HTML or XML"),
+        (f'[{{"name": "{PRIVATE}"', r"not JSON but begins like it, 19 bytes \(not JSON: Expecting ',' delimiter at character 20\)"),
+        (f"name\n{PRIVATE}\n", "not JSON but is some other text, 13 bytes"),
+        (PRIVATE, "not JSON but is some other text"),
         ('[{"id": NaN}]', "NaN is not JSON"),
-        ("", "not JSON but begins with ''"),
-        (b'[{"id": "\xff"}]', "not JSON but begins with"),
-        (f'[{{"password": "{SECRET}" ', r"\*\*\*"),
+        ("", "not JSON but is empty"),
+        (b'[{"id": "\xff"}]', "not JSON but begins like it"),
     ],
 )
-def test_a_body_that_is_not_json_is_poison_with_its_beginning(server, body, says):
+def test_a_body_that_is_not_json_is_poison_and_not_quoted(server, body, says):
     server.replies = [Reply(body)]
     with pytest.raises(Poison, match=says) as caught:
         ids(service(server, auth="bearer", token=SECRET))
     assert caught.value.place == "/customers, page 1"
     assert SECRET not in str(caught.value)
+    assert PRIVATE not in str(caught.value)
     assert len(server.asked) == 1
 
 
@@ -535,6 +545,30 @@ def test_an_error_that_echoes_the_request_does_not_tell_the_secret(server):
             ids(service(server, **login))
         assert SECRET not in str(caught.value)
         assert "YnVz" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("sort is not known", "(400): 'sort is not known'; check path"),
+        ("limit is 500, at most 100", "(400): 'limit is … at most …'; check path"),
+        ({"error": "bad_filter", "detail": "no such field", "rows": [{"name": PRIVATE}] * 99}, "(400): 'bad_filter: no such field'; check"),
+        ({"error": {"message": "no such customer: anna@example.org"}}, "(400): 'no such customer: …'; check path"),
+        ("<html><title>Blocked</title>", "(400): 'Blocked'; check path"),
+        ({"name": PRIVATE}, "(400); check path"),
+        ([{"message": PRIVATE}], "(400); check path"),
+        (f'{{"name": "{PRIVATE}', "(400); check path"),
+        (f"id,name\n1,{PRIVATE}\n", "(400); check path"),
+        (f"name;{PRIVATE}", "(400); check path"),
+        ("", "(400); check path"),
+    ],
+)
+@pytest.mark.parametrize("counting", [False, True])
+def test_of_a_refusal_its_reason_is_told_and_no_record(server, body, says, counting):
+    server.replies = [Reply(body, 400)]
+    with pytest.raises(Misconfigured, match=re.escape(says)) as caught:
+        service(server).count("/customers") if counting else ids(service(server))
+    assert PRIVATE not in str(caught.value)
 
 
 @pytest.mark.parametrize(("status", "says"), [(404, "nothing at this path"), (410, "nothing at this path"), (422, "refused the request")])
