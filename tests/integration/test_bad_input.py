@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from bus_assets import Contract, DropOff, Endpoint, Field, PickUp, Query, Table, TextFile, XmlFeed
 from resources.database import Database
-from resources.errors import BusError, Misconfigured, Transient
+from resources.errors import BusError, Misconfigured, Poison, Transient
 from resources.http import WebService
 from tests.world import GOOD, ORDERS, World, shop
 
@@ -38,38 +38,37 @@ def xml_route(**options):
 
 
 FATAL_TEXT = {
-    "wrong delimiter": (GOOD.replace(",", ";").encode(), "delimiter"),
-    "truncated gzip": (gzip.compress((GOOD + "O-9,1,1\n" * 5000).encode())[:-20], "orders.gz"),
-    "wrong encoding": ("order_id,qty,price\nO-1,1,1\nO-\xe4,1,1\n".encode("latin-1"), "line 3"),
-    "duplicate headers": (b"order_id,qty,qty,price\nO-1,1,2,3\n", "qty"),
-    "empty file": (b"", "empty"),
-    "missing column": (b"order_id,price\nO-1,1\n", "'qty'"),
-    "unclosed quote": (b'order_id,qty,price\nO-1,1,1\n"O-2,1,1\n', "line 3"),
+    "wrong delimiter": (GOOD.replace(",", ";").encode(), Misconfigured, "orders.csv: ", "declared as ',' but is probably ';'"),
+    "truncated gzip": (gzip.compress((GOOD + "O-9,1,1\n" * 5000).encode())[:-20], Poison, "orders.gz: ", "the gzip ends too early"),
+    "wrong encoding": ("order_id,qty,price\nO-1,1,1\nO-\xe4,1,1\n".encode("latin-1"), Poison, "orders.csv, line 3: ", "is not utf-8"),
+    "duplicate headers": (b"order_id,qty,qty,price\nO-1,1,2,3\n", Misconfigured, "orders.csv: ", "'qty' is wanted but appears 2 times"),
+    "empty file": (b"", Poison, "orders.csv: ", "the file is empty"),
+    "missing column": (b"order_id,price\nO-1,1\n", Misconfigured, "orders.csv: ", "there is no column 'qty'"),
+    "unclosed quote": (b'order_id,qty,price\nO-1,1,1\n"O-2,1,1\n', Poison, "orders.csv, line 3: ", "a quote that opens in the record"),
 }
 
 
 @pytest.mark.parametrize("case", FATAL_TEXT)
 def test_a_file_that_cannot_be_read_fails_the_trip_which_then_drives_again(world, case):
-    content, said = FATAL_TEXT[case]
-    name = "orders.gz" if case == "truncated gzip" else "orders.csv"
-    path = world.land(content, name)
-    with pytest.raises(BusError) as error:
+    content, kind, place, said = FATAL_TEXT[case]
+    path = world.land(content, place.partition(":")[0].partition(",")[0])
+    with pytest.raises(kind) as error:
         world.drive(text_route())
-    assert str(error.value).startswith("route 'shop', stop 'orders', ")
-    assert name in str(error.value)
+    assert str(error.value).startswith(f"route 'shop', stop 'orders', {place}")
     assert said in str(error.value)
     assert world.rows("log") == []
     trip = world.depot.trips()[0]
     assert (trip.state, trip.error) == ("failed", str(error.value))
     path.unlink()
     world.land(GOOD)
-    world.drive(text_route(), tagged=trip.id)
-    assert len(world.rows("log")) == 3
+    assert [row[0] for row in world.drive_again(text_route())] == ["O-1", "O-2", "O-3"]
 
 
 def test_no_file_at_all_is_told(world):
     with pytest.raises(Misconfigured, match=r"route 'shop', stop 'orders'.*orders\*"):
         world.drive(text_route())
+    world.land(GOOD)
+    assert len(world.drive_again(text_route())) == 3
 
 
 REJECTED_TEXT = {
@@ -104,29 +103,31 @@ def test_a_header_without_rows_is_an_empty_trip_unless_rows_are_asked_for(world)
     assert world.depot.trip(drive.trip.id).state == "delivered"
     with pytest.raises(BusError, match="0 rows passed, but the contract asks for at least 1"):
         world.drive(text_route(Contract(ORDERS.fields, min_rows=1)))
+    world.land(GOOD)
+    assert len(world.drive_again(text_route(Contract(ORDERS.fields, min_rows=1)))) == 3
 
 
 FATAL_XML = {
-    "cut": ('<orders><order id="1"/><order id="2', "orders.xml"),
-    "bomb": (BOMB, "entit"),
-    "external entity": (OUTSIDE, "entit"),
-    "wrong namespace": ('<orders xmlns="http://shop"><order id="1"/></orders>', "namespaces="),
+    "cut": ('<orders><order id="1"/><order id="2', Poison, "the XML is cut or broken"),
+    "cut between rows": ('<orders><order id="1"/>', Poison, "the XML is cut or broken"),
+    "bomb": (BOMB, Poison, "declares the entity 'a'"),
+    "external entity": (OUTSIDE, Poison, "declares the external entity 'x'"),
+    "wrong namespace": ('<orders xmlns="http://shop"><order id="1"/></orders>', Misconfigured, "namespaces="),
 }
 
 
 @pytest.mark.parametrize("case", FATAL_XML)
-def test_a_feed_that_cannot_be_trusted_fails_the_trip(world, case):
-    text, said = FATAL_XML[case]
+def test_a_feed_that_cannot_be_trusted_fails_the_trip_which_then_drives_again(world, case):
+    text, kind, said = FATAL_XML[case]
     world.land(text, "orders.xml")
-    with pytest.raises(BusError) as error:
+    with pytest.raises(kind) as error:
         world.drive(xml_route())
-    assert str(error.value).startswith("route 'shop', stop 'orders', ")
+    assert str(error.value).startswith("route 'shop', stop 'orders', orders.xml")
     assert said in str(error.value)
     assert "root:" not in str(error.value)
     assert world.rows("log") == []
     world.land('<orders><order id="1"/></orders>', "orders.xml")
-    world.drive(xml_route(), tagged=world.depot.trips()[0].id)
-    assert world.rows("log") == [("1",)]
+    assert world.drive_again(xml_route()) == [("1",)]
 
 
 class Service(BaseHTTPRequestHandler):
@@ -136,10 +137,8 @@ class Service(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.send_response(type(self).status)
-        for name, value in type(self).headers_out.items():
+        for name, value in {"Content-Length": str(len(type(self).body)), **type(self).headers_out}.items():
             self.send_header(name, value)
-        length = len(type(self).body) + (100 if type(self).status == 299 else 0)
-        self.send_header("Content-Length", str(length))
         self.end_headers()
         self.wfile.write(type(self).body)
 
@@ -157,39 +156,60 @@ def service():
     server.server_close()
 
 
+ENDLESS = json.dumps({"data": [{"id": "1"}], "next": "/orders"}).encode()
+NEXT = {"kind": "next_url"}
 BAD_ANSWERS = {
-    "too many requests": (429, b"slow down", {"Retry-After": "0"}, None, "429"),
-    "server error": (500, b"oops", {}, None, "500"),
-    "cut connection": (299, b"[", {}, None, "/orders"),
-    "endless paging": (200, json.dumps({"data": [{"id": 1}], "next": "/orders"}).encode(), {}, {"kind": "next_url"}, "paging never ends"),
-    "invalid JSON": (200, b"<html>", {}, None, "JSON"),
-    "refused login": (401, b"", {}, None, "refused"),
+    "too many requests": (429, b"slow down", {"Retry-After": "0"}, Transient, "answered 429"),
+    "server error": (500, b"oops", {}, Transient, "answered 500"),
+    # What arrived is JSON, and yet not all that was sent.
+    "cut connection": (200, b'{"data": [{"id": "9"}]}', {"Content-Length": "100"}, Transient, "did not answer or broke off"),
+    "endless paging": (200, ENDLESS, {}, Poison, "paging never ends"),
+    "invalid JSON": (200, b'{"data": [{"id": "9"}', {}, Poison, "the body is not JSON but begins like it"),
+    "refused login": (401, b"", {}, Misconfigured, "refused the credentials (401"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_ANSWERS)
-def test_a_service_that_misbehaves_fails_the_trip_by_name(tmp_path, service, case):
+def test_a_service_that_misbehaves_fails_the_trip_by_name_and_the_trip_drives_again(tmp_path, service, case):
     handler, url = service
-    handler.status, handler.body, handler.headers_out, paging, said = BAD_ANSWERS[case]
+    handler.status, handler.body, handler.headers_out, kind, said = BAD_ANSWERS[case]
     crm = WebService(base_url=url, attempts=2, backoff_seconds=0.01, auth="bearer", token="t0psecret")
     world = World(tmp_path, crm=crm)
-    endpoint = Endpoint("crm", "/orders", records="data" if paging else None, paging=paging)
+    endpoint = Endpoint("crm", "/orders", records="data", paging=NEXT)
     route = shop(stops=(PickUp("orders", endpoint, IDS), DropOff("log", Table("warehouse", "log", create=True))))
-    with pytest.raises(BusError) as error:
+    with pytest.raises(kind) as error:
         world.drive(route)
-    assert str(error.value).startswith("route 'shop', stop 'orders', ")
+    assert str(error.value).startswith("route 'shop', stop 'orders', /orders, page ")
     assert said in str(error.value)
     assert "t0psecret" not in str(error.value)
     assert world.rows("log") == []
+    handler.status, handler.body, handler.headers_out = 200, b'{"data": [{"id": "1"}, {"id": "2"}]}', {}
+    assert world.drive_again(route) == [("1",), ("2",)]
 
 
-def test_a_query_for_a_column_that_is_not_there_is_told(tmp_path):
+QUERIES = {
+    "column": ("SELECT code AS id FROM orders", "no such column: code", "ALTER TABLE orders RENAME id TO code"),
+    "table": ("SELECT id FROM sales", "no such table: sales", "ALTER TABLE orders RENAME TO sales"),
+}
+
+
+@pytest.mark.parametrize("case", QUERIES)
+def test_a_query_for_what_is_not_there_is_told_and_the_trip_drives_again(tmp_path, case):
+    sql, said, repair = QUERIES[case]
     with sqlite3.connect(tmp_path / "legacy.db") as connection:
-        connection.execute("CREATE TABLE orders (id TEXT)")
+        connection.execute("CREATE TABLE orders AS SELECT '1' AS id")
     world = World(tmp_path, legacy=Database(url=f"sqlite:///{tmp_path}/legacy.db"))
-    route = shop(stops=(PickUp("orders", Query("legacy", "SELECT nope FROM orders"), IDS),))
-    with pytest.raises(Misconfigured, match=r"route 'shop', stop 'orders'.*nope"):
+    route = shop(
+        stops=(PickUp("orders", Query("legacy", sql, name="sold"), IDS), DropOff("log", Table("warehouse", "log", create=True))),
+    )
+    with pytest.raises(Misconfigured) as error:
         world.drive(route)
+    assert str(error.value).startswith("route 'shop', stop 'orders'")
+    assert "query 'sold'" in str(error.value)
+    assert said in str(error.value)
+    with sqlite3.connect(tmp_path / "legacy.db") as connection:
+        connection.execute(repair)
+    assert world.drive_again(route) == [("1",)]
 
 
 def test_a_table_with_another_schema_is_told_column_by_column(world):
@@ -200,13 +220,19 @@ def test_a_table_with_another_schema_is_told_column_by_column(world):
         world.drive(text_route())
     for said in ("price", "order_id", "must"):
         assert said in str(error.value)
+    with sqlite3.connect(world.root / "warehouse.db") as connection:
+        connection.execute("DROP TABLE log")
+    assert len(world.drive_again(text_route())) == 3
 
 
 def test_a_table_that_is_not_there_shows_the_statement_to_run(world):
     world.land(GOOD)
     route = shop(stops=(shop()["orders"], DropOff("log", Table("warehouse", "log"))))
-    with pytest.raises(Misconfigured, match="CREATE TABLE"):
+    with pytest.raises(Misconfigured, match=r"route 'shop', .*table 'log' does not exist.*CREATE TABLE") as error:
         world.drive(route)
+    with sqlite3.connect(world.root / "warehouse.db") as connection:
+        connection.execute(str(error.value)[str(error.value).index("CREATE TABLE") :])
+    assert len(world.drive_again(route)) == 3
 
 
 def test_a_lock_held_by_somebody_else_ends_in_time_and_the_trip_drives_again(tmp_path):
@@ -219,12 +245,11 @@ def test_a_lock_held_by_somebody_else_ends_in_time_and_the_trip_drives_again(tmp
         if stop == "warehouse":
             other.execute("BEGIN IMMEDIATE")
 
-    with pytest.raises(Transient):
+    with pytest.raises(Transient, match=r"route 'shop', .*somebody else holds a lock"):
         world.drive(text_route(), before=hold)
     other.execute("ROLLBACK")
     other.close()
-    world.drive(text_route(), tagged=world.depot.trips()[0].id)
-    assert len(world.rows("log")) == 3
+    assert len(world.drive_again(text_route())) == 3
 
 
 def test_a_connection_lost_while_copying_writes_nothing_and_the_trip_drives_again(tmp_path, postgres_url):
@@ -247,14 +272,13 @@ def test_a_connection_lost_while_copying_writes_nothing_and_the_trip_drives_agai
     thread = threading.Thread(target=end_the_copy)
     thread.start()
     try:
-        with pytest.raises(Transient, match="route 'shop', stop 'log'"):
+        with pytest.raises(Transient, match=r"route 'shop', stop 'log'.*the connection was lost"):
             world.drive(text_route())
     finally:
         ended.set()
         thread.join()
     assert world.rows("log") == []
-    world.drive(text_route(), tagged=world.depot.trips()[0].id)
-    assert len(world.rows("log")) == 200_000
+    assert len(world.drive_again(text_route())) == 200_000
 
 
 def test_a_full_disk_writes_nothing_and_says_so(tmp_path):
