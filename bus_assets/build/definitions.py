@@ -15,7 +15,7 @@ from dagster import (
     define_asset_job,
     in_process_executor,
 )
-from pydantic import create_model
+from pydantic import Field, create_model
 
 from bus_assets.build.assets import route_assets, source_specs
 from bus_assets.build.dispatching import route_sensor
@@ -166,7 +166,10 @@ def _parameters_resource(route: Route) -> Any:
             raise Misdeclared(
                 f"route {route.name!r}: parameter {parameter.name!r} is a word that Dagster's resources use; choose another name"
             )
-    fields: Any = {p.name: (_PYTHON[p.type], ... if p.default is None else p.default) for p in route.parameters}
+    fields: Any = {
+        p.name: (_PYTHON[p.type], Field(... if p.default is None else p.default, description=p.description or None))
+        for p in route.parameters
+    }
     made = create_model(f"{route.name.title().replace('_', '')}Parameters", __base__=ConfigurableResource, **fields)
     return made.configure_at_launch()
 

@@ -1,5 +1,11 @@
-"""The documents' examples run: every file of the tutorial is written where it says, every command is run, in the order of the text."""
+"""The documents' examples run: every file of the tutorial is written where it says, every command is run, in the order of the text.
+The reference has every parameter that there is, with its default.
+"""
 
+import ast
+import dataclasses
+import importlib
+import inspect
 import os
 import re
 import sqlite3
@@ -7,7 +13,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dagster as dg
 import pytest
+
+import bus_assets
+from resources.errors import Misconfigured
+from resources.http_paging import checked_paging
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?( changed)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -82,6 +93,57 @@ def test_messages_start_trips_as_the_tutorial_says(tmp_path, aws):
     assert landed[1] == [*first, ("body:O-5", "9.00")]
     assert landed[-1] == sorted([*landed[1], ("body:O-3", "0.00")])
     assert "3 duplicates" in said or "duplicates 3" in said
+
+
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+SECTION = re.compile(r"^### `(\w+)`(?: \(`([\w.]+)`\))?\n(.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL)
+PARAMETER = re.compile(r"^\| `(\w+)` \| (?:`(.+?)` )?\| ", re.MULTILINE)
+REQUIRED = object()
+
+
+def parameters(made):
+    """The names and defaults with which ``made``, a declaration, a resource or a function, is called."""
+    if dataclasses.is_dataclass(made):
+        fields = dataclasses.fields(made)
+        found = {field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory() for field in fields}
+    elif hasattr(made, "model_fields"):
+        found = {name: REQUIRED if field.is_required() else field.default for name, field in made.model_fields.items()}
+    else:
+        found = {name: parameter.default for name, parameter in inspect.signature(made).parameters.items()}
+    return [(name, REQUIRED if default in (dataclasses.MISSING, inspect.Parameter.empty) else default) for name, default in found.items()]
+
+
+@pytest.mark.parametrize(("name", "module", "text"), [pytest.param(*found, id=found[0]) for found in SECTION.findall(REFERENCE)])
+def test_the_reference_has_every_parameter_with_its_default(name, module, text):
+    known = {name: getattr(bus_assets, name) for name in bus_assets.__all__}
+    told = [(name, eval(default, known) if default else REQUIRED) for name, default in PARAMETER.findall(text)]
+    assert told == parameters(getattr(importlib.import_module(module or "bus_assets"), name))
+
+
+def test_the_reference_has_everything_that_an_author_writes():
+    assert {name for name, module, _ in SECTION.findall(REFERENCE) if not module} == set(bus_assets.__all__) - {"Misdeclared"}
+
+
+def test_the_reference_has_every_key_of_every_kind_of_paging():
+    kinds = []
+    for example in map(ast.literal_eval, re.findall(r"^\| `(\{\"kind\".*?\})` \|", REFERENCE, re.MULTILINE)):
+        assert checked_paging(example).keys() == example.keys()
+        least = checked_paging({key: value for key, value in example.items() if key in ("kind", "limit")})
+        assert {key: value for key, value in least.items() if value is not None}.items() <= example.items()
+        kinds.append(example["kind"])
+    with pytest.raises(Misconfigured, match=f"known are {', '.join(kinds)}$"):
+        checked_paging({"kind": "?"})
+
+
+def test_the_example_of_the_reference_builds_what_it_says():
+    names: dict = {}
+    (example,) = (text for _, _, _, text in BLOCK.findall(REFERENCE))
+    exec(example, names)
+    assets = {spec.key.to_user_string(): spec for spec in names["defs"].resolve_all_asset_specs()}
+    assert {"sales/sold", "sales/all_sales", "dbt/refunds"} <= assets.keys()
+    assert (assets["dbt/refunds"].group_name, assets["sales/all_sales"].group_name) == ("finance", "sales")
+    assert (assets["sales/sold"].owners, assets["dbt/refunds"].owners) == (["team:web"], ["team:shop", "anna@example.org"])
+    assert names["defs"].resolve_job_def("sales").executor_def is dg.multiprocess_executor
 
 
 def test_every_make_target_that_the_documents_name_exists():

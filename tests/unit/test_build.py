@@ -87,6 +87,16 @@ def test_what_cannot_be_built_says_why(case):
         make()
 
 
+def test_a_parameter_is_described_in_the_launchpad():
+    described = Parameter("month", "integer", default=1, description="1 to 12"), Parameter("year", "integer", description="of four digits")
+    made = build_definitions((shop(parameters=described),), SYSTEMS).resources["shop_parameters"]
+    shown = made.get_resource_definition().config_field.config_type.fields
+    assert {name: (field.description, field.is_required) for name, field in shown.items()} == {
+        "month": ("1 to 12", False),
+        "year": ("of four digits", True),
+    }
+
+
 def test_parameters_are_typed_in_the_launchpad(tmp_path):
     route = shop(parameters=(Parameter("month", "integer", default=1),))
     job = build_definitions((route,), SYSTEMS).resolve_job_def("shop")
