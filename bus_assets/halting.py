@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.compute
 
 from bus_assets.aboard import MessageOf, bodies, named_by
+from bus_assets.casting import cast_column
 from bus_assets.contract import TableKey
 from bus_assets.drive import Drive, Lease
 from bus_assets.forward import as_committed
 from bus_assets.passengers import ORIGIN, POSITION, ROW, Passengers
 from bus_assets.progress import Progress, tell
 from bus_assets.queues import Bodies
+from bus_assets.reading import Target
 from bus_assets.rejects import RejectSpool
 from bus_assets.release import contract_for, release_stop, released_records
 from bus_assets.stage import EXAMPLES_OF_A_FAILED_STOP, Findings, Stager, author_checks, with_checks
@@ -142,13 +144,13 @@ def _prefix(drive: Drive, stop: str) -> str:
 
 def _references(drive: Drive, stop: PickUp | Transform, verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
     """Field → where the values it may have are: staged files and a column, or the keys of a table."""
-    import pyarrow as pa
-
     found: dict[str, Any] = {}
     for contract_field in stop.contract.fields:
         target = contract_field.references
         if isinstance(target, TableKey):
             keys = list(_system(drive, target.database).column_keys(target.table, target.column))
+            if len({piece.type for piece in keys}) > 1:  # a key that is no value of the field's type is referred to by none
+                keys = [cast_column(piece, Target(contract_field.parsed_type)).values.drop_null() for piece in keys]
             found[contract_field.name] = pa.chunked_array(keys, type=None if keys else contract_field.parsed_type.arrow())
         elif target:
             name, column = target.split(".")

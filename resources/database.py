@@ -211,9 +211,10 @@ class Database(ConfigurableResource):
             columns = Columns(list(wanted), connection.dialect.name)
             first = 1
             for rows in _fetched(result, batch_rows, self.where, f"query {name!r}"):
-                positions = pa.array(range(first, first + len(rows)), pa.int64())
-                yield Records(batch=columns.batch(rows, at), origin=name, positions=positions, unit="row")
-                first += len(rows)
+                for batch in columns.batches(rows, at):
+                    positions = pa.array(range(first, first + batch.num_rows), pa.int64())
+                    yield Records(batch=batch, origin=name, positions=positions, unit="row")
+                    first += batch.num_rows
 
     def count(self, sql: str, params: Mapping[str, Any] | None = None) -> int:
         """How many rows the SELECT has, counted by the database."""
@@ -224,7 +225,7 @@ class Database(ConfigurableResource):
             return connection.execute(statement, bound).scalar_one()
 
     def column_keys(self, table: str, column: str) -> Iterator[pa.Array]:
-        """The distinct values of a column, nulls left out, in pieces."""
+        """The distinct values of a column, nulls left out, in pieces; where the database types values, each may have a type of its own."""
         quoted, schema = table_name(table, self.schema_name).quoted()
         values: sa.ColumnElement[Any] = sa.column(sa.sql.quoted_name(column, True))
         source = sa.table(quoted, values, schema=schema)  # pyright: ignore[reportArgumentType]
@@ -234,7 +235,7 @@ class Database(ConfigurableResource):
                 result = connection.execution_options(stream_results=True, yield_per=BATCH_ROWS).execute(query)
             found = Columns([column], connection.dialect.name)
             for rows in _fetched(result, BATCH_ROWS, self.where, f"reading the keys {table}.{column}"):
-                yield found.batch(rows, [0]).column(0)
+                yield from (batch.column(0) for batch in found.batches(rows, [0]))
 
     def prepare(self, tables: Sequence[TablePlan]) -> None:
         """Make sure that everything a publication needs is there, before it begins: this project's own tables, and ``tables``.

@@ -13,7 +13,9 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from decimal import Decimal
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -155,74 +157,101 @@ def as_json(value: Any) -> str:
 
 
 class Columns:
-    """Turns rows that a driver returned into Arrow columns. A column keeps the type of the batches before as long as it can."""
+    """Turns rows that a driver returned into Arrow columns, whose values are what the driver gave: nothing is cut, shifted or rounded.
+
+    A batch has the types that hold its values, whatever the batches before had: SQLite and others choose a type for each value.
+    """
 
     def __init__(self, names: Sequence[str], dialect: str):
         self.names = list(names)
         self._dialect = dialect
-        self._kinds: list[pa.DataType | None] = [None] * len(self.names)
+        self._kinds: list[pa.DataType] = [pa.string()] * len(self.names)
 
-    def batch(self, rows: Sequence[Sequence[Any]], at: Sequence[int]) -> pa.RecordBatch:
-        """A batch of the values at positions ``at`` of each row. An unknown type (no rows, nulls only) is ``string``."""
+    def batches(self, rows: Sequence[Sequence[Any]], at: Sequence[int]) -> Iterator[pa.RecordBatch]:
+        """The values at positions ``at`` of each row: one batch, cut only where bytes and anything else follow each other in a column.
+
+        Other values that no type holds together are text. Without rows, or for nulls alone, a type is that of the batch before, or
+        ``string``.
+        """
         columns = list(zip(*rows, strict=True)) if rows else []
+        mixed = [place for place in at if rows and len({issubclass(kind, _BYTES) for kind in _types(columns[place])}) > 1]
+        if mixed:
+            for _, alike in groupby(rows, lambda row: [isinstance(row[place], _BYTES) for place in mixed]):
+                yield from self.batches(list(alike), at)
+            return
         arrays = [self._array(index, columns[place] if rows else ()) for index, place in enumerate(at)]
-        return pa.RecordBatch.from_arrays(arrays, names=self.names)
+        yield pa.RecordBatch.from_arrays(arrays, names=self.names)
 
     def _array(self, index: int, values: Sequence[Any]) -> pa.Array:
         known = self._kinds[index]
-        try:
-            made = pa.array(values, type=known) if known is not None and not _would_blur(known, values) else _inferred(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeError):
-            made = self._converted(values)
-        if pa.types.is_null(made.type):
-            return made.cast(known or pa.string())
-        if made.type != known:
-            made = _settled(made)
-            self._kinds[index] = made.type
+        made = _held(values, known)
+        if made is None:
+            plain = [_plain(value, self._dialect) for value in values]
+            made = _held(plain, known)
+            if made is None:
+                made = pa.array([None if value is None else _as_text(value) for value in plain], pa.string())
+        self._kinds[index] = made.type
         return made
 
-    def _converted(self, values: Sequence[Any]) -> pa.Array:
-        plain = [_plain(value, self._dialect) for value in values]
-        try:
-            return _inferred(plain)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeError):
-            return pa.array([None if value is None else _as_text(value) for value in plain], pa.string())
+
+_BYTES = (bytes, bytearray, memoryview)
+_DATETIME, _TIME = frozenset({dt.datetime}), frozenset({dt.time})
+_HOLDS: dict[frozenset[type], pa.DataType] = {
+    frozenset({bool}): pa.bool_(),
+    frozenset({int}): pa.int64(),
+    frozenset({float}): pa.float64(),
+    frozenset({int, float}): pa.float64(),  # Arrow refuses whole numbers that a double does not hold
+    frozenset({str}): pa.string(),
+    frozenset({bytes}): pa.binary(),
+    frozenset({dt.date}): pa.date32(),
+}
+"""Python types → the Arrow type that holds values of exactly these. Left to itself Arrow would read 5.25 as the integer 5, and a
+datetime as its date."""
 
 
-def _inferred(values: Sequence[Any]) -> pa.Array:
+def _types(values: Sequence[Any]) -> frozenset[type]:
+    return frozenset(map(type, values)) - {type(None)}
+
+
+def _held(values: Sequence[Any], known: pa.DataType) -> pa.Array | None:
+    """``values`` in the type that holds all of them as they are, None if no type does; ``known`` is that of the batch before."""
+    types = _types(values)
+    try:
+        if not types:
+            return pa.nulls(len(values), known)
+        if types in (_DATETIME, _TIME):
+            return _clocks(values, types)
+        if Decimal in types and types <= {int, Decimal}:
+            return _decimals(values, known)
+        return pa.array(values, _HOLDS[types]) if types in _HOLDS else None
+    except (pa.ArrowInvalid, TypeError, OverflowError, UnicodeError):  # TypeError: what Arrow says of Decimal('Infinity')
+        return None
+
+
+def _clocks(values: Sequence[Any], types: frozenset[type]) -> pa.Array | None:
+    """Wall clocks, or instants in UTC; None for both at once, and for times of day with an offset, which Arrow would leave out."""
+    zoned = {value.tzinfo is not None for value in values if value is not None}
+    if len(zoned) > 1 or (zoned == {True} and types == _TIME):
+        return None
+    if types == _TIME:
+        return pa.array(values, pa.time64("us"))
+    return pa.array(values, pa.timestamp("us", "UTC" if zoned == {True} else None))
+
+
+def _decimals(values: Sequence[Any], known: pa.DataType) -> pa.Array:
+    """At the scale of the batch before if that is enough, with room for the batches to come."""
+    if pa.types.is_decimal(known):
+        with suppress(pa.ArrowInvalid):
+            return pa.array(values, known)
     made = pa.array(values)
-    if pa.types.is_nested(made.type) or pa.types.is_duration(made.type) or isinstance(made.type, pa.BaseExtensionType):
-        raise pa.ArrowTypeError("not a plain value")
-    if pa.types.is_floating(made.type) and any(isinstance(value, int) and abs(value) > 2**53 for value in values):
-        raise pa.ArrowInvalid("a whole number that a double does not hold")
-    if pa.types.is_timestamp(made.type) and len({value.tzinfo is None for value in values if value is not None}) > 1:
-        raise pa.ArrowInvalid("wall clocks and instants")
-    return made
-
-
-def _would_blur(kind: pa.DataType, values: Sequence[Any]) -> bool:
-    """Arrow would read these into ``kind`` without a word, but not as what they are: 1 as 1.0, a wall clock as an instant."""
-    if pa.types.is_floating(kind):
-        return any(isinstance(value, int) for value in values)
-    if pa.types.is_timestamp(kind):
-        return any(value is not None and (getattr(value, "tzinfo", None) is None) != (kind.tz is None) for value in values)
-    return pa.types.is_string(kind) and any(isinstance(value, bytes) for value in values)
-
-
-def _settled(made: pa.Array) -> pa.Array:
-    """The types that a contract knows: instants in UTC, microseconds; decimals with room for the batches to come."""
-    if pa.types.is_timestamp(made.type):
-        return made.cast(pa.timestamp("us", "UTC" if made.type.tz else None))
-    if pa.types.is_decimal128(made.type):
-        return made.cast(pa.decimal128(38, made.type.scale))
-    return made
+    return made.cast(pa.decimal128(38, made.type.scale)) if pa.types.is_decimal128(made.type) else made
 
 
 def _plain(value: Any, dialect: str) -> Any:
     """A driver's value as one that Arrow knows; what only that database has becomes text."""
-    if value is None or isinstance(value, (str, bytes, bool, int, float, Decimal, dt.date, dt.time)):
+    if value is None or isinstance(value, (str, bool, int, float, Decimal, dt.date, dt.time)):
         return value
-    if isinstance(value, (bytearray, memoryview)):
+    if isinstance(value, _BYTES):
         return bytes(value)
     if isinstance(value, (dict, list, tuple)):
         return as_json(value)
@@ -242,4 +271,6 @@ def _as_text(value: Any) -> str:
         return value.isoformat()
     if isinstance(value, Decimal):
         return format(value, "f")
-    return repr(value) if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return format(Decimal(float.__repr__(value)), "f")  # a decimal reads no exponent
+    return str(value)

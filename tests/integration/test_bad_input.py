@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from bus_assets import Contract, DropOff, Endpoint, Field, PickUp, Query, Table, TextFile, XmlFeed
+from bus_assets import Contract, DropOff, Endpoint, Field, PickUp, Query, Table, TableKey, TextFile, XmlFeed
 from resources.database import Database
 from resources.errors import BusError, Misconfigured, Poison, Transient
 from resources.http import WebService
@@ -210,6 +210,32 @@ def test_a_query_for_what_is_not_there_is_told_and_the_trip_drives_again(tmp_pat
     with sqlite3.connect(tmp_path / "legacy.db") as connection:
         connection.execute(repair)
     assert world.drive_again(route) == [("1",)]
+
+
+@pytest.fixture
+def changing(tmp_path, monkeypatch):
+    """A legacy database whose prices begin as whole numbers, read two rows at a time: SQLite stores 5.00 as the integer 5."""
+    monkeypatch.setattr(Database.read, "__kwdefaults__", {**(Database.read.__kwdefaults__ or {}), "batch_rows": 2})
+    monkeypatch.setattr("resources.database.BATCH_ROWS", 2)
+    with sqlite3.connect(tmp_path / "legacy.db") as connection:
+        connection.execute("CREATE TABLE goods (id TEXT, price DECIMAL(10,2))")
+        connection.executemany("INSERT INTO goods VALUES (?, ?)", [("a", 4), ("b", 5.0), ("c", 5.25), ("d", 7), ("e", 0.1)])
+    return World(tmp_path, legacy=Database(url=f"sqlite:///{tmp_path}/legacy.db"))
+
+
+def test_fractions_after_whole_numbers_land_as_they_are(changing):
+    contract = Contract((Field("id", required=True), Field("price", "decimal(10,2)", required=True)))
+    source = Query("legacy", "SELECT id, price FROM goods ORDER BY id")
+    changing.drive(shop(stops=(PickUp("goods", source, contract), DropOff("log", Table("warehouse", "log", create=True)))))
+    assert changing.rows("log") == [("a", "4.00"), ("b", "5.00"), ("c", "5.25"), ("d", "7.00"), ("e", "0.10")]
+
+
+def test_a_key_with_a_fraction_is_that_key_after_whole_ones(changing):
+    price = Field("price", "decimal(10,2)", references=TableKey("legacy", "goods", "price"))
+    changing.land("id,price\n1,5.25\n2,5.2\n3,4\n4,0.1\n")
+    drive = changing.drive(text_route(Contract((Field("id"), price), max_rejected=1)))
+    assert [row[0] for row in changing.rows("log")] == ["1", "3", "4"]
+    assert [row.position for row in changing.depot.quarantined(trip=drive.trip.id)] == [3]
 
 
 def test_a_table_with_another_schema_is_told_column_by_column(world):
