@@ -43,7 +43,8 @@ class Fetch:
                     raise refused from None
                 wait = asked or wait
             except ValueError:
-                raise Misconfigured("the address, or one it redirects to, cannot be asked for; check base_url", place=place) from None
+                said = "the address, or one it redirects to, cannot be asked for by http or https; check base_url, paging and redirects"
+                raise Misconfigured(said, place=place) from None
             except (OSError, http.client.HTTPException) as error:
                 if attempt == self.answers.attempts:
                     said = f"the service did not answer or broke off ({type(error).__name__}), {self.answers.attempts} attempts"
@@ -52,13 +53,16 @@ class Fetch:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _get(self, address: str) -> tuple[bytes, Message]:
-        request = urllib.request.Request(address, headers={"User-Agent": "bus-assets"})  # noqa: S310 - http(s) only, checked
+        request = urllib.request.Request(address, headers={"User-Agent": "bus-assets"})  # noqa: S310 - checked before it is opened
         self._sign(request)
         with urllib.request.build_opener(_Redirects(self._sign)).open(request, timeout=self.timeout_seconds) as answer:
             return answer.read(), answer.headers
 
     def _sign(self, request: urllib.request.Request) -> None:
+        """Before any request is sent. ValueError for other schemes than http(s): urllib would open a ``file:`` that a service names."""
         ours, theirs = urlsplit(self.answers.base_url), urlsplit(request.full_url)
+        if theirs.scheme not in ("http", "https"):
+            raise ValueError(theirs.scheme)
         if (ours.scheme, ours.netloc) == (theirs.scheme, theirs.netloc):
             for name, value in self.secrets.items():
                 request.add_unredirected_header(name, value)

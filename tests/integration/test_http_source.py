@@ -647,6 +647,32 @@ def test_a_certificate_that_is_not_trusted_is_misconfigured_at_once(tmp_path):
     assert attempts == [1]
 
 
+@pytest.mark.parametrize(
+    ("use", "away"),
+    [
+        ("next_url", "file://FILE"),
+        ("next_url", 'data:application/json,{"data":[{}]}'),
+        ("next_url", "ftp://127.0.0.1:1/x"),
+        ("link_header", "file://FILE"),
+        ("redirect", "file://FILE"),
+        ("redirect", "ftp://127.0.0.1:1/x"),
+    ],
+)
+def test_what_is_no_web_address_is_neither_read_nor_counted(server, tmp_path, use, away):
+    (tmp_path / "page.json").write_text('{"data": [{"id": 2}]}')
+    away = away.replace("FILE", str(tmp_path / "page.json"))
+    reply = {
+        "next_url": Reply({"data": people(1), "next": away}),
+        "link_header": Reply({"data": people(1)}, headers={"Link": f'<{away}>; rel="next"'}),
+        "redirect": Reply("", 302, {"Location": away}),
+    }[use]
+    server.answer = lambda asked: reply
+    paging = {"kind": use} if use != "redirect" else None
+    for call in (ids, lambda web, **options: web.count("/customers", **options)):
+        with pytest.raises(Misconfigured):
+            call(service(server), records="data", paging=paging)
+
+
 # Secrets stay at home
 
 
