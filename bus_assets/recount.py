@@ -17,7 +17,7 @@ from bus_assets.passengers import Passengers, literals, quoted
 from bus_assets.queues import Bodies
 from bus_assets.release import release_stop, released_rows, rows_of
 from bus_assets.stage import EXAMPLES_OF_A_FAILED_STOP
-from bus_assets.stops import DropOff, PickUp, Table
+from bus_assets.stops import DropOff, PickUp
 from resources.errors import BusError, Misconfigured
 
 if TYPE_CHECKING:
@@ -159,24 +159,12 @@ def _whole_table(drive: Drive, drop: DropOff) -> Recount:
     """Without a key rows cannot be told apart: all of them, against all that trips say they did to this table."""
     table, system = drop.into, drive.bus.systems[drop.into.database]
     with system.transaction(reading=True) as transaction:
-        found = transaction.count_rows(table.name)
-    expected = sum(row["inserted"] - row["deleted"] for row in _applied(system, table))
+        found, expected = transaction.count_rows(table.name), transaction.rows_left_in(table.name)
     by = f"all rows of table {table}, all trips"
     if found > expected and not table.create:
         why = f"{found - expected} rows more than all trips together dropped there: somebody else writes to this table too"
         return Recount("rows there", drop.name, by, expected, found, "not counted", why)
     return _compared("rows there", drop.name, by, expected, found, "somebody else changes this table, or rows are lost or doubled")
-
-
-def _applied(system: Any, table: Table) -> Iterator[dict[str, Any]]:
-    fields = {name: name for name in ("table", "inserted", "deleted")}
-    for run in system.read(f"SELECT * FROM {_ledger(system)}", fields=fields, name="bus_applied"):  # noqa: S608
-        yield from (row for row in run.batch.to_pylist() if row["table"] == table.name)
-
-
-def _ledger(system: Any) -> str:
-    schema = getattr(system, "schema_name", None)
-    return f"{schema}.bus_applied" if schema else "bus_applied"
 
 
 def _since(drive: Drive) -> str:

@@ -114,6 +114,11 @@ class Transaction:
         with self._doing("looking up counts"):
             return self._ledger.applied(trip)
 
+    def rows_left_in(self, table: str) -> int:
+        """How many rows ``table`` has of all trips, by what was kept by :meth:`record_applied`."""
+        with self._doing("looking up counts"):
+            return self._ledger.rows_left_in(table)
+
     def append(self, table: str, columns: Sequence[str], batches: Iterable[pa.RecordBatch]) -> Applied:
         """Insert every row."""
         with self._doing(f"appending to table {table!r}"):

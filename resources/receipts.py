@@ -205,6 +205,10 @@ class Ledger:
         rows = self._connection.execute(query.where(t.c.trip == trip).order_by(t.c.id))
         return tuple(AppliedTo(table, mode, Applied(*counts)) for table, mode, *counts in rows)
 
+    def rows_left_in(self, table: str) -> int:
+        t = self._applied
+        return int(self._connection.scalar(sa.select(sa.func.sum(t.c.inserted - t.c.deleted)).where(t.c.table == table)) or 0)
+
     def forget(self, trip: str) -> None:
         """Take away the outcomes of ``trip``: for the probe's own."""
         self._connection.execute(sa.delete(self._outcomes).where(self._outcomes.c.trip == trip))

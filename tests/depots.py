@@ -18,7 +18,7 @@ from tests.servers import fresh_database
 
 _COLUMNS = "SELECT table_name, column_name, data_type FROM information_schema.columns WHERE table_schema = 'public'"
 _INDEXES = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'"
-_SCHEMAS = "SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'"
+_SCHEMAS = "SELECT quote_ident(nspname) FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'"
 _SETTINGS = "SELECT (SELECT count(*) FROM pg_db_role_setting) + (SELECT count(*) FROM pg_extension WHERE extname <> 'plpgsql')"
 _OTHERS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
@@ -75,7 +75,7 @@ class Lent:
         if connection.exec_driver_sql(_SETTINGS).scalar_one():
             return False
         for (schema,) in connection.exec_driver_sql(_SCHEMAS).all():
-            connection.exec_driver_sql(f'DROP SCHEMA "{schema}" CASCADE')
+            connection.exec_driver_sql(f"DROP SCHEMA {schema} CASCADE")
         connection.exec_driver_sql("CREATE SCHEMA public")
         connection.exec_driver_sql("GRANT USAGE ON SCHEMA public TO PUBLIC")
         return True

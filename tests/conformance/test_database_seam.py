@@ -482,6 +482,30 @@ def test_a_transaction_keeps_everything_or_nothing(orders: Database) -> None:
         assert seen.count_rows("orders") == 1
 
 
+def test_it_tells_how_many_rows_all_trips_left_in_a_table(orders: Database) -> None:
+    with orders.transaction() as transaction:
+        assert transaction.rows_left_in("orders") == 0
+        transaction.record_applied("t1", "orders", "append", Applied(inserted=3))
+        transaction.record_applied("t1", "other", "append", Applied(inserted=5))
+        transaction.record_applied("t2", "orders", "replace", Applied(inserted=1, deleted=2))
+    with orders.transaction(reading=True) as seen:
+        assert seen.rows_left_in("orders") == 2
+
+
+@pytest.mark.parametrize("schema", ["Sales", 'sa"les', "sales: 2024", "select"])
+def test_a_schema_may_be_called_anything(postgres_database_url: str, schema: str) -> None:
+    run_sql(postgres_database_url, 'CREATE SCHEMA "' + schema.replace('"', '""') + '"')
+    database = Database(url=postgres_database_url, schema_name=schema)
+    database.prepare([plan("orders", ORDERS, key=("order_id",))])
+    with database.transaction() as transaction:
+        transaction.record_outcome("orders", "t1", 1, "published", "run")
+        transaction.record_applied("t1", "orders", "upsert", transaction.upsert("orders", COLUMNS, ["order_id"], [batch(order("a"))]))
+    with database.transaction(reading=True) as seen:
+        assert (seen.published("t1"), seen.count_rows("orders"), seen.rows_left_in("orders")) == (1, 1, 1)
+        assert [done.rows for done in seen.applied("t1")] == [Applied(inserted=1)]
+    assert [piece.to_pylist() for piece in database.column_keys("orders", "order_id")] == [["a"]]
+
+
 def test_an_attempt_is_settled_once(orders: Database) -> None:
     with orders.transaction() as transaction:
         transaction.record_outcome("orders", "t1", 1, "revoked", "run-1")

@@ -3,9 +3,11 @@
 import sqlite3
 
 import pytest
+import sqlalchemy as sa
 
 from bus_assets import Contract, DropOff, Field, PickUp, Table, TextFile, Transform
 from bus_assets.account import account
+from resources.database import Database
 from resources.depot.entries import NoSuchTrip
 from resources.errors import BusError, Refused
 from tests.world import ORDERS, PRICED, World, shop
@@ -48,6 +50,17 @@ def test_the_recount_covers_source_staging_quarantine_and_tables(world):
     assert counted[("orders", "rejected")] == (2, "agrees")
     assert counted[("totals", "keys there")] == (2, "agrees")
     assert counted[("log", "rows there")] == (2, "agrees")
+
+
+@pytest.mark.parametrize("schema", ["Sales", 'sa"les'])
+def test_a_table_without_a_key_is_counted_again_in_a_schema_of_any_name(tmp_path, postgres_database_url, schema):
+    database = Database(url=postgres_database_url, schema_name=schema)
+    with sa.create_engine(postgres_database_url.replace("postgresql:", "postgresql+psycopg:")).begin() as connection:
+        connection.exec_driver_sql('CREATE SCHEMA "' + schema.replace('"', '""') + '"')
+    world = World(tmp_path, warehouse=database)
+    world.land(DIRTY)
+    made = of(world, world.drive(shop()))
+    assert [(recount.found, recount.status) for recount in made.recounts if recount.what == "rows there"] == [(2, "agrees")]
 
 
 def test_a_row_lost_from_the_table_is_found(world):
