@@ -85,8 +85,8 @@ class TextFile:
         return count_text(system, fill_pattern(self.path, values), **self._options())
 
     def _options(self) -> dict[str, Any]:
-        names = ("delimiter", "quote", "header", "columns", "encoding", "compression", "null_values")
-        return {name: getattr(self, name) for name in names} | {"block_bytes": self.longest_record_bytes}
+        names = ("delimiter", "quote", "header", "columns", "encoding", "compression", "null_values", "longest_record_bytes")
+        return {name: getattr(self, name) for name in names}
 
     def address(self) -> str:
         return self.path

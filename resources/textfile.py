@@ -72,7 +72,7 @@ def read_text(
     encoding: str = "utf-8",
     compression: str = "infer",
     null_values: Sequence[str] = ("",),
-    block_bytes: int = BLOCK_BYTES,
+    longest_record_bytes: int = BLOCK_BYTES,
 ) -> Iterator[Records]:
     """The records of every file that matches, in name order, as text.
 
@@ -81,13 +81,15 @@ def read_text(
     ``columns``      the names in order, for files without a header.
     ``null_values``  texts that mean null, quoted or not; ``()``: nothing is null, '' is a text of no characters.
     ``compression``  'infer' (gzip if the name ends in .gz), 'gzip' or 'none'.
+    ``longest_record_bytes``  also the size of the blocks in which the file is read.
 
     A record with too many or too few fields is ``Unreadable``; blank lines are skipped; positions are physical lines, the
     header's first is 1. A file without records gives one empty run. Raises Misconfigured (no file, no such column, an ambiguous
     column, a delimiter that no record follows), Poison (wrong encoding, cut gzip, open quote, no header, a record of more than
-    ``block_bytes``, lines unaccounted for), and what ``files`` raises. Memory is bounded by some 50 blocks, whatever the file's size.
+    ``longest_record_bytes``, lines unaccounted for), and what ``files`` raises. Memory is bounded by some 50 blocks, whatever the
+    file's size.
     """
-    dialect = _Dialect(delimiter, quote, header, tuple(columns), tuple(null_values), block_bytes)
+    dialect = _Dialect(delimiter, quote, header, tuple(columns), tuple(null_values), longest_record_bytes)
     check_encoding(encoding, compression)
     if not fields:
         raise Misconfigured("fields is empty: name at least one column to read")
@@ -106,15 +108,15 @@ def count_text(
     encoding: str = "utf-8",
     compression: str = "infer",
     null_values: Sequence[str] = ("",),
-    block_bytes: int = BLOCK_BYTES,
+    longest_record_bytes: int = BLOCK_BYTES,
 ) -> int:
     """How many records there are, unreadable ones included: counted by Python's csv module, sharing nothing with the reader.
 
     Takes the options of :func:`read_text` so that both can be called alike; ``fields`` and ``null_values`` do not matter.
     """
-    dialect = _Dialect(delimiter, quote, header, tuple(columns), tuple(null_values), block_bytes)
+    dialect = _Dialect(delimiter, quote, header, tuple(columns), tuple(null_values), longest_record_bytes)
     check_encoding(encoding, compression)
-    csv.field_size_limit(max(csv.field_size_limit(), 2 * block_bytes))  # the process's limit, 128 KiB unless raised
+    csv.field_size_limit(max(csv.field_size_limit(), 2 * longest_record_bytes))  # the process's limit, 128 KiB unless raised
     return sum(_count_file(files, listed, dialect, encoding, compression) for listed in matching(files, pattern))
 
 
@@ -193,7 +195,8 @@ def _cannot_go_on(ledger: Ledger, dialect: _Dialect, error: pa.ArrowInvalid) -> 
     said = f"the file cannot be taken apart from here on: {error}"
     if "straddling" in str(error):
         size = f"{dialect.block_bytes / (1 << 20):g} MiB"
-        said = f"the record here is longer than {size}: most likely a quote that opens in it is never closed; if not, raise block_bytes"
+        likely = "most likely a quote that opens in it is never closed"
+        said = f"the record here is longer than {size}: {likely}; if not, raise longest_record_bytes"
     return Poison(said, place=place_of(ledger.name, "line", ledger.line))
 
 

@@ -50,7 +50,7 @@ class S3Staging:
     def write(self, path: str, content: Content) -> StoredFile:
         size, digest = _measured(content)
         if size > PUT_BYTES:
-            raise Refused(f"{size} bytes are more than one S3 write takes; stage fewer rows per file", place=self._place(path))
+            raise Refused(f"{size} bytes are more than one S3 write takes; leave the stop's largest fields out", place=self._place(path))
         writer = secrets.token_hex(16)
         with self._ours(path), ExitStack() as stack:
             body = stack.enter_context(content.open("rb")) if isinstance(content, Path) else io.BytesIO(content)

@@ -421,6 +421,12 @@ def test_a_bucket_that_is_not_there_is_misconfigured(s3_url):
         S3Staging("nowhere", endpoint_url=s3_url).write("a/x", b"")
 
 
+def test_rows_wider_than_one_s3_write_are_told_with_what_an_author_can_do(monkeypatch):
+    monkeypatch.setattr("resources.staging.s3.PUT_BYTES", 3)
+    with pytest.raises(Refused, match="4 bytes are more than one S3 write takes; leave the stop's largest fields out"):
+        S3Staging("bucket").write("a/x", b"wide")
+
+
 def test_an_s3_that_does_not_answer_is_transient(s3_url, monkeypatch):
     monkeypatch.setattr("botocore.endpoint.time.sleep", lambda seconds: None)  # between its attempts
     with pytest.raises(Transient, match="s3://bucket/a/x"):

@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -62,6 +63,15 @@ def test_a_file_that_cannot_be_read_fails_the_trip_which_then_drives_again(world
     path.unlink()
     world.land(GOOD)
     assert [row[0] for row in world.drive_again(text_route())] == ["O-1", "O-2", "O-3"]
+
+
+def test_a_record_that_is_too_long_is_told_with_the_option_that_lets_it_pass(world):
+    world.land('order_id,qty,price,note\nO-1,1,1,"' + "x\n" * 10_000 + '"\n')
+    with pytest.raises(BusError, match=r"orders\.csv, line 2: the record here is longer than .*; if not, raise (\w+)$") as error:
+        world.drive(text_route(longest_record_bytes=2000))
+    options: dict[str, Any] = {str(error.value).split()[-1]: 30_000}
+    world.drive(text_route(**options))
+    assert len(world.rows("log")) == 1
 
 
 def test_no_file_at_all_is_told(world):

@@ -70,7 +70,7 @@ def test_lines_are_physical_through_quoted_breaks_blank_lines_and_ragged_records
 @pytest.mark.parametrize("block_bytes", [16, 17, 18, 19, 1 << 20])
 def test_every_line_end_is_understood_wherever_the_blocks_are_cut(folder: Folder, end: str, block_bytes: int) -> None:
     text = end.join(["a,b", "1,2", "", '"x', "", 'y",3', "4,5", ""])
-    runs = folder.read(text.encode(), block_bytes=block_bytes)
+    runs = folder.read(text.encode(), longest_record_bytes=block_bytes)
     assert list(zip(rows(runs), lines(runs), strict=True)) == [
         (("1", "2"), 2),
         ((f"x{end}{end}y", "3"), 4),
@@ -171,7 +171,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(folder: Folder, encoding
     mark = "\ufeff" if encoding in ("utf-8", "utf-16-le", "utf-16-be") else ""
     content = f"{mark}a,b\nä,€\U0001f68c\n".encode(encoding)
     for block_bytes in (24, 25, 27, 1 << 20):
-        assert rows(folder.read(content, encoding=encoding, block_bytes=block_bytes)) == [("ä", "€\U0001f68c")]
+        assert rows(folder.read(content, encoding=encoding, longest_record_bytes=block_bytes)) == [("ä", "€\U0001f68c")]
 
 
 def test_a_mark_that_contradicts_the_encoding_is_told(folder: Folder) -> None:
@@ -184,7 +184,7 @@ def test_a_mark_that_contradicts_the_encoding_is_told(folder: Folder) -> None:
 @pytest.mark.parametrize("block_bytes", [16, 1 << 20])
 def test_wrong_encoding_names_line_byte_and_the_likely_one(folder: Folder, block_bytes: int) -> None:
     with pytest.raises(Poison, match=r"^f\.csv, line 4: e9 at byte 18 is not utf-8 .* may be cp1252"):
-        folder.read("a,b\n1,2\n\nMüller,é\n".encode().replace("Müller,é".encode(), b"1,2,xxxx\xe9,2"), block_bytes=block_bytes)
+        folder.read("a,b\n1,2\n\nMüller,é\n".encode().replace("Müller,é".encode(), b"1,2,xxxx\xe9,2"), longest_record_bytes=block_bytes)
 
 
 def test_text_cut_within_a_character_is_poison(folder: Folder) -> None:
@@ -207,7 +207,7 @@ def test_nul_bytes_arrive_as_they_are(folder: Folder) -> None:
 def test_a_quote_right_behind_a_nul_is_seen(folder: Folder, padding: int) -> None:
     """Arrow alone overlooks it, and takes what follows for one long value."""
     pad = "x" * padding
-    runs = folder.read(f'a,b\n"{pad}\0",",{pad}\0"\n3,"\0\n\n"\n\0,4,5\n'.encode(), block_bytes=40, null_values=("\0",))
+    runs = folder.read(f'a,b\n"{pad}\0",",{pad}\0"\n3,"\0\n\n"\n\0,4,5\n'.encode(), longest_record_bytes=40, null_values=("\0",))
     assert rows(runs) == [(f"{pad}\0" if pad else None, f",{pad}\0"), ("3", "\0\n\n")]
     assert (lines(runs), unreadable(runs)) == ([2, 3], [Unreadable(6, "\0,4,5", "expected 2 fields, found 3")])
 
@@ -254,7 +254,7 @@ def test_a_quote_never_closed_is_poison_and_names_its_line(folder: Folder, conte
 def test_a_record_longer_than_a_block_is_poison_and_names_its_line(folder: Folder) -> None:
     content = b"a,b\n" + b"1,2\n" * 20 + b'3,"' + b"x\n" * 200
     with pytest.raises(Poison, match=r"^f\.csv, line 22: the record here is longer than .* MiB"):
-        folder.read(content, block_bytes=32)
+        folder.read(content, longest_record_bytes=32)
 
 
 @pytest.mark.parametrize(("content", "counted", "accounted"), [(b"a,b\n1,2\n3,4\n5,6\n", 4, 3), (b"a\n1\n2\n", 3, 2)])
@@ -305,7 +305,7 @@ def test_options_that_cannot_hold_are_refused_before_reading(folder: Folder, opt
 
 def test_reading_may_stop_early_and_lets_go_of_the_file(folder: Folder) -> None:
     (folder.root / "f.csv").write_bytes(b"a,b\n" + b"1,2\n" * 10_000)
-    runs = read_text(folder.files, "f.csv", fields=AB, block_bytes=1024)
+    runs = read_text(folder.files, "f.csv", fields=AB, longest_record_bytes=1024)
     next(runs)
     runs.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert list(runs) == []
@@ -333,7 +333,7 @@ def test_whatever_csv_writes_is_read_back_with_its_lines(tmp_path: Path, table, 
     for row in [names, *table]:
         starts.append(1 + len(re.findall("\r\n|\r|\n", text.getvalue())))
         writer.writerow(row)
-    options = {"delimiter": delimiter, "quote": quote, "encoding": encoding, "null_values": (), "block_bytes": block_bytes}
+    options = {"delimiter": delimiter, "quote": quote, "encoding": encoding, "null_values": (), "longest_record_bytes": block_bytes}
     runs = Folder(tmp_path).read(text.getvalue().encode(encoding), fields={name: name for name in names}, **options)
     assert rows(runs) == [tuple(row) for row in table]
     assert lines(runs) == starts[1:]
@@ -350,7 +350,7 @@ def test_any_text_is_read_whole_as_csv_reads_it_or_refused(tmp_path: Path, text:
         expected += [(before + 1, row)] if row else []
         before = reader.line_num
     try:
-        runs = folder.read(text.encode(), header=False, columns=("a", "b"), null_values=(), block_bytes=block_bytes)
+        runs = folder.read(text.encode(), header=False, columns=("a", "b"), null_values=(), longest_record_bytes=block_bytes)
     except Misconfigured:
         assert all(len(row) != 2 for _, row in expected)
         return
