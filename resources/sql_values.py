@@ -105,6 +105,8 @@ def as_bound(value: Any, kind: pa.DataType | None, dialect: str, what: str) -> A
         return value
     try:
         scalar = pa.scalar(value) if isinstance(value, str) else pa.scalar(value, type=kind)
+        if scalar.as_py() != value:  # Arrow reads 5.25 as the integer 5, and a datetime as its date
+            raise pa.ArrowInvalid("not the same value")
         column = pa.array([scalar.as_py()], scalar.type).cast(kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
         raise Misconfigured(f"{what}: {value!r} does not read as {kind}") from None

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resources.errors import Poison
-from resources.sql_values import Columns, as_rows
+from resources.errors import Misconfigured, Poison
+from resources.sql_values import Columns, as_bound, as_rows
 
 NOON = dt.datetime(2024, 7, 1, 12, 0)
 NEW_YORK = dt.timezone(dt.timedelta(hours=-4))
@@ -174,3 +174,9 @@ def test_numbers_that_a_database_would_change_are_poison(dialect: str, value: fl
     with pytest.raises(Poison, match="'speed' has a NaN"):
         list(as_rows(pa.RecordBatch.from_pydict({"speed": [1.0, value, None]}), dialect))
     assert list(as_rows(pa.RecordBatch.from_pydict({"speed": [1.0, None]}), dialect)) == [(1.0,), (None,)]
+
+
+@pytest.mark.parametrize(("given", "kind"), [(5.25, pa.int64()), (Decimal("5.25"), pa.int64()), (dt.datetime(2024, 7, 1, 12), pa.date32())])
+def test_a_scope_that_the_column_cannot_hold_is_refused_not_cut(given: Any, kind: pa.DataType):
+    with pytest.raises(Misconfigured, match="scope: .* does not read as"):
+        as_bound(given, kind, "postgresql", "scope")
