@@ -29,6 +29,8 @@ RELEASE_STOP = "bus.release_stop"
 """Beside a release trip's parameters: the stop whose rows ride again. No parameter of a route can have a dot in its name."""
 ROWS_AT_A_TIME = 2_000
 UNREADABLE = "readable"
+WITH_ITS_MESSAGE = "message"
+"""The rule of a row that was fine, and was set aside because of others of its message."""
 _BETWEEN_ROWS = ("unique", "references")
 """Rules that are judged on rows that were read already: their payload is typed values as text, not the source's own text."""
 
@@ -251,7 +253,7 @@ def _kind(rule: str) -> str:
 
 
 def _source_texts(row: QuarantinedRow, contract: Contract) -> dict[str, str | None]:
-    was_read = all(_kind(reason.rule) in _BETWEEN_ROWS for reason in row.reasons)
+    was_read = all(reason.rule == WITH_ITS_MESSAGE or _kind(reason.rule) in _BETWEEN_ROWS for reason in row.reasons)
     texts = {field.name: row.payload.get(field.name) for field in contract.fields}
     if was_read:
         for field in contract.fields:

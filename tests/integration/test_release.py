@@ -5,10 +5,11 @@ from decimal import Decimal
 
 import pytest
 
-from bus_assets import Contract, DropOff, Field, JsonLines, PickUp, Table, TextFile, Transform
+from bus_assets import Contract, DropOff, Field, Json, JsonLines, PickUp, Table, TextFile, Transform
 from bus_assets.account import account
 from bus_assets.release import choose, start_release
 from resources.errors import BusError, Refused
+from tests.queue_world import QueueWorld, events
 from tests.world import ORDERS, PRICED, World, shop
 
 DIRTY = "order_id,qty,price\nO-1,2,3.50\nX-2,1,1.00\nO-3,0,0.10\nO-4,1\n"
@@ -292,6 +293,30 @@ def test_a_date_that_was_read_already_is_written_back_in_its_own_format(world):
     (trip,), _ = released(world, shop(stops=stops))
     world.drive(shop(stops=stops), tagged=trip.id)
     assert [(row[0], str(row[1])) for row in world.rows("log")] == [("A", "2026-12-24"), ("B", "2026-12-25")]
+
+
+def test_a_date_of_a_row_that_was_set_aside_with_its_message_is_written_back_too(tmp_path):
+    """Its trip is delivered, since another stop delivered a part of the message."""
+
+    def route(**more):
+        contract = Contract((Field("id", **more), Field("day", "date", format="%d.%m.%Y")), max_rejected=0)
+        stops = (
+            PickUp("orders", TextFile("landing", "{message.key}"), contract),
+            DropOff("log", Table("warehouse", "log", create=True)),
+            DropOff("told", Table("warehouse", "told", create=True), of="messages"),
+        )
+        return events(decode=Json(Contract((Field("key"),))), stops=stops)
+
+    world = QueueWorld(tmp_path, route(pattern="^O-"))
+    world.land("id,day\nO-1,24.12.2026\nX-2,25.12.2026\n", "a.csv")
+    world.send({"key": "a.csv"})
+    world.deliver()
+    assert world.states() == {"delivered": 1}
+    assert [[reason.rule for reason in row.reasons] for row in world.depot.quarantined()] == [["id: pattern ^O-"], ["message"]]
+    (trip,), left = released(world, route())
+    world.drive(route(), tagged=trip.id)
+    assert left == ()
+    assert [(row[0], str(row[1])) for row in world.rows("log")] == [("O-1", "2026-12-24"), ("X-2", "2026-12-25")]
 
 
 def test_rows_of_trips_with_other_parameters_ride_in_trips_of_their_own(world):
