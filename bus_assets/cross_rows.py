@@ -6,15 +6,15 @@ Rows are judged in the order of ``_bus_row``, so that no row is rejected because
 * a *unique key* is broken by a row when an earlier row that is kept has the same values in it, none of them null.
 
 A row that breaks several of them has all these reasons. Looking costs one pass, and none for keys that were seen to come in
-ascending order (:class:`InOrder`); only rows that share a key with another are looked at one by one.
+ascending order (:class:`InOrder`); only where several keys are shared, the rows that share one are looked at one by one.
 """
 
 # ruff: noqa: S608 - identifiers are quoted, values are bound; DuckDB binds neither columns nor files of a view
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import groupby
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import duckdb
 import pyarrow as pa
@@ -65,6 +65,34 @@ class InOrder:
             ascending.add([kept.column(name) for name in key])
 
 
+class Violations:
+    """What rows break, kept by DuckDB until it is asked for: all rows may break something, so they are never one list here."""
+
+    def __init__(self, cursor: duckdb.DuckDBPyConnection, contract: Contract, unit: str):
+        self.rules = [rule for kind in ("references", "unique") for rule in contract.rules() if rule.kind == kind]
+        self._cursor, self._unit = cursor, unit
+        cursor.execute(
+            "CREATE TEMP TABLE violations "
+            "(row BIGINT, rule INTEGER, found VARCHAR[], first_row BIGINT, first_origin VARCHAR, first_position BIGINT)"
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self._cursor.execute("SELECT 1 FROM violations LIMIT 1").fetchall())
+
+    def of(self, rows: pa.Int64Array) -> list[Violation]:
+        """Those of ``rows``, in row order, each row's in the order of ``rules``."""
+        self._cursor.register("asked", pa.table({"row": rows}))
+        found = self._cursor.execute("SELECT * FROM violations SEMI JOIN asked USING (row) ORDER BY row, rule").fetchall()
+        return [Violation(row, str(self.rules[rule]), self._said(self.rules[rule], *what)) for row, rule, *what in found]
+
+    def _said(self, rule: Rule, found: list[str | None], row: int, origin: str | None, position: int | None) -> str:
+        values = ", ".join(map(_hideable, found))
+        if rule.kind == "references":
+            return f"{values} is not in {rule.detail}"
+        return f"{values} is the same as {_place(row, origin, position, self._unit)}"
+
+
+@contextmanager
 def cross_row(
     con: duckdb.DuckDBPyConnection,
     kept_files: Sequence[str],
@@ -74,33 +102,34 @@ def cross_row(
     unit: str = "row",
     within: str | None = None,
     unique: Collection[tuple[str, ...]] = (),
-) -> Iterator[Violation]:
-    """Every violation of a reference, then of a unique key, each in row order; a row may come several times.
+) -> Iterator[Violations]:
+    """Every violation of a reference or of a unique key, to be asked for as long as the context is open.
 
     ``kept_files`` have ``_bus_row`` (int64, unique) and may have ``_bus_origin`` and ``_bus_position``: then a message names the
     row with the same key as ``orders.csv, line 12``, ``unit`` being 'line'. ``references`` by field name. ``within``: a column of the
     files; keys are compared only among rows that are equal in it. ``unique``: keys that are known to appear once. Memory: what the
-    caller sets as DuckDB's limit, and a few words for each key value that appears more than once.
+    caller sets as DuckDB's limit; where two keys appear more than once, also a bit for each row and key.
     Raises :class:`Misconfigured` for a reference without values, of another kind of type, or if DuckDB runs out of memory.
     """
-    if not kept_files:
-        return
-    cursor = con.cursor()  # temporary views of a cursor are its own
+    cursor = con.cursor()  # temporary views and tables of a cursor are its own
     try:
-        cursor.execute(f"CREATE TEMP VIEW kept AS SELECT * FROM read_parquet({_literals(kept_files)})")
-        yield from _dangling(cursor, contract, references)
-        candidates = [key for key in contract.keys if key not in unique]
-        yield from _repeated(cursor, contract, candidates, unit, (within,) if within else ())
+        violations = Violations(cursor, contract, unit)
+        if kept_files:
+            cursor.execute(f"CREATE TEMP VIEW kept AS SELECT * FROM read_parquet({_literals(kept_files)})")
+            _find_dangling(cursor, contract, references, violations.rules)
+            candidates = [key for key in contract.keys if key not in unique]
+            _find_repeated(cursor, contract, candidates, (within,) if within else (), violations.rules)
+        yield violations
     except duckdb.Error as error:
         raise Misconfigured(f"keys and references could not be checked: {str(error).splitlines()[0]}; see DuckDB's settings") from error
     finally:
         cursor.close()
 
 
-def _dangling(cursor: duckdb.DuckDBPyConnection, contract: Contract, references: Mapping[str, Known]) -> Iterator[Violation]:
-    cursor.execute("CREATE TEMP TABLE dangling (row BIGINT, rule INTEGER, found VARCHAR)")
-    rules = [rule for rule in contract.rules() if rule.kind == "references"]
+def _find_dangling(cursor: duckdb.DuckDBPyConnection, contract: Contract, references: Mapping[str, Known], rules: Sequence[Rule]) -> None:
     for number, rule in enumerate(rules):
+        if rule.kind != "references":
+            continue
         name = rule.fields[0]
         if name not in references:
             raise Misconfigured(f"field {name!r} references {rule.detail!r}, whose values were not given")
@@ -108,11 +137,9 @@ def _dangling(cursor: duckdb.DuckDBPyConnection, contract: Contract, references:
         kind = _know(cursor, known, references[name])
         _check_kind(cursor, rule, kind)
         cursor.execute(
-            f"INSERT INTO dangling SELECT _bus_row, {number}, {_text(contract, name)} FROM kept WHERE {_quoted(name)} IS NOT NULL "
-            f"AND NOT EXISTS (SELECT 1 FROM {known} WHERE {known}.value = kept.{_quoted(name)})"
+            f"INSERT INTO violations SELECT _bus_row, {number}, [{_text(contract, name)}], NULL, NULL, NULL FROM kept "
+            f"WHERE {_quoted(name)} IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {known} WHERE {known}.value = kept.{_quoted(name)})"
         )
-    for row, number, found in _rows(cursor, "SELECT * FROM dangling ORDER BY row, rule"):
-        yield Violation(row, str(rules[number]), f"{_hideable(found)} is not in {rules[number].detail}")
 
 
 def _know(cursor: duckdb.DuckDBPyConnection, name: str, known: Known) -> str:
@@ -142,23 +169,60 @@ def _kind_of(duckdb_type: str) -> str:
     return _KINDS.get(duckdb_type, "number")
 
 
-def _repeated(
-    cursor: duckdb.DuckDBPyConnection, contract: Contract, candidates: Sequence[tuple[str, ...]], unit: str, within: tuple[str, ...]
-) -> Iterator[Violation]:
+def _find_repeated(
+    cursor: duckdb.DuckDBPyConnection,
+    contract: Contract,
+    candidates: Sequence[tuple[str, ...]],
+    within: tuple[str, ...],
+    rules: Sequence[Rule],
+) -> None:
     keys = [key for key in candidates if _appears_twice(cursor, (*key, *within))]
     if not keys:
         return
     placed = {"_bus_origin", "_bus_position"} <= {name for name, *_ in cursor.execute("DESCRIBE kept").fetchall()}
-    query = " UNION ALL ".join(_sharing(contract, number, key, within, placed) for number, key in enumerate(keys))
-    held: dict[tuple[int, int], tuple[Any, ...]] = {}
-    for row, shares in groupby(_rows(cursor, f"{query} ORDER BY row, key"), key=lambda share: share[0]):
-        found = list(shares)
-        taken = [share for share in found if (share[1], share[2]) in held]
-        for _, key, group, _, _, _, values in taken:
-            place = _place(held[key, group], unit)
-            yield Violation(row, str(Rule("unique", keys[key])), f"{', '.join(map(_hideable, values))} is the same as {place}")
-        if not taken and not found[0][3]:
-            held.update({(key, group): (row, origin, position) for _, key, group, _, origin, position, _ in found})
+    sharing = (_sharing(contract, rules.index(Rule("unique", key)), key, within, placed) for key in keys)
+    cursor.execute(f"CREATE TEMP TABLE shares AS {' UNION ALL '.join(sharing)}")
+    cursor.execute("CREATE TEMP TABLE fallen (row BIGINT)")
+    if len(keys) > 1:
+        _find_fallen(cursor, len(rules))
+    cursor.execute(_LATER_ROWS)
+
+
+_LATER_ROWS = """
+    INSERT INTO violations
+    WITH kept_first AS (
+        SELECT rule, first, min(row) AS row
+        FROM shares ANTI JOIN fallen USING (row)
+        WHERE NOT dangles
+        GROUP BY rule, first
+    )
+    SELECT later.row, later.rule, later.found, place.row, place.origin, place.position
+    FROM shares AS later
+    JOIN kept_first ON kept_first.rule = later.rule AND kept_first.first = later.first AND kept_first.row < later.row
+    JOIN shares AS place ON place.rule = kept_first.rule AND place.row = kept_first.row
+"""
+"""Rows that have the key of an earlier one that is kept."""
+
+
+def _find_fallen(cursor: duckdb.DuckDBPyConnection, rules: int) -> None:
+    """Rows of ``shares`` that fall to an earlier one by any of their keys, so that they keep no key from a later row.
+
+    With several keys that is decided row by row: whether a row stays depends on all that come before it.
+    """
+    (last,) = cursor.execute("SELECT max(row) FROM shares").fetchall()[0]
+    held = bytearray((last + 1) * rules // 8 + 1)  # a bit for each key, told by the first row that has it
+    for start in range(0, last + 1, ROWS_AT_A_TIME):
+        some = "SELECT row, list(first * ? + rule) FROM shares WHERE row >= ? AND row < ? AND NOT dangles GROUP BY row ORDER BY row"
+        fallen = []
+        for row, keys in cursor.execute(some, [rules, start, start + ROWS_AT_A_TIME]).fetchall():
+            if any(held[key >> 3] & 1 << (key & 7) for key in keys):
+                fallen.append(row)
+            else:
+                for key in keys:
+                    held[key >> 3] |= 1 << (key & 7)
+        if fallen:
+            cursor.register("fell", pa.table({"row": pa.array(fallen, pa.int64())}))
+            cursor.execute("INSERT INTO fallen SELECT row FROM fell")
 
 
 def _appears_twice(cursor: duckdb.DuckDBPyConnection, key: tuple[str, ...]) -> bool:
@@ -168,16 +232,16 @@ def _appears_twice(cursor: duckdb.DuckDBPyConnection, key: tuple[str, ...]) -> b
     return bool(cursor.execute(query).fetchall()[0][0])
 
 
-def _sharing(contract: Contract, number: int, key: tuple[str, ...], within: tuple[str, ...], placed: bool) -> str:
-    """Rows that share key ``number`` with another: (row, key, group, breaks a reference, origin, position, values as text)."""
+def _sharing(contract: Contract, rule: int, key: tuple[str, ...], within: tuple[str, ...], placed: bool) -> str:
+    """Rows that share ``key`` with another; ``first`` is the first of those."""
     columns = ", ".join(map(_quoted, (*key, *within)))
     same = " AND ".join(f"kept.{_quoted(name)} = twice.{_quoted(name)}" for name in (*key, *within))
-    place = "CAST(_bus_origin AS VARCHAR), _bus_position" if placed else "NULL, NULL"
+    place = "CAST(_bus_origin AS VARCHAR) AS origin, _bus_position AS position" if placed else "NULL AS origin, NULL AS position"
     values = ", ".join(_text(contract, name, "kept.") for name in key)
     first = f"SELECT {columns}, min(_bus_row) AS first FROM kept WHERE {_complete(key)} GROUP BY {columns} HAVING count(*) > 1"
-    dangles = "_bus_row IN (SELECT row FROM dangling)"
     return (
-        f"SELECT _bus_row AS row, {number} AS key, twice.first, {dangles}, {place}, [{values}] FROM kept JOIN ({first}) AS twice ON {same}"
+        f"SELECT _bus_row AS row, {rule} AS rule, twice.first, _bus_row IN (SELECT row FROM violations) AS dangles, [{values}] AS found, "
+        f"{place} FROM kept JOIN ({first}) AS twice ON {same}"
     )
 
 
@@ -185,15 +249,8 @@ def _complete(key: tuple[str, ...]) -> str:
     return " AND ".join(f"{_quoted(name)} IS NOT NULL" for name in key)
 
 
-def _place(held: tuple[Any, ...], unit: str) -> str:
-    row, origin, position = held
+def _place(row: int, origin: str | None, position: int | None, unit: str) -> str:
     return f"row {row}" if origin is None or position is None else place_of(origin, unit, position)
-
-
-def _rows(cursor: duckdb.DuckDBPyConnection, query: str) -> Iterator[tuple[Any, ...]]:
-    cursor.execute(query)
-    while found := cursor.fetchmany(ROWS_AT_A_TIME):
-        yield from found
 
 
 def _text(contract: Contract, name: str, of: str = "") -> str:

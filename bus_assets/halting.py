@@ -8,19 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute
-
 from bus_assets.aboard import MessageOf, bodies, named_by
 from bus_assets.casting import cast_column
 from bus_assets.contract import TableKey
 from bus_assets.drive import Drive, Lease
 from bus_assets.forward import as_committed
-from bus_assets.passengers import ORIGIN, POSITION, ROW, Passengers
+from bus_assets.passengers import Passengers
 from bus_assets.progress import Progress, tell
 from bus_assets.queues import Bodies
 from bus_assets.reading import Target
-from bus_assets.rejects import RejectSpool
 from bus_assets.release import contract_for, release_stop, released_records
 from bus_assets.stage import EXAMPLES_OF_A_FAILED_STOP, Findings, Stager, author_checks, with_checks
 from bus_assets.stops import PickUp, Transform
@@ -28,7 +24,8 @@ from resources.depot.entries import QuarantinedRow, Verdict
 from resources.errors import BusError, ChecksFailed, Refused
 from resources.records import Records
 
-pc: Any = pyarrow.compute  # its functions are made at import; no type checker knows them
+ROWS_AT_A_TIME = 20_000
+"""Rejected rows whose places are looked up together: each time the rows of the source are looked through."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ def _staged(drive: Drive, stop: PickUp | Transform, work: Callable[[Stager], Fin
         verdict = _verdict(drive, stop.name, findings, verdicts)
         quarantined = stager.spool if findings.passed else itertools.islice(stager.spool, EXAMPLES_OF_A_FAILED_STOP)
         if isinstance(stop, Transform):
-            quarantined = _placed(drive, stop, stager.spool, quarantined, verdicts)
+            quarantined = _placed(drive, stop, quarantined, verdicts)
         drive.bus.depot.record_verdict(verdict, quarantined)
     except BusError as error:
         raise error.at(route=drive.route.name, stop=stop.name) from error.__cause__
@@ -113,21 +110,19 @@ def _halted_before(drive: Drive, stop: PickUp | Transform) -> Stopped:
 
 
 def _placed(
-    drive: Drive, stop: Transform, spool: RejectSpool, quarantined: Iterable[QuarantinedRow], verdicts: Mapping[str, Verdict]
+    drive: Drive, stop: Transform, quarantined: Iterable[QuarantinedRow], verdicts: Mapping[str, Verdict]
 ) -> Iterator[QuarantinedRow]:
     """Rows that a transform's gate rejected, with the place in the source at which they were picked up, as long as they have one."""
     root = drive.route.identity_of(stop.name)
-    places: dict[str, tuple[str, int]] = {}
-    if spool.rows and isinstance(root, PickUp):
-        wanted = pa.array(sorted({int(row.row_id) for row in spool}), pa.int64())
-        for batch in drive.passengers(root.name, verdicts).batches((ROW, ORIGIN, POSITION)):
-            found = batch.filter(pc.is_in(batch.column(ROW), value_set=wanted))
-            for row, origin, position in zip(*(column.to_pylist() for column in found.columns), strict=True):
-                places[str(row)] = (origin, position)
-    unit = getattr(root.source, "unit", "row") if isinstance(root, PickUp) else None
-    for row in quarantined:
-        origin, position = places.get(row.row_id, (None, None))
-        yield row if origin is None else replace(row, origin=origin, unit=unit, position=position)
+    if not isinstance(root, PickUp):
+        yield from quarantined
+        return
+    unit, left = getattr(root.source, "unit", "row"), iter(quarantined)
+    while rows := list(itertools.islice(left, ROWS_AT_A_TIME)):
+        places = drive.passengers(root.name, verdicts).places(int(row.row_id) for row in rows)
+        for row in rows:
+            origin, position = places.get(int(row.row_id), (None, None))
+            yield row if origin is None else replace(row, origin=origin, unit=unit, position=position)
 
 
 def problem_of(drive: Drive, stopped: Stopped) -> ChecksFailed | None:
@@ -144,6 +139,8 @@ def _prefix(drive: Drive, stop: str) -> str:
 
 def _references(drive: Drive, stop: PickUp | Transform, verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
     """Field → where the values it may have are: staged files and a column, or the keys of a table."""
+    import pyarrow as pa
+
     found: dict[str, Any] = {}
     for contract_field in stop.contract.fields:
         target = contract_field.references

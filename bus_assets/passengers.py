@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -72,6 +72,16 @@ class Passengers:
         with duck() as connection:
             query = f"SELECT DISTINCT {MESSAGE} FROM read_parquet({literals(paths)}) WHERE {MESSAGE} IS NOT NULL ORDER BY 1"  # noqa: S608
             return tuple(number for (number,) in connection.execute(query).fetchall())
+
+    def places(self, rows: Iterable[int]) -> dict[int, tuple[str | None, int | None]]:
+        """Where ``rows`` (their :data:`ROW`) were picked up: origin and position, of those that are there. For a pick-up's stop."""
+        import pyarrow as pa
+
+        wanted = f"SELECT {ROW}, CAST({ORIGIN} AS VARCHAR), {POSITION} FROM read_parquet({literals(self.paths())})"  # noqa: S608
+        with duck() as connection:
+            connection.register("wanted", pa.table({ROW: pa.array(rows, pa.int64())}))
+            found = connection.execute(f"{wanted} SEMI JOIN wanted USING ({ROW})").fetchall()
+        return {row: (origin, position) for row, origin, position in found}
 
     def to_arrow(self, columns: tuple[str, ...] | None = None) -> pa.Table:
         import pyarrow as pa

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
 
 from bus_assets.contract import Contract
-from bus_assets.cross_rows import InOrder
+from bus_assets.cross_rows import InOrder, Violations
 from bus_assets.duck import duck
 from bus_assets.gate import cross_row, split
 from bus_assets.passengers import MESSAGE, ORIGIN, POSITION, ROW, Passengers, quoted
@@ -219,14 +220,9 @@ class Stager:
         unique = self._in_order.keys
         if not self.references and unique.issuperset(self.contract.keys):
             return manifest
-        paths = self._paths(manifest)
-        found: dict[int, list[Reason]] = {}
         known: dict[str, Any] = {"unit": self._unit or "row", "within": MESSAGE if self.of_messages else None, "unique": unique}
-        for row, rule, message in cross_row(connection, paths, self.contract, self.references, **known):
-            found.setdefault(row, []).append(Reason(rule, message))
-        if not found:
-            return manifest
-        return self._without(manifest, "kept", ROW, {row: tuple(reasons) for row, reasons in found.items()})
+        with cross_row(connection, self._paths(manifest), self.contract, self.references, **known) as violations:
+            return self._without(manifest, "kept", ROW, partial(_reasons, violations)) if violations else manifest
 
     def _whole_messages(self, manifest: Manifest) -> Manifest:
         """Take all rows of a message out of which too many were rejected, or which cannot be used."""
@@ -238,15 +234,20 @@ class Stager:
             elif rejected < came and not self.contract.allows(rejected, came):
                 said = f"{rejected} of the {came} rows of the message were rejected, more than max_rejected ({self._limit()})"
                 bad[message] = (Reason("message", said),)
-        return self._without(manifest, "whole", MESSAGE, bad) if bad else manifest
+        return self._without(manifest, "whole", MESSAGE, lambda _: bad) if bad else manifest
 
-    def _without(self, manifest: Manifest, name: str, column: str, bad: Mapping[int, tuple[Reason, ...]]) -> Manifest:
-        """The rows whose ``column`` is not among ``bad``, staged anew; the others go to quarantine with those reasons."""
+    def _without(
+        self, manifest: Manifest, name: str, column: str, reasons: Callable[[pa.Int64Array], Mapping[int, tuple[Reason, ...]]]
+    ) -> Manifest:
+        """The rows staged anew, but for those against whose value in ``column`` there are ``reasons``: they go to quarantine with them.
+
+        ``reasons`` is asked batch by batch, with the batch's values.
+        """
         writer = StagedWriter(self.staging, f"{self.prefix}/{name}", read_schema(self.staging, manifest))
-        values = pa.array(sorted(bad), pa.int64())
         with writer:
             for batch in Passengers(self.stop, self.contract, manifest, self.staging).batches():
-                mask = pc.is_in(batch.column(column), value_set=values)
+                bad = reasons(batch.column(column))
+                mask = pc.is_in(batch.column(column), value_set=pa.array(sorted(bad), pa.int64()))
                 for key, row in self._taken_out(batch.filter(mask), column):
                     self.spool.add(replace(row, reasons=bad[key]))
                 writer.write(batch.filter(pc.invert(mask)))
@@ -259,6 +260,14 @@ class Stager:
         keys = zip(values(column), values(ROW), values(ORIGIN), values(POSITION), values(MESSAGE), strict=True)
         for payload, (key, row, origin, position, message) in zip(payloads(batch, self.contract), keys, strict=True):
             yield key, QuarantinedRow(str(row), origin, self._unit, position, (), payload, message=message)
+
+
+def _reasons(violations: Violations, rows: pa.Int64Array) -> dict[int, tuple[Reason, ...]]:
+    """Why each of ``rows`` that breaks something was rejected."""
+    found: dict[int, tuple[Reason, ...]] = {}
+    for row, rule, message in violations.of(rows):
+        found[row] = (*found.get(row, ()), Reason(rule, message))
+    return found
 
 
 def author_checks(checks: Sequence[Check], passengers: Passengers) -> dict[str, int]:

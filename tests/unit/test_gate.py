@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -209,8 +210,8 @@ def staged(path: Path, contract: Contract, placed: bool = True, **columns: Seque
 
 
 def across(files: Sequence[str], contract: Contract, references: dict[str, Any] | None = None, **options: Any) -> list[Violation]:
-    with duckdb.connect(config={"threads": 1}) as con:
-        return list(cross_row(con, files, contract, references or {}, **options))
+    with duckdb.connect(config={"threads": 1}) as con, cross_row(con, files, contract, references or {}, **options) as found:
+        return found.of(pa.array(range(1, 1_000), pa.int64()))
 
 
 def test_the_first_row_with_a_key_is_kept_and_later_ones_name_its_place(tmp_path: Path) -> None:
@@ -236,7 +237,7 @@ def test_no_row_is_rejected_because_of_one_that_was_rejected_itself(tmp_path: Pa
     files = staged(tmp_path, contract, a=["9", "1", "1", "7", "7"], b=["1", "1", "5", "8", "9"], r=["x", "x", "x", "?", "x"])
     found = across(files, contract, {"r": pa.array(["x"])})
     # row 2 falls to row 1 by b, so row 3 is the first with a=1; row 4 breaks its reference, so row 5 is the first with a=7
-    assert [(row, rule) for row, rule, _ in found] == [(4, "r: references other.r"), (2, "b: unique")]
+    assert [(row, rule) for row, rule, _ in found] == [(2, "b: unique"), (4, "r: references other.r")]
 
 
 def test_a_row_that_breaks_two_keys_and_a_reference_has_all_three_reasons(tmp_path: Path) -> None:
@@ -281,6 +282,42 @@ def test_sensitive_keys_and_references_are_in_no_message(tmp_path: Path) -> None
     }
 
 
+def test_only_violations_of_the_rows_asked_for_are_told(tmp_path: Path) -> None:
+    contract = Contract(fields=(Field("id", unique=True),))
+    files = staged(tmp_path, contract, id=["a", "b", "a", "a"])
+    with duckdb.connect() as con, cross_row(con, files, contract, {}) as found:
+        assert found
+        assert [row for row, *_ in found.of(pa.array([4, 1]))] == [4]
+        assert found.of(pa.array([2, 9])) == []
+    with duckdb.connect() as con, cross_row(con, files[:1], contract, {}) as found:
+        assert not found
+
+
+def one_by_one(rows: Sequence[tuple[Any, ...]]) -> list[tuple[int, str]]:
+    """The rule of keys and references as it is written, a row at a time: (row, what it breaks) of rows (a, b, r, group)."""
+    held: set[tuple[Any, ...]] = set()
+    found = []
+    for number, (a, b, r, group) in enumerate(rows, 1):
+        keys = [(rule, value, group) for rule, value in (("a: unique", a), ("b: unique", b)) if value is not None]
+        broken = (["r: references o.r"] if r == "?" else []) + [key[0] for key in keys if key in held]
+        found += [(number, rule) for rule in broken]
+        if not broken:
+            held.update(keys)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_keys_and_references_are_judged_as_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Nine rows or so in each of fifty groups, in which keys are few: most of them share one, and fall to a row that falls or not."""
+    monkeypatch.setattr("bus_assets.cross_rows.ROWS_AT_A_TIME", 100)
+    chance = random.Random(seed)
+    rows = [(*chance.choices(["1", "2", "3", None], k=2), chance.choice("xxx?"), str(chance.randrange(50))) for _ in range(450)]
+    contract = Contract((Field("a", unique=True), Field("b", unique=True), Field("r", references="o.r"), Field("group")))
+    columns = dict(zip(("a", "b", "r", "group"), zip(*rows, strict=True), strict=True))
+    found = across(staged(tmp_path, contract, **columns), contract, {"r": pa.array(["x"])}, within="group")
+    assert [(row, rule) for row, rule, _ in found] == one_by_one(rows)
+
+
 def test_files_that_are_gone_and_no_files_at_all(tmp_path: Path) -> None:
     contract = Contract(fields=(Field("id", unique=True),))
     assert across([], contract) == []
@@ -293,5 +330,6 @@ def test_the_callers_connection_keeps_nothing_of_the_look(tmp_path: Path) -> Non
     files = staged(tmp_path, contract, id=["a", "a"])
     with duckdb.connect() as con:
         for _ in range(2):
-            assert len(list(cross_row(con, files, contract, {"id": pa.array(["a"])}))) == 1
+            with cross_row(con, files, contract, {"id": pa.array(["a"])}) as found:
+                assert len(found.of(pa.array([1, 2]))) == 1
         assert con.execute("SHOW ALL TABLES").fetchall() == []
