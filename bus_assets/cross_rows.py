@@ -20,6 +20,7 @@ import duckdb
 import pyarrow as pa
 
 from bus_assets.contract import Contract, Rule
+from bus_assets.duck import disk_full
 from bus_assets.reading import shown
 from resources.errors import Misconfigured
 from resources.ordered import Ascending
@@ -109,7 +110,8 @@ def cross_row(
     row with the same key as ``orders.csv, line 12``, ``unit`` being 'line'. ``references`` by field name. ``within``: a column of the
     files; keys are compared only among rows that are equal in it. ``unique``: keys that are known to appear once. Memory: what the
     caller sets as DuckDB's limit; where two keys appear more than once, also a bit for each row and key.
-    Raises :class:`Misconfigured` for a reference without values, of another kind of type, or if DuckDB runs out of memory.
+    Raises :class:`Misconfigured` for a reference without values, of another kind of type, or if DuckDB runs out of memory, and
+    :class:`~resources.errors.Transient` if the disk is full to which it spills.
     """
     cursor = con.cursor()  # temporary views and tables of a cursor are its own
     try:
@@ -121,7 +123,8 @@ def cross_row(
             _find_repeated(cursor, contract, candidates, (within,) if within else (), violations.rules)
         yield violations
     except duckdb.Error as error:
-        raise Misconfigured(f"keys and references could not be checked: {str(error).splitlines()[0]}; see DuckDB's settings") from error
+        failed = Misconfigured(f"keys and references could not be checked: {str(error).splitlines()[0]}; see DuckDB's settings")
+        raise disk_full(error) or failed from error
     finally:
         cursor.close()
 

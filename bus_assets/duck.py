@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resources.errors import BusError, Transient
+
 if TYPE_CHECKING:
     import duckdb
 
@@ -84,22 +86,37 @@ _at_rest: list[_Opened] = []
 """At most one."""
 
 
+def disk_full(error: Exception) -> Transient | None:
+    """What to raise if ``error`` says that there was no room beside the system's temporary files: that is the machine's fault, and
+    not the rows'. None if it says something else."""
+    if not any(said in str(error) for said in ("No space left", "quota exceeded", "failed to offload")):
+        return None
+    where = tempfile.gettempdir()
+    return Transient("the disk is full: no room for rows that do not fit into memory; free space there, or set TMPDIR", place=where)
+
+
 @contextmanager
 def duck() -> Iterator[duckdb.DuckDBPyConnection]:
     """A DuckDB of one's own: bounded memory, spilling beside the system's temporary files, no extensions fetched, UTC.
 
     What is made in it must be temporary: it may be somebody else's afterwards, who sees none of that.
+    :class:`Transient` if there is no room to spill to.
     """
-    opened, began = _taken() or _open(), time.monotonic()
+    try:
+        opened, began = _taken() or _open(), time.monotonic()
+    except OSError as error:
+        raise disk_full(error) or error from error
     connection = opened.database.cursor()
     try:
         yield connection
     except GeneratorExit:
         _leave(opened, connection, began)
         raise
-    except BaseException:
+    except BaseException as error:
         connection.close()
         _close(opened)  # after some errors a database cannot be used any more
+        if isinstance(error, Exception) and not isinstance(error, BusError) and (full := disk_full(error)):
+            raise full from error  # where whoever asked had no words of his own for it
         raise
     _leave(opened, connection, began)
 

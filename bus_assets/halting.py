@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from bus_assets.passengers import Passengers
 from bus_assets.progress import Progress, tell
 from bus_assets.queues import Bodies
 from bus_assets.reading import Target
+from bus_assets.rejects import RejectSpool
 from bus_assets.release import contract_for, release_stop, released_records
 from bus_assets.stage import EXAMPLES_OF_A_FAILED_STOP, Findings, Stager, author_checks, with_checks
 from bus_assets.stops import PickUp, Transform
@@ -78,21 +80,19 @@ def _staged(drive: Drive, stop: PickUp | Transform, work: Callable[[Stager], Fin
         return _halted_before(drive, stop)
     verdicts = drive.verdicts()
     contract, lease = contract_for(drive.route, drive.trip, stop.name), Lease(drive, stop.name)
-    references, of_messages = _references(drive, stop, verdicts), drive.route.of_messages(stop.name)
-    stager = Stager(stop.name, contract, drive.bus.staging, _prefix(drive, stop.name), references, lease, of_messages)
+    references, of_messages, prefix = _references(drive, stop, verdicts), drive.route.of_messages(stop.name), _prefix(drive, stop.name)
     try:
-        findings = work(stager)
-        passengers = Passengers(stop.name, stop.contract, findings.manifest, drive.bus.staging)
-        findings = with_checks(findings, stop.checks, author_checks(stop.checks, passengers))
-        verdict = _verdict(drive, stop.name, findings, verdicts)
-        quarantined = stager.spool if findings.passed else itertools.islice(stager.spool, EXAMPLES_OF_A_FAILED_STOP)
-        if isinstance(stop, Transform):
-            quarantined = _placed(drive, stop, quarantined, verdicts)
-        drive.bus.depot.record_verdict(verdict, quarantined)
+        with closing(RejectSpool()) as spool:
+            findings = work(Stager(stop.name, contract, drive.bus.staging, prefix, references, lease, spool, of_messages))
+            passengers = Passengers(stop.name, stop.contract, findings.manifest, drive.bus.staging)
+            findings = with_checks(findings, stop.checks, author_checks(stop.checks, passengers))
+            verdict = _verdict(drive, stop.name, findings, verdicts)
+            quarantined = spool if findings.passed else itertools.islice(spool, EXAMPLES_OF_A_FAILED_STOP)
+            if isinstance(stop, Transform):
+                quarantined = _placed(drive, stop, quarantined, verdicts)
+            drive.bus.depot.record_verdict(verdict, quarantined)
     except BusError as error:
         raise error.at(route=drive.route.name, stop=stop.name) from error.__cause__
-    finally:
-        stager.spool.close()
     tell(Progress(stop.name, verdict.picked_up, verdict.passed, verdict.rejected))
     return Stopped(verdict, findings, passengers)
 

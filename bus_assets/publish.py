@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from bus_assets.aboard import receipts_of, receipts_to_be, tell_fates
 from bus_assets.drive import AppliedBefore, Drive, Lease, Overtaken, ledger_id
-from bus_assets.duck import duck
+from bus_assets.duck import disk_full, duck
 from bus_assets.forward import plan_of
 from bus_assets.passengers import Passengers, quoted
 from bus_assets.progress import Progress, tell
@@ -263,7 +263,7 @@ def _chosen(drop: DropOff, passengers: Passengers) -> Iterator[pa.RecordBatch]:
                     yield _renamed(some, mapping)
             except duckdb.Error as error:
                 said = type(error).__name__ if passengers.contract.sensitive else str(error).splitlines()[0]
-                raise Misconfigured(f"where={drop.where!r} does not run: {said}", stop=drop.name) from error
+                raise disk_full(error) or Misconfigured(f"where={drop.where!r} does not run: {said}", stop=drop.name) from error
 
 
 def _table(batch: pa.RecordBatch) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bus_assets.account import DropSum, Recount, StopSum
 from bus_assets.counted_messages import bodies_again, named_again
 from bus_assets.drive import Drive
-from bus_assets.duck import duck
+from bus_assets.duck import disk_full, duck
 from bus_assets.passengers import Passengers, literals, quoted
 from bus_assets.queues import Bodies
 from bus_assets.release import release_stop, released_rows, rows_of
@@ -182,5 +182,5 @@ def _count(sql: str) -> int:
         try:
             found = connection.execute(sql).fetchone()
         except duckdb.Error as error:
-            raise Misconfigured(f"the staged rows cannot be counted: {str(error).splitlines()[0]}") from error
+            raise disk_full(error) or Misconfigured(f"the staged rows cannot be counted: {str(error).splitlines()[0]}") from error
     return found[0] if found else 0

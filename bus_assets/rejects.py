@@ -7,6 +7,7 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, time
 from decimal import Decimal
 from typing import IO, Any
@@ -14,15 +15,21 @@ from typing import IO, Any
 import pyarrow as pa
 
 from bus_assets.contract import Contract
+from bus_assets.duck import disk_full
 from bus_assets.reading import as_python
 from resources.depot.entries import QuarantinedRow, Reason
+from resources.errors import Transient
 
 
 class RejectSpool:
-    """Rejected rows on disk until the verdict is recorded: memory stays bounded however many there are."""
+    """Rejected rows on disk until the verdict is recorded: memory stays bounded however many there are.
+
+    Every method but ``close`` raises :class:`~resources.errors.Transient` if the disk is full or fails.
+    """
 
     def __init__(self) -> None:
-        self._file: IO[str] = tempfile.TemporaryFile("w+", prefix="bus-rejected-", encoding="utf-8", errors="surrogatepass")  # noqa: SIM115
+        with _on_disk():
+            self._file: IO[str] = tempfile.TemporaryFile("w+", prefix="bus-rejected-", encoding="utf-8", errors="surrogatepass")  # noqa: SIM115
         self.rows = 0
         self.reasons: dict[str, int] = {}
         self.by_message: Counter[int] = Counter()
@@ -35,17 +42,28 @@ class RejectSpool:
             self.reasons[reason.rule] = self.reasons.get(reason.rule, 0) + 1
         reasons = [list(reason) for reason in row.reasons]
         entry = [row.row_id, row.origin, row.unit, row.position, reasons, dict(row.payload), row.message]
-        self._file.write(json.dumps(entry) + "\n")
+        with _on_disk():
+            self._file.write(json.dumps(entry) + "\n")
 
     def __iter__(self) -> Iterator[QuarantinedRow]:
-        self._file.flush()
-        self._file.seek(0)
+        with _on_disk():
+            self._file.flush()
+            self._file.seek(0)
         for line in self._file:
             row_id, origin, unit, position, reasons, payload, message = json.loads(line)
             yield QuarantinedRow(row_id, origin, unit, position, tuple(Reason(*reason) for reason in reasons), payload, message=message)
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # what a full disk did not take is tried again here
+            self._file.close()
+
+
+@contextmanager
+def _on_disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise disk_full(error) or Transient(f"rejected rows could not be put on disk: {error.strerror}; retry") from error
 
 
 def payloads(batch: pa.RecordBatch, contract: Contract) -> Iterator[dict[str, str | None]]:

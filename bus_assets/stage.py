@@ -18,7 +18,7 @@ import pyarrow.compute
 
 from bus_assets.contract import Contract
 from bus_assets.cross_rows import InOrder, Violations
-from bus_assets.duck import duck
+from bus_assets.duck import disk_full, duck
 from bus_assets.gate import cross_row, split
 from bus_assets.passengers import MESSAGE, ORIGIN, POSITION, ROW, Passengers, quoted
 from bus_assets.rejects import RejectSpool, payloads
@@ -56,7 +56,8 @@ class Findings:
 
 @dataclass
 class Stager:
-    """Stages one stop once. ``progress`` is called with the rows so far after each batch, and may raise to stop.
+    """Stages one stop once. ``progress`` is called with the rows so far after each batch, and may raise to stop. ``spool`` takes the
+    rejected rows; it is the caller's to close.
 
     ``of_messages``: every row belongs to a message. Then keys are unique within a message, and ``max_rejected`` is judged per
     message: of one that breaks it no row is kept, the others go on. (Which messages share a trip is chance, and decides nothing.)
@@ -68,8 +69,8 @@ class Stager:
     prefix: str
     references: Mapping[str, Any]
     progress: Callable[[int], None]
+    spool: RejectSpool
     of_messages: bool = False
-    spool: RejectSpool = field(default_factory=RejectSpool)
     _unit: str | None = None
     _came: Counter[int] = field(default_factory=Counter)
     _spoiled: set[int] = field(default_factory=set)
@@ -284,7 +285,7 @@ def author_checks(checks: Sequence[Check], passengers: Passengers) -> dict[str, 
                 counted = connection.execute(f"SELECT count(*) FROM ({check.sql.rstrip().rstrip(';')}) AS {quoted('offending')}").fetchone()  # noqa: S608
             except duckdb.Error as error:
                 said = type(error).__name__ if passengers.contract.sensitive else str(error).splitlines()[0]
-                raise ChecksFailed(f"check '{check.name}' does not run: {said}") from error
+                raise disk_full(error) or ChecksFailed(f"check '{check.name}' does not run: {said}") from error
             found[check.name] = counted[0] if counted else 0
     return found
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from bus_assets.duck import duck
+from bus_assets.duck import disk_full, duck
 from bus_assets.passengers import INDEX, MESSAGE, ROW, Passengers, frame
 from bus_assets.sql import carrying
 from bus_assets.stops import Transform
-from resources.errors import BusError, Misconfigured, Poison, Transient
+from resources.errors import BusError, Misconfigured, Poison
 from resources.sql_values import as_json
 
 BATCH_ROWS = 65_536
@@ -60,8 +60,8 @@ def _run_sql(stop: Transform, inputs: Sequence[Passengers]) -> Iterator[pa.Recor
         try:
             yield from connection.sql(sql).to_arrow_reader(BATCH_ROWS)
         except (duckdb.Error, pa.ArrowException, OSError) as error:  # after the first batch it is Arrow that tells of DuckDB's error
-            failed = Transient if _is_of_the_disk(error) else Poison
-            raise failed(f"its SQL failed: {_shown(stop, inputs, error)}") from _cause(stop, inputs, error)
+            failed = disk_full(error) or Poison(f"its SQL failed: {_shown(stop, inputs, error)}")
+            raise failed from _cause(stop, inputs, error)
 
 
 def _run_function(stop: Transform, inputs: Sequence[Passengers], parameters: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
@@ -79,11 +79,6 @@ def _run_function(stop: Transform, inputs: Sequence[Passengers], parameters: Map
         raise
     except Exception as error:  # the author's code may raise anything; it is told where, and not swallowed
         raise Poison(f"{name}() raised {type(error).__name__}: {_shown(stop, inputs, error)}") from _cause(stop, inputs, error)
-
-
-def _is_of_the_disk(error: Exception) -> bool:
-    """Whether DuckDB could not spill: that is the machine's fault, and not the rows'."""
-    return "No space left" in str(error) or "failed to offload" in str(error)
 
 
 def _cause(stop: Transform, inputs: Sequence[Passengers], error: Exception) -> Exception | None:

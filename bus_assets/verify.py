@@ -17,6 +17,7 @@ import duckdb
 import pyarrow as pa
 
 from bus_assets.contract import Contract, Field, Rule
+from bus_assets.duck import disk_full
 from bus_assets.types import Type
 from resources.errors import Misconfigured
 
@@ -70,7 +71,7 @@ def verify(
     try:
         rows, repeated, *violations = _counted(cursor, kept_files, contract, references, rules, (within,) if within else ())
     except duckdb.Error as error:
-        raise Misconfigured(f"the staged rows could not be checked: {str(error).splitlines()[0]}") from error
+        raise disk_full(error) or Misconfigured(f"the staged rows could not be checked: {str(error).splitlines()[0]}") from error
     finally:
         cursor.close()
     figures = tuple(Figure(str(rule), rows, found) for rule, found in zip(rules, violations, strict=True))

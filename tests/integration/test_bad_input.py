@@ -3,11 +3,14 @@
 import gzip
 import json
 import sqlite3
+import tempfile
 import threading
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 import sqlalchemy as sa
 
@@ -317,15 +320,74 @@ def test_a_connection_lost_while_copying_writes_nothing_and_the_trip_drives_agai
     assert len(world.drive_again(text_route())) == 200_000
 
 
-def test_a_full_disk_writes_nothing_and_says_so(tmp_path):
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("no /dev/full on this system")
-    world = World(tmp_path)
+# A full disk
+
+
+def full_staging(patch):
+    """/dev/full answers ENOSPC to every write."""
+    opened = Path.open
+
+    def full(self, mode="r", **more):
+        return opened(Path("/dev/full"), "wb") if mode == "xb" else opened(self, mode, **more)
+
+    patch.setattr(Path, "open", full)
+
+
+def full_for_rejected_rows(patch):
+    patch.setattr(tempfile, "TemporaryFile", lambda mode, **more: Path("/dev/full").open(mode))  # noqa: SIM115
+
+
+def full_for_duckdb(patch):
+    class Full:
+        def cursor(self):
+            return self
+
+        def execute(self, *_):
+            raise duckdb.OutOfMemoryException("Out of Memory Error: failed to offload data block of size 256.0 KiB (1.9 MiB/1.9 MiB used).")
+
+        def close(self):
+            pass
+
+    patch.setattr("bus_assets.stage.duck", lambda: nullcontext(Full()))
+
+
+FULL = {"staging": full_staging, "rejected rows": full_for_rejected_rows, "DuckDB": full_for_duckdb}
+
+
+@pytest.mark.parametrize("case", FULL)
+def test_a_full_disk_is_told_and_leaves_nothing_and_with_room_the_trip_lands_once(world, monkeypatch, case):
+    world.land(GOOD + "X-4,1,1\n")
+    with monkeypatch.context() as patch:
+        FULL[case](patch)
+        with pytest.raises(Transient, match=r"^route 'shop', stop 'orders', /.*: the disk is full.*; free space there"):
+            world.drive(text_route())
+    (trip,) = world.depot.trips()
+    assert (trip.state, "the disk is full" in (trip.error or "")) == ("failed", True)
+    assert (world.depot.verdicts(trip.id), world.depot.quarantined(state=None), world.rows("log")) == ({}, [], [])
+    assert list(world.staging.root.rglob("*.tmp")) == []
+    for _ in range(2):
+        world.drive(text_route(), tagged=trip.id)
+        assert [row[0] for row in world.rows("log")] == ["O-1", "O-2", "O-3"]
+        assert [row.payload["order_id"] for row in world.depot.quarantined()] == ["X-4"]
+
+
+def test_a_full_warehouse_is_told_and_has_nothing_of_the_trip_and_with_room_it_lands_once(world):
     world.land(GOOD)
-    (tmp_path / "warehouse.db").symlink_to(full)
-    with pytest.raises(BusError, match="route 'shop'"):
+    world.drive(text_route())
+    limit = {"pages": sqlite3.connect(world.root / "warehouse.db").execute("PRAGMA page_count").fetchone()[0]}
+    engine = world.bus.systems["warehouse"]._lazy_engine()
+    sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(f"PRAGMA max_page_count = {limit['pages']}"))
+    world.land("order_id,qty,price\n" + "".join(f"O-{number:06},1,1\n" for number in range(5_000)))
+    said = r"^route 'shop', stop 'log': appending to table 'log' in sqlite:.*warehouse\.db: the database's disk is full.*; free space there"
+    with pytest.raises(Transient, match=said):
         world.drive(text_route())
+    trip = world.depot.trips(state="failed")[0]
+    assert "disk is full" in str(trip.error)
+    assert len(world.rows("log")) == 3
+    limit["pages"] = 1 << 30
+    for _ in range(2):
+        world.drive(text_route(), tagged=trip.id)
+        assert len(world.rows("log")) == 5_003
 
 
 def test_identifiers_with_quotes_are_just_names(world):

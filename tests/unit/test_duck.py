@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import duckdb
 import pytest
 
+from bus_assets import Contract, Field, Transform
 from bus_assets import duck as module
+from bus_assets.cross_rows import cross_row
 from bus_assets.duck import duck
+from bus_assets.transforms import run_transform
+from bus_assets.verify import verify
+from resources.errors import Transient
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +58,66 @@ def test_after_an_error_it_is_not_used_again():
     with pytest.raises(duckdb.Error), duck() as connection:
         connection.execute("SELECT nonsense")
     assert at_rest() == []
+
+
+# Without room to spill
+
+
+def test_no_room_to_spill_is_the_machines_fault():
+    """DuckDB's own words for it: it says the same when the disk is full."""
+    big = "CREATE TEMP TABLE big AS SELECT md5(range::VARCHAR) || md5((range + 7)::VARCHAR) AS text FROM range(200000)"
+    with pytest.raises(Transient, match=r"the disk is full.*free space there, or set TMPDIR"), duck() as connection:
+        connection.execute("SET memory_limit = '8MB'")
+        connection.execute("SET max_temp_directory_size = '2MB'")
+        connection.execute(big)
+    assert at_rest() == []
+
+
+def test_no_room_for_the_folder_is_too(monkeypatch):
+    def full(**_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    with pytest.raises(Transient, match="the disk is full"), duck():
+        pass
+
+
+class Full:
+    """A connection that has no room to spill."""
+
+    def cursor(self):
+        return self
+
+    def execute(self, *_):
+        raise duckdb.OutOfMemoryException("Out of Memory Error: failed to offload data block of size 256.0 KiB (1.9 MiB/1.9 MiB used).")
+
+    sql = execute
+
+    def close(self):
+        pass
+
+
+IDS = Contract((Field("id", unique=True),))
+
+
+def check_keys():
+    with cross_row(Full(), ["ids.parquet"], IDS, {}):
+        pass
+
+
+def recompute():
+    verify(Full(), ["ids.parquet"], IDS, {}, picked_up=1, rejected=0)
+
+
+def run_sql():
+    list(run_transform(Transform("ids", "SELECT 'a' AS id", IDS, grain="changed"), [], {}))
+
+
+@pytest.mark.parametrize("what", [check_keys, recompute, run_sql])
+def test_whoever_asks_says_so_instead_of_blaming_the_rows(monkeypatch, what):
+    monkeypatch.setattr("bus_assets.transforms.duck", lambda: nullcontext(Full()))
+    with pytest.raises(Transient, match="the disk is full"):
+        what()
 
 
 def test_who_stops_reading_gives_it_back():
