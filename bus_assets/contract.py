@@ -46,7 +46,8 @@ class Field:
     ``format``       how text is read as a date, time or timestamp: strptime, e.g. ``%d.%m.%Y``. Default: ISO 8601.
     ``zone``         IANA zone of timestamps that come without one ('America/New_York'); only for ``timestamptz``.
     ``json``         of a string: a list or an object out of JSON is taken too, as its JSON text. Without it such a row is rejected.
-    ``sensitive``    never shown in previews, logs, errors or metadata.
+    ``sensitive``    never shown in previews, logs, errors or metadata. What a Transform makes of a sensitive field must say whether it
+                     is sensitive as well: True, or False if nothing of the value can be told from it. None: not said, so it is not.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Field:
     format: str | None = None
     zone: str | None = None
     json: bool = False
-    sensitive: bool = False
+    sensitive: bool | None = None
     description: str = ""
 
     def __post_init__(self) -> None:

@@ -252,6 +252,8 @@ class Route:
                     check_placeholders(f"stop {stop.name!r}", template, tuple(p.name for p in self.parameters), self._message_fields)
             if isinstance(stop, Transform):
                 self._check_how(stop)
+            if not isinstance(stop, DropOff):
+                self._check_sensitive(stop)
             for sql in _own_sql(stop):
                 refuse_placeholders(f"stop {stop.name!r}", sql)
         self._check_tables()
@@ -310,6 +312,27 @@ class Route:
             raise Misdeclared(
                 f"stop {stop.name!r}: its function takes {', '.join(names)}, but after= lists {', '.join(after)}; use the same order"
             )
+
+    def _check_sensitive(self, stop: PickUp | Transform) -> None:
+        """A field into which a sensitive one flows says itself whether it is sensitive: its stop hides what its own contract names."""
+        inputs = {name: self.contract_of(name) for name in self.upstream(stop.name)}
+        unsaid = tuple(made.name for made in stop.contract.fields if made.sensitive is None)
+        hidden = tuple((at, name) for at, contract in inputs.items() for name in contract.names if name in contract.sensitive)
+        if not unsaid or not hidden:
+            return
+        if isinstance(stop, Transform) and isinstance(stop.how, str):
+            from bus_assets import sql
+
+            sources = sql.column_sources(stop.how, unsaid, {at: contract.names for at, contract in inputs.items()}, untold=hidden)
+        else:  # what a function computes, or a message names, cannot be seen: a field is taken to come from those of its name
+            sources = {made: tuple(pair for pair in hidden if pair[1].lower() == made.lower()) for made in unsaid}
+        for made, found in sources.items():
+            for at, name in found:
+                if (at, name) in hidden:
+                    raise Misdeclared(
+                        f"stop {stop.name!r}: field {made!r} may hold values of {f'{at}.{name}'!r}, which is sensitive, and does not say "
+                        "whether it is; add sensitive=True, or sensitive=False if nothing of the value can be told from it (a count, say)"
+                    )
 
     def _check_drop_off(self, stop: DropOff) -> None:
         contract = self.contract_of(stop.name)

@@ -94,24 +94,40 @@ def _aggregates(query: exp.Select) -> bool:
     )
 
 
-def column_sources(sql: str, columns: tuple[str, ...], schema: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[tuple[str, str], ...]]:
-    """For each output column the (stop, field) pairs that it is computed from; ``schema`` is stop → its fields."""
+def column_sources(
+    sql: str, columns: tuple[str, ...], schema: Mapping[str, tuple[str, ...]], *, untold: tuple[tuple[str, str], ...] = ()
+) -> dict[str, tuple[tuple[str, str], ...]]:
+    """For each output column the (stop, field) pairs that it is computed from; ``schema`` is stop → its fields.
+
+    ``untold``: added where it cannot be told of all that is in a column where it comes from.
+    """
     known = tuple(schema.items())
-    return {column: _sources(sql, column, known) for column in columns}
+    traced = {column: _sources(sql, column, known) for column in columns}
+    return {column: found if all_told else tuple(dict.fromkeys(found + untold)) for column, (found, all_told) in traced.items()}
 
 
 @lru_cache(KEPT)
-def _sources(sql: str, column: str, schema: tuple[tuple[str, tuple[str, ...]], ...]) -> tuple[tuple[str, str], ...]:
+def _sources(sql: str, column: str, schema: tuple[tuple[str, tuple[str, ...]], ...]) -> tuple[tuple[tuple[str, str], ...], bool]:
+    """The pairs that were found, and whether they are all."""
     shape = {stop: dict.fromkeys(names, "varchar") for stop, names in schema}
     try:
+        all_told = not any(union.args.get("by_name") for union in parsed(sql).find_all(exp.SetOperation))  # sqlglot pairs by position
         root = lineage(column, sql, schema=dict(shape), dialect=DIALECT)
-    except (SqlglotError, ValueError, KeyError):
-        return ()
+    except (SqlglotError, ValueError, KeyError, RecursionError):
+        return (), False
     found = []
     for node in root.walk():
-        if not node.downstream and isinstance(node.source, exp.Table) and node.source.name in shape:
-            name = node.name.rsplit(".", 1)[-1].strip('"')
-            real = next((field for field in shape[node.source.name] if field.lower() == name.lower()), None)
+        all_told = all_told and not _takes_unnamed(node.source if isinstance(node.source, exp.UDTF) else node.expression)
+        if not node.downstream and isinstance(node.source, (exp.Table, exp.Placeholder)):
+            name, fields = node.name.rsplit(".", 1)[-1].strip('"'), shape.get(node.source.name, {})
+            real = next((field for field in fields if field.lower() == name.lower()), None)
+            all_told = all_told and real is not None
             if real:
                 found.append((node.source.name, real))
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(found)), all_told
+
+
+def _takes_unnamed(made: Any) -> bool:
+    """Whether ``made`` takes columns that it does not name: a whole row, ``COLUMNS(…)``, ``#2``, a star that counts nothing."""
+    has_star = any(not isinstance(star.parent, exp.Count) for star in made.find_all(exp.Star))
+    return has_star or made.find(exp.TableColumn, exp.PositionalColumn, exp.Columns) is not None

@@ -59,7 +59,7 @@ def dropped(table: str) -> tuple[PickUp, DropOff]:
 
 
 def cast(sql: str) -> tuple[PickUp, Transform]:
-    return made(sql, Contract((*CARDS.fields, Field("n", "integer"))))
+    return made(sql, Contract((*CARDS.fields, Field("n", "integer", sensitive=True))))
 
 
 ANSWERS = {

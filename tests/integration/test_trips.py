@@ -317,9 +317,10 @@ def test_a_trip_of_the_clock_knows_its_tick(world):
 
 def test_the_words_of_an_error_never_hold_a_sensitive_value(world):
     secret = Contract((Field("order_id", sensitive=True), Field("qty", "integer"), Field("price", "decimal(10,2)")), max_rejected=0)
+    hidden = Contract((Field("order_id", sensitive=True), Field("total", "integer", sensitive=True)))
     stops = (
         PickUp("orders", TextFile("landing", "orders.csv"), secret),
-        Transform("cast", "SELECT CAST(order_id AS INTEGER) AS total, order_id FROM orders", PRICED),
+        Transform("cast", "SELECT CAST(order_id AS INTEGER) AS total, order_id FROM orders", hidden),
     )
     with pytest.raises(BusError) as error:
         world.drive(shop(stops=stops))
@@ -334,7 +335,7 @@ def test_sql_that_fails_after_its_first_rows_is_the_authors_error_and_quotes_no_
     world.land("id,card\n" + "".join(f"{n},{n if n < last else 'DE-4711'}\n" for n in range(last + 1)), "cards.csv")
     stops = (
         PickUp("cards", TextFile("landing", "cards.csv"), cards),
-        Transform("numbers", "SELECT CAST(card AS BIGINT) AS n FROM cards", Contract((Field("n", "integer"),))),
+        Transform("numbers", "SELECT CAST(card AS BIGINT) AS n FROM cards", Contract((Field("n", "integer", sensitive=True),))),
         DropOff("log", Table("warehouse", "numbers", create=True)),
     )
     with pytest.raises(Poison, match=r"its SQL failed.*not shown") as raised:

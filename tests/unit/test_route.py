@@ -107,7 +107,69 @@ def test_a_changed_grain_says_how_batches_combine():
     started_by_messages(Transform("x", GROUPED, SUMS, grain="changed", combine="accumulate"), into("x", **adds), other)
 
 
+CUSTOMERS = Contract((Field("id", "integer"), Field("email", sensitive=True), Field("country")))
+MAY_HOLD = "may hold values of 'customers.email', which is sensitive, and does not say whether it is; add sensitive=True"
+
+
+def customers_made(how, *fields, **more):
+    """A route whose second stop makes ``fields`` of customers with a sensitive e-mail."""
+    return route(PickUp("customers", FILE, CUSTOMERS), Transform("made", how, Contract(fields), **more))
+
+
+def test_what_is_made_of_a_sensitive_field_says_whether_it_is_one():
+    made = customers_made("SELECT email FROM customers", Field("email", sensitive=True))
+    assert made["made"].contract.sensitive == {"email"}
+    made = customers_made("SELECT count(email) AS n FROM customers", Field("n", "integer", sensitive=False), grain="changed")
+    assert made["made"].contract.sensitive == frozenset()
+    customers_made(same, Field("email", sensitive=True), Field("country"))
+
+
+def test_what_no_sensitive_field_flows_into_says_nothing():
+    customers_made("SELECT id, country AS email, 'x' AS mark FROM customers", Field("id", "integer"), Field("email"), Field("mark"))
+    customers_made("SELECT country, count(*) AS n FROM customers GROUP BY 1", Field("country"), Field("n", "integer"), grain="changed")
+    made = customers_made("SELECT email AS mail FROM customers", Field("mail", sensitive=False))
+    route(*made.stops, Transform("last", "SELECT mail FROM made", Contract((Field("mail"),))))  # the author has said that it is none
+
+
 WRONG = {
+    "a sensitive field by its name": (
+        lambda: customers_made("SELECT email FROM customers", Field("email")),
+        f"route 'shop': stop 'made': field 'email' {MAY_HOLD}, or sensitive=False if nothing of the value can be told from it",
+    ),
+    "a sensitive field by another name": (
+        lambda: customers_made("SELECT id, lower(c.Email) AS mail FROM customers c", Field("id", "integer"), Field("mail")),
+        f"field 'mail' {MAY_HOLD}",
+    ),
+    "a sensitive field in a star": (lambda: customers_made("SELECT * FROM customers", *CUSTOMERS.fields[:1], Field("email")), MAY_HOLD),
+    "a sensitive field in a whole row": (lambda: customers_made("SELECT to_json(customers) AS j FROM customers", Field("j")), MAY_HOLD),
+    "a sensitive field through a function": (lambda: customers_made(same, Field("Email")), f"field 'Email' {MAY_HOLD}"),
+    "a sensitive field of what is looked up": (
+        lambda: route(
+            PickUp("customers", FILE, CUSTOMERS),
+            orders(),
+            Transform(
+                "made",
+                "SELECT o.order_id, c.email AS paid_by FROM orders o LEFT JOIN customers c ON c.id = o.qty",
+                Contract((Field("order_id"), Field("paid_by"))),
+                after=("orders", "customers"),
+            ),
+        ),
+        f"field 'paid_by' {MAY_HOLD}",
+    ),
+    "a sensitive field two stops on": (
+        lambda: route(
+            *customers_made("SELECT email AS mail FROM customers", Field("mail", sensitive=True)).stops,
+            Transform("last", lambda made: made, Contract((Field("mail"),))),
+        ),
+        "stop 'last': field 'mail' may hold values of 'made.mail', which is sensitive",
+    ),
+    "a sensitive field of a message": (
+        lambda: route(
+            PickUp("lines", Query("db", "SELECT 1", {"sku": "{message.sku}"}), Contract((Field("sku"),))),
+            triggers=(queue(Json(Contract((Field("sku", sensitive=True),)))),),
+        ),
+        "stop 'lines': field 'sku' may hold values of 'messages.sku', which is sensitive",
+    ),
     "two stops of one name": (
         lambda: route(orders(), orders()),
         "route 'shop': stop 'orders' appears twice; stop names must be unique in a route",

@@ -63,3 +63,42 @@ def test_columns_come_from_where_they_are_computed():
     assert found["id"] == (("orders", "id"),)
     assert set(found["total"]) == {("orders", "qty"), ("rates", "rate")}
     assert found["mark"] == ()
+
+
+SCHEMA = {"customers": ("id", "Email", "emails"), "orders": ("id", "qty", "email")}
+EMAIL = ("customers", "Email")
+UNTOLD = [
+    "SELECT customers AS c FROM customers",
+    "SELECT to_json(k) AS c FROM customers k",
+    "SELECT (SELECT max(customers) FROM customers) AS c FROM orders",
+    "SELECT u.c FROM orders, unnest([customers]) AS u(c), customers",
+    "SELECT COLUMNS('Em.*') AS c FROM customers",
+    "SELECT COLUMNS(*) FROM customers",
+    "SELECT hash(customers.*) AS c FROM customers",
+    "SELECT #2 AS c FROM customers",
+    "SELECT id AS i, qty AS c FROM orders UNION ALL BY NAME SELECT Email AS c, id AS i FROM customers",
+    "WITH RECURSIVE r AS (SELECT id, Email AS c FROM customers UNION ALL SELECT id, c FROM r) SELECT c FROM r",
+]
+
+
+@pytest.mark.parametrize("sql", UNTOLD)
+def test_a_column_of_which_not_all_can_be_told_may_come_from_everywhere(sql):
+    assert EMAIL in column_sources(sql, ("c",), SCHEMA, untold=(EMAIL,))["c"]
+
+
+TOLD = {
+    "SELECT 'x' AS c FROM customers": (),
+    "SELECT count(*) AS c FROM customers": (),
+    "SELECT row_number() OVER (ORDER BY id) AS c FROM customers": (("customers", "id"),),
+    "SELECT * RENAME (id AS c) FROM customers": (("customers", "id"),),
+    "SELECT id, qty AS c FROM orders UNION ALL SELECT Email, id FROM customers": (("orders", "qty"), ("customers", "id")),
+    "SELECT list_transform(emails, lambda y: y || 'x') AS c FROM customers": (("customers", "emails"),),
+    "SELECT u.c FROM customers, unnest(customers.emails) AS u(c)": (("customers", "emails"),),
+    "SELECT c FROM customers UNPIVOT (c FOR n IN (id, emails))": (("customers", "id"), ("customers", "emails")),
+    "SELECT t.c FROM (VALUES (1)) AS t(c), customers": (),
+}
+
+
+@pytest.mark.parametrize("sql", TOLD)
+def test_a_column_of_which_all_can_be_told_comes_from_nowhere_else(sql):
+    assert set(column_sources(sql, ("c",), SCHEMA, untold=(EMAIL,))["c"]) == set(TOLD[sql])
