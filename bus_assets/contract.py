@@ -14,6 +14,7 @@ from zoneinfo import available_timezones
 
 from bus_assets.declare import Misdeclared, declaration
 from bus_assets.types import Type, parse_type
+from resources.table_names import checked_identifier, name_parts
 
 FIELD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
 RESERVED_PREFIX = "_bus_"
@@ -28,6 +29,10 @@ class TableKey:
     database: str
     table: str
     column: str
+
+    def __post_init__(self) -> None:
+        name_parts(self.table)
+        checked_identifier(self.column, f"TableKey of {self.table!r}: column")
 
     def __str__(self) -> str:
         return f"{self.database}: {self.table}.{self.column}"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, ValidationError
@@ -22,6 +24,15 @@ NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 class Misdeclared(Misconfigured):
     """A declaration contradicts itself; nothing was built."""
+
+
+@contextmanager
+def about(me: str) -> Iterator[None]:
+    """What a parser refuses within is told of ``me``, as :class:`Misdeclared`."""
+    try:
+        yield
+    except Misconfigured as error:
+        raise Misdeclared(f"{me}: {error}") from None
 
 
 T = TypeVar("T")

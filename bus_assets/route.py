@@ -7,16 +7,18 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import field
+from datetime import UTC, datetime
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Literal
 from zoneinfo import available_timezones
 
 from bus_assets.contract import Contract, TableKey
-from bus_assets.declare import Misdeclared, checked_name, declaration
+from bus_assets.declare import Misdeclared, about, checked_name, declaration
 from bus_assets.queues import MESSAGES, Bodies, Queue
 from bus_assets.stops import DropOff, PickUp, Stop, Transform
 from bus_assets.values import check_placeholders, refuse_placeholders
+from resources.table_names import checked_identifier
 
 _CRON_FIELD = re.compile(r"[\d*/,\-?LW#A-Za-z]+")
 HIDDEN_PREFIX = "_bus_"
@@ -34,8 +36,23 @@ class Cron:
         parts = self.schedule.split()
         if len(parts) != 5 or not all(_CRON_FIELD.fullmatch(part) for part in parts):
             raise Misdeclared(f"Cron {self.schedule!r}: five fields are needed (minute hour day month weekday), as in '15 6 * * 1-5'")
+        _check_ticks(self.schedule)
         if self.zone not in available_timezones():
             raise Misdeclared(f"Cron {self.schedule!r}: zone {self.zone!r} is not an IANA time zone such as 'Europe/Berlin'")
+
+
+def _check_ticks(schedule: str) -> None:
+    """Raise :class:`Misdeclared` if there is no next time: Dagster would fail the whole code location, or never tick."""
+    from croniter import CroniterError, croniter
+
+    try:
+        croniter(schedule, datetime(2024, 1, 1, tzinfo=UTC)).get_next()
+    except CroniterError as error:
+        raise Misdeclared(
+            f"Cron {schedule!r} never comes: {error}; minutes are 0 to 59, hours 0 to 23, days 1 to 31, months 1 to 12, weekdays 0 to 7"
+        ) from None
+    if re.search(r"\dW|W\d", schedule, re.IGNORECASE):
+        raise Misdeclared(f"Cron {schedule!r}: W, the nearest weekday, is not known to Dagster; name days")
 
 
 @declaration
@@ -104,12 +121,10 @@ class Route:
 
     def __post_init__(self) -> None:
         checked_name(self.name, "route")
-        try:
+        with about(f"route {self.name!r}"):
             if queue := self.queue:
                 self._come_aboard(queue)
             self._check()
-        except Misdeclared as error:
-            raise Misdeclared(f"route {self.name!r}: {error}") from None
 
     def _come_aboard(self, queue: Queue) -> None:
         """Put the stop ``messages`` first; a route made from another's stops has it already."""
@@ -256,6 +271,7 @@ class Route:
                 self._check_sensitive(stop)
             for sql in _own_sql(stop):
                 refuse_placeholders(f"stop {stop.name!r}", sql)
+            self._try_sql(stop)
         self._check_tables()
         self._check_triggers()
         if self.queue:
@@ -296,12 +312,12 @@ class Route:
     def _check_how(self, stop: Transform) -> None:
         after, names = self.upstream(stop.name), stop.arguments()
         if isinstance(stop.how, str):
-            from bus_assets import sql  # a third of a second that only routes with SQL pay
+            from bus_assets import sql, trial  # a third of a second that only routes with SQL pay
 
-            try:
+            with about(f"stop {stop.name!r}"):
                 sql.check(stop.how, after, keeps_grain=stop.grain == "kept")
-            except Misdeclared as error:
-                raise Misdeclared(f"stop {stop.name!r}: {error}") from None
+                inputs = {name: self.contract_of(name) for name in after}
+                trial.try_select(stop.how, inputs, stop.contract, with_row=after[0] if stop.grain == "kept" else None)
             return
         if len(names) != len(after):
             raise Misdeclared(
@@ -312,6 +328,22 @@ class Route:
             raise Misdeclared(
                 f"stop {stop.name!r}: its function takes {', '.join(names)}, but after= lists {', '.join(after)}; use the same order"
             )
+
+    def _try_sql(self, stop: Stop) -> None:
+        """Run the author's conditions and checks on no rows: they are as wrong there as in the middle of a trip."""
+        contract = self.contract_of(stop.name)
+        if isinstance(stop, DropOff):
+            if stop.where is not None:
+                from bus_assets import trial
+
+                with about(f"drop-off {stop.name!r}: where={stop.where!r}"):
+                    trial.try_where(stop.where, self.upstream(stop.name)[0], contract)
+            return
+        for check in stop.checks:
+            from bus_assets import trial
+
+            with about(f"stop {stop.name!r}: check {check.name!r}"):
+                trial.try_check(check.sql, stop.name, contract)
 
     def _check_sensitive(self, stop: PickUp | Transform) -> None:
         """A field into which a sensitive one flows says itself whether it is sensitive: its stop hides what its own contract names."""
@@ -348,6 +380,7 @@ class Route:
                 )
             if column.startswith(HIDDEN_PREFIX):
                 raise Misdeclared(f"drop-off {stop.name!r}: column {column!r} begins with {HIDDEN_PREFIX!r}, which is the platform's own")
+            checked_identifier(column, f"drop-off {stop.name!r}: column")
         into, newest = stop.into, (stop.into.newest,) if stop.into.newest else ()
         for what, columns in (("key", into.key), ("scope", into.scope or ()), ("sums", into.sums), ("newest", newest)):
             for column in columns:

@@ -6,15 +6,21 @@ found under its own name. Texts may hold placeholders (``orders-{params.month}.c
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Mapping
 from dataclasses import field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from bus_assets.declare import Misdeclared, declaration
+from bus_assets.declare import Misdeclared, about, declaration
 from bus_assets.values import TripValues, fill, fill_pattern, fill_url
+from resources.http_paging import checked_paging
+from resources.xmlpaths import RowPath, plan_of
 
 if TYPE_CHECKING:
     from resources.records import Records
+
+MOST_BYTES_OF_A_RECORD = 1 << 30
+"""Arrow counts the bytes of a block in 32 bits, and reads many blocks ahead."""
 
 
 @runtime_checkable
@@ -59,20 +65,23 @@ class TextFile:
     fields: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if len(self.delimiter) != 1 or self.delimiter in '\r\n"':
-            raise Misdeclared(f"TextFile {self.path!r}: delimiter {self.delimiter!r} must be one character")
-        if len(self.quote) > 1 or self.quote == self.delimiter:
-            raise Misdeclared(f"TextFile {self.path!r}: quote {self.quote!r} must be one character, or '' for none, and not the delimiter")
+        if not _is_sign(self.delimiter) or self.delimiter == '"':
+            raise Misdeclared(f"TextFile {self.path!r}: delimiter {self.delimiter!r} must be one character of ASCII")
+        if (self.quote and not _is_sign(self.quote)) or self.quote == self.delimiter:
+            raise Misdeclared(
+                f"TextFile {self.path!r}: quote {self.quote!r} must be one character of ASCII, or '' for none, and not the delimiter"
+            )
+        if any("\n" in value or "\r" in value for value in self.null_values):
+            raise Misdeclared(f"TextFile {self.path!r}: null_values may not contain line breaks")
+        if not 1 <= self.longest_record_bytes <= MOST_BYTES_OF_A_RECORD:
+            raise Misdeclared(
+                f"TextFile {self.path!r}: longest_record_bytes is {self.longest_record_bytes}; it must be 1 to {MOST_BYTES_OF_A_RECORD}"
+            )
         if not self.header and not self.columns:
             raise Misdeclared(f"TextFile {self.path!r}: without a header, columns=(…) must name the columns in order")
         if self.header and self.columns:
             raise Misdeclared(f"TextFile {self.path!r}: columns is for files without a header; to rename columns use fields={{…}}")
-        try:
-            "".encode(self.encoding)
-        except LookupError:
-            raise Misdeclared(
-                f"TextFile {self.path!r}: encoding {self.encoding!r} is not known; examples: utf-8, latin-1, cp1252"
-            ) from None
+        _check_encoding(f"TextFile {self.path!r}", self.encoding)
 
     def read(self, system: Any, fields: Mapping[str, str], values: TripValues) -> Iterator[Records]:
         from resources.textfile import read_text
@@ -106,6 +115,9 @@ class JsonLines:
     encoding: str = "utf-8"
     compression: Literal["infer", "gzip", "none"] = "infer"
     fields: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_encoding(f"JsonLines {self.path!r}", self.encoding)
 
     def read(self, system: Any, fields: Mapping[str, str], values: TripValues) -> Iterator[Records]:
         from resources.jsonlines import read_json_lines
@@ -168,11 +180,10 @@ class XmlFeed:
     fields: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for text in (self.row, *self.fields.values()):
-            for step in text.replace("[]", "").replace("@", "").split("/"):
-                prefix, colon, _ = step.partition(":")
-                if colon and prefix not in self.namespaces:
-                    raise Misdeclared(f"XmlFeed {self.path!r}: prefix {prefix!r} in {text!r} is not declared; add it to namespaces={{…}}")
+        with about(f"XmlFeed {self.path!r}"):
+            RowPath.parse(self.row, self.namespaces)
+            if self.fields:
+                plan_of(self.fields, self.namespaces)
 
     def read(self, system: Any, fields: Mapping[str, str], values: TripValues) -> Iterator[Records]:
         from resources.xmlfeed import read_xml
@@ -207,6 +218,10 @@ class Endpoint:
     params: Mapping[str, Any] = field(default_factory=dict)
     paging: Mapping[str, Any] | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        with about(f"Endpoint {self.path!r}"):
+            checked_paging(self.paging)
 
     def read(self, system: Any, fields: Mapping[str, str], values: TripValues) -> Iterator[Records]:
         return system.records(
@@ -252,3 +267,16 @@ class Query:
 
     def templates(self) -> tuple[Any, ...]:
         return (self.params,)
+
+
+def _is_sign(text: str) -> bool:
+    """Whether Arrow takes ``text`` for a delimiter or a quote."""
+    return len(text) == 1 and text.isascii() and text not in "\r\n\0"
+
+
+def _check_encoding(me: str, encoding: str) -> None:
+    try:
+        "".encode(encoding)
+        codecs.getincrementaldecoder(encoding)
+    except (LookupError, ValueError):
+        raise Misdeclared(f"{me}: encoding {encoding!r} is not known; examples: utf-8, latin-1, cp1252") from None

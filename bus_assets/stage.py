@@ -20,10 +20,11 @@ from bus_assets.contract import Contract
 from bus_assets.cross_rows import InOrder, Violations
 from bus_assets.duck import disk_full, duck
 from bus_assets.gate import cross_row, split
-from bus_assets.passengers import MESSAGE, ORIGIN, POSITION, ROW, Passengers, quoted
+from bus_assets.passengers import MESSAGE, ORIGIN, POSITION, ROW, Passengers
 from bus_assets.rejects import RejectSpool, payloads
 from bus_assets.stops import Check
 from bus_assets.tally import RowTally
+from bus_assets.trial import counting
 from bus_assets.verify import Figure, verify
 from resources.depot.entries import QuarantinedRow, Reason
 from resources.errors import ChecksFailed
@@ -282,7 +283,7 @@ def author_checks(checks: Sequence[Check], passengers: Passengers) -> dict[str, 
         passengers.view(connection)
         for check in checks:
             try:
-                counted = connection.execute(f"SELECT count(*) FROM ({check.sql.rstrip().rstrip(';')}) AS {quoted('offending')}").fetchone()  # noqa: S608
+                counted = connection.execute(counting(check.sql)).fetchone()
             except duckdb.Error as error:
                 said = type(error).__name__ if passengers.contract.sensitive else str(error).splitlines()[0]
                 raise disk_full(error) or ChecksFailed(f"check '{check.name}' does not run: {said}") from error

@@ -12,6 +12,7 @@ from bus_assets.declare import Misdeclared, checked_name, declaration
 from bus_assets.queues import MESSAGES
 from bus_assets.sources import Source
 from bus_assets.values import reads_messages
+from resources.table_names import name_parts
 
 Mode = Literal["append", "upsert", "replace", "delete", "accumulate"]
 
@@ -140,6 +141,7 @@ class Table:
         if self.mode is None:
             object.__setattr__(self, "mode", "replace" if self.scope is not None else "upsert" if self.key else "append")
         me = f"Table {self.name!r}"
+        name_parts(self.name)
         if self.mode in ("upsert", "delete", "accumulate") and not self.key:
             raise Misdeclared(f"{me}: mode {self.mode!r} needs key=…, the columns that tell rows apart")
         if self.mode == "replace" and self.scope is None:

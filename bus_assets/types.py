@@ -75,6 +75,18 @@ class Type:
             "binary": pa.binary(),
         }[self.kind]
 
+    def duckdb(self) -> str:
+        """The same type in DuckDB's SQL."""
+        if self.kind == "decimal":
+            return f"DECIMAL({self.precision}, {self.scale})"
+        if self.item is not None:
+            return f"{self.item.duckdb()}[]"
+        if self.kind == "struct":
+            members = (f'"{name}" {member.duckdb()}' for name, member in self.members)
+            return f"STRUCT({', '.join(members)})"
+        plain = {"string": "VARCHAR", "integer": "BIGINT", "number": "DOUBLE", "timestamptz": "TIMESTAMP WITH TIME ZONE", "binary": "BLOB"}
+        return plain.get(self.kind, self.kind.upper())
+
 
 def parse_type(text: str) -> Type:
     """Read ``text`` in the grammar above; raises :class:`Misdeclared` that names what was not understood."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +16,7 @@ from sqlalchemy.sql.elements import quoted_name
 
 from resources.column_types import ddl, loss, sql_type
 from resources.errors import Misconfigured
-
-MAX_IDENTIFIER_BYTES = 63
-"""Postgres cuts longer names without a word (NAMEDATALEN); refused everywhere so that a route fits every database."""
-_PART = re.compile(r'"((?:[^"]|"")+)"|([^."]+)')
+from resources.table_names import checked_identifier, name_parts
 
 
 @dataclass(frozen=True)
@@ -60,28 +56,9 @@ class TableName:
 
 
 def table_name(text: str, default_schema: str | None) -> TableName:
-    """``text`` taken apart; Misconfigured if it has more than two parts, an empty one, or one that is too long."""
-    parts, at = [], 0
-    while match := _PART.match(text, at):
-        parts.append(match.group(1).replace('""', '"') if match.group(1) else match.group(2))
-        at = match.end()
-        if text[at : at + 1] != ".":
-            break
-        at += 1
-    if at != len(text) or text.endswith(".") or not 1 <= len(parts) <= 2:
-        raise Misconfigured(
-            f"table name {text!r}: expected 'table' or 'schema.table'; write a part with a dot or a quote as \"…\", quotes doubled"
-        )
-    for part in parts:
-        checked_identifier(part, f"table name {text!r}")
-    return TableName(schema=parts[0] if len(parts) == 2 else default_schema, name=parts[-1], text=text)
-
-
-def checked_identifier(name: str, what: str) -> str:
-    size = len(name.encode())
-    if not name or size > MAX_IDENTIFIER_BYTES or "\0" in name:
-        raise Misconfigured(f"{what}: {name!r} has {size} bytes; names have 1 to {MAX_IDENTIFIER_BYTES} bytes and no NUL")
-    return name
+    """``text`` taken apart; Misconfigured as in :func:`~resources.table_names.name_parts`."""
+    *schema, name = name_parts(text)
+    return TableName(schema=schema[0] if schema else default_schema, name=name, text=text)
 
 
 def prepare_tables(connection: Connection, plans: Sequence[TablePlan], default_schema: str | None, where: str) -> None:

@@ -271,6 +271,20 @@ def test_a_handler_that_misbehaves_fails_the_stop_by_name_and_the_trip_drives_ag
     assert [(key, Decimal(total)) for key, total in rows] == [("O-1", Decimal(7)), ("O-2", Decimal(1)), ("O-3", Decimal("0.5"))]
 
 
+SQLS = {
+    "filters": ("SELECT order_id, price AS total FROM orders WHERE qty > 1", "did not come out"),
+    "fails": ("SELECT order_id, error('no') AS total FROM orders", "its SQL failed"),
+}
+
+
+@pytest.mark.parametrize("case", SQLS)
+def test_sql_that_misbehaves_fails_the_stop_by_name(world, case):
+    sql, said = SQLS[case]
+    route = shop(stops=(shop()["orders"], Transform("priced", sql, PRICED)))
+    with pytest.raises(BusError, match=said):
+        world.drive(route)
+
+
 def test_a_transform_that_changes_the_grain_may_aggregate(world):
     contract = Contract((Field("n", "integer"), Field("total", "decimal(14,2)")))
     grouped = Transform("sums", "SELECT count(*) AS n, sum(price) AS total FROM orders", contract, grain="changed")

@@ -11,8 +11,10 @@ from bus_assets import (
     Contract,
     Cron,
     DropOff,
+    Endpoint,
     Field,
     Json,
+    JsonLines,
     Misdeclared,
     Parameter,
     PickUp,
@@ -24,6 +26,7 @@ from bus_assets import (
     Text,
     TextFile,
     Transform,
+    XmlFeed,
 )
 
 ORDERS = Contract((Field("order_id", unique=True, required=True), Field("qty", "integer"), Field("sku")))
@@ -107,6 +110,24 @@ def test_a_changed_grain_says_how_batches_combine():
     started_by_messages(Transform("x", GROUPED, SUMS, grain="changed", combine="accumulate"), into("x", **adds), other)
 
 
+EVERY = Contract(
+    (
+        Field("n", "number"),
+        Field("i", "integer"),
+        Field("b", "boolean"),
+        Field("m", "decimal(10,2)"),
+        Field("d", "date"),
+        Field("t", "time"),
+        Field("w", "timestamp"),
+        Field("z", "timestamptz"),
+        Field("x", "binary"),
+        Field("l", "list<integer>"),
+        Field("s", "struct<a: string, order: list<date>>"),
+    )
+)
+WHERE = "n > 1 AND b AND m < 0.5 AND d > '2026-01-01' AND t > '10:00' AND w > d AND z > now() AND octet_length(x) > 0 AND len(l) > 0"
+AT_NIGHT = "SELECT * FROM every WHERE s.a = '' AND hour(z AT TIME ZONE 'Europe/Berlin') > 22 -- of all"
+
 CUSTOMERS = Contract((Field("id", "integer"), Field("email", sensitive=True), Field("country")))
 MAY_HOLD = "may hold values of 'customers.email', which is sensitive, and does not say whether it is; add sensitive=True"
 
@@ -129,6 +150,27 @@ def test_what_no_sensitive_field_flows_into_says_nothing():
     customers_made("SELECT country, count(*) AS n FROM customers GROUP BY 1", Field("country"), Field("n", "integer"), grain="changed")
     made = customers_made("SELECT email AS mail FROM customers", Field("mail", sensitive=False))
     route(*made.stops, Transform("last", "SELECT mail FROM made", Contract((Field("mail"),))))  # the author has said that it is none
+
+
+def test_sql_that_runs_is_not_refused():
+    every = PickUp("every", FILE, EVERY, checks=(Check("night", AT_NIGHT), Check("file", "SELECT * FROM 'none.csv'")))
+    route(every, DropOff("d", Table("w", 'sales."odd.name"'), where=WHERE))
+
+
+def test_sql_is_tried_on_the_types_in_which_rows_are_staged():
+    import duckdb
+    import pyarrow as pa
+
+    staged = pa.schema([(field.name, field.parsed_type.arrow()) for field in EVERY.fields]).empty_table()
+    columns = ", ".join(f"{field.name} {field.parsed_type.duckdb()}" for field in EVERY.fields)
+    with duckdb.connect() as connection:
+        connection.execute(f"CREATE TABLE tried ({columns})")
+        assert connection.table("tried").types == connection.from_arrow(staged).types
+
+
+@pytest.mark.parametrize("schedule", ["15 6 * * 1-5", "*/5 0-23/2 1,15 JAN-MAR SUN", "0 5 L * *", "0 5 * * 5#3", "0 0 29 2 *"])
+def test_schedules_that_dagster_knows_are_taken(schedule):
+    assert Cron(schedule).schedule == schedule
 
 
 WRONG = {
@@ -261,6 +303,76 @@ WRONG = {
         "fields maps 'a', which the contract does not promise",
     ),
     "a word too many": (lambda: PickUp("x", FILE, ORDERS, contrat=1), "PickUp 'x': contrat: unexpected keyword argument"),
+    "sql of an unpromised field": (
+        lambda: route(orders(), Transform("x", "SELECT order_id, qyt AS qty, sku FROM orders", ORDERS)),
+        'Referenced column "qyt" not found in FROM clause! Candidate bindings: "qty"; stop \'orders\' has order_id, qty, sku',
+    ),
+    "sql without a promised field": (
+        lambda: route(orders(), Transform("x", "SELECT order_id, qty FROM orders", ORDERS)),
+        "stop 'x': its SQL makes no column sku, which its contract promises; it makes order_id, qty",
+    ),
+    "where of an unpromised field": (
+        lambda: route(orders(), DropOff("d", Table("w", "t"), where="qyt > 0")),
+        "route 'shop': drop-off 'd': where='qyt > 0': it does not run: Binder Error: Referenced column \"qyt\" not found in FROM clause!",
+    ),
+    "where of a field that is not dropped, misspelt": (
+        lambda: route(orders(), DropOff("d", Table("w", "t"), columns=("sku",), where="order = 'x'")),
+        "drop-off 'd': where=\"order = 'x'\": it does not run",
+    ),
+    "where that is no condition": (lambda: route(orders(), DropOff("d", Table("w", "t"), where="qty >")), "it does not run: Parser Error"),
+    "where that counts": (lambda: route(orders(), DropOff("d", Table("w", "t"), where="count(*) > 1")), "it does not run: Binder Error"),
+    "check of an unpromised field": (
+        lambda: route(orders(checks=(Check("free", "SELECT * FROM orders WHERE qyt = 0"),))),
+        "route 'shop': stop 'orders': check 'free': it does not run: Binder Error",
+    ),
+    "check of another stop": (
+        lambda: route(orders(), Transform("x", same, ORDERS, checks=(Check("odd", "SELECT * FROM orders"),))),
+        "stop 'x': check 'odd': it does not run: Catalog Error: Table with name orders does not exist!",
+    ),
+    "check that is no select": (
+        lambda: route(orders(checks=(Check("c", "DELETE FROM orders"),))),
+        "check 'c': it does not run: Parser Error",
+    ),
+    "column of no name": (
+        lambda: route(orders(), DropOff("d", Table("w", "t"), columns={"": "sku"})),
+        "drop-off 'd': column: '' has 0 bytes; names have 1 to 63 bytes",
+    ),
+    "column that Postgres would cut": (
+        lambda: route(orders(), DropOff("d", Table("w", "t"), columns={"s" * 64: "sku"})),
+        "' has 64 bytes; names have 1 to 63 bytes",
+    ),
+    "table of no name": (lambda: Table("w", ""), "table name '': expected 'table' or 'schema.table'"),
+    "table in too many schemas": (lambda: Table("w", "a.b.c"), "table name 'a.b.c': expected 'table' or 'schema.table'"),
+    "table that ends in a dot": (lambda: Table("w", "sales."), "table name 'sales.': expected"),
+    "table with a lone quote": (lambda: Table("w", 'sales"orders'), "write a part with a dot or a quote as"),
+    "table name that Postgres would cut": (lambda: Table("w", "t" * 64), "has 64 bytes; names have 1 to 63 bytes"),
+    "key in a table of no name": (lambda: TableKey("w", "a.b.c", "id"), "table name 'a.b.c': expected"),
+    "key in a column of no name": (lambda: TableKey("w", "t", ""), "TableKey of 't': column: '' has 0 bytes"),
+    "paging of an unknown kind": (
+        lambda: Endpoint("crm", "/orders", paging={"kind": "pages"}),
+        "Endpoint '/orders': paging kind 'pages' is not known; known are none, link_header",
+    ),
+    "paging with a word too many": (lambda: Endpoint("crm", "/o", paging={"kind": "page", "size": 5}), "paging 'page' has no key 'size'"),
+    "paging without its limit": (lambda: Endpoint("crm", "/o", paging={"kind": "offset"}), "paging 'offset' needs 'limit'"),
+    "list within an XML path": (
+        lambda: XmlFeed("l", "o.xml", "order", fields={"a": "tag[]/x"}),
+        "XmlFeed 'o.xml': field path 'tag[]/x': [] belongs at the end of the last element",
+    ),
+    "XML path that is none": (lambda: XmlFeed("l", "o.xml", "order", fields={"a": "//x"}), "'' is not the name of an element or attribute"),
+    "XML path with a condition": (lambda: XmlFeed("l", "o.xml", "order[1]"), "'order[1]' is not the name of an element or attribute"),
+    "XML prefix of nobody": (lambda: XmlFeed("l", "o.xml", "n:order"), "prefix 'n' in 'n:order' is not declared; add it to namespaces="),
+    "delimiter beyond ASCII": (lambda: TextFile("l", "x", delimiter="§"), "TextFile 'x': delimiter '§' must be one character of ASCII"),
+    "delimiter NUL": (lambda: TextFile("l", "x", delimiter="\0"), "delimiter '\\x00' must be one character of ASCII"),
+    "quote beyond ASCII": (lambda: TextFile("l", "x", quote="«"), "quote '«' must be one character of ASCII, or '' for none"),
+    "quote that ends a line": (lambda: TextFile("l", "x", quote="\n"), "quote '\\n' must be one character of ASCII"),
+    "null of two lines": (lambda: TextFile("l", "x", null_values=("a\nb",)), "null_values may not contain line breaks"),
+    "records of no length": (lambda: TextFile("l", "x", longest_record_bytes=0), "longest_record_bytes is 0; it must be 1 to"),
+    "records beyond Arrow": (lambda: TextFile("l", "x", longest_record_bytes=1 << 31), "it must be 1 to 1073741824"),
+    "no encoding of text": (lambda: JsonLines("l", "x", encoding="base64"), "JsonLines 'x': encoding 'base64' is not known"),
+    "cron of no hour": (lambda: Cron("99 99 * * *"), "Cron '99 99 * * *' never comes: "),
+    "cron of no day": (lambda: Cron("0 5 30 2 *"), "Cron '0 5 30 2 *' never comes: "),
+    "cron of no name": (lambda: Cron("0 5 * * MOX"), "Cron '0 5 * * MOX' never comes: "),
+    "cron of the nearest weekday": (lambda: Cron("0 5 15W * *"), "W, the nearest weekday, is not known to Dagster"),
     "delimiter of two": (lambda: TextFile("l", "x", delimiter="||"), "delimiter '||' must be one character"),
     "no header, no columns": (lambda: TextFile("l", "x", header=False), "columns=(…) must name the columns"),
     "unknown encoding": (lambda: TextFile("l", "x", encoding="utf-9"), "encoding 'utf-9' is not known"),

@@ -178,5 +178,5 @@ def test_numbers_that_a_database_would_change_are_poison(dialect: str, value: fl
 
 @pytest.mark.parametrize(("given", "kind"), [(5.25, pa.int64()), (Decimal("5.25"), pa.int64()), (dt.datetime(2024, 7, 1, 12), pa.date32())])
 def test_a_scope_that_the_column_cannot_hold_is_refused_not_cut(given: Any, kind: pa.DataType):
-    with pytest.raises(Misconfigured, match="scope: .* does not read as"):
+    with pytest.raises(Misconfigured, match=r"scope: .* does not read as"):
         as_bound(given, kind, "postgresql", "scope")

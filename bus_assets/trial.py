@@ -1,0 +1,60 @@
+"""An author's SQL, tried on no rows when its route is declared: what DuckDB would otherwise say in the middle of a trip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import duckdb
+
+from bus_assets.contract import Contract
+from bus_assets.declare import Misdeclared
+from bus_assets.passengers import ROW, quoted
+
+
+def try_select(sql: str, stops: Mapping[str, Contract], promised: Contract, *, with_row: str | None) -> None:
+    """Raise :class:`Misdeclared` if a transform's ``sql`` cannot run on the rows of ``stops``, or has not all columns that are promised.
+
+    ``with_row``: the stop whose rows have their identity with them.
+    """
+    made: list[str] = []
+    _try(stops, lambda connection: made.extend(connection.sql(sql).columns), with_row)
+    if made and (missing := [name for name in promised.names if name not in made]):
+        raise Misdeclared(f"its SQL makes no column {', '.join(missing)}, which its contract promises; it makes {', '.join(made)}")
+
+
+def try_check(sql: str, stop: str, contract: Contract) -> None:
+    """Raise :class:`Misdeclared` if a check's ``sql`` cannot run on the rows of ``stop``."""
+    _try({stop: contract}, lambda connection: connection.execute(f"EXPLAIN {counting(sql)}"))
+
+
+def try_where(where: str, stop: str, contract: Contract) -> None:
+    """Raise :class:`Misdeclared` if ``where`` is no condition on rows of ``stop``."""
+    _try({stop: contract}, lambda connection: connection.table(quoted(stop)).filter(where))
+
+
+def counting(sql: str) -> str:
+    """The statement that counts the rows which a check's ``sql`` finds; it may end in a comment, hence the line breaks."""
+    return f"SELECT count(*) FROM (\n{sql.rstrip().rstrip(';')}\n) AS {quoted('offending')}"  # noqa: S608 - the author's own statement
+
+
+def _try(stops: Mapping[str, Contract], run: Callable[[duckdb.DuckDBPyConnection], object], with_row: str | None = None) -> None:
+    if said := _problem(stops, run, with_row):  # raised out here, so that an error that is kept does not keep the DuckDB
+        there = "; ".join(f"{stop!r} has {', '.join(contract.names)}" for stop, contract in stops.items())
+        raise Misdeclared(f"it does not run: {said}; stop {there}")
+
+
+def _problem(stops: Mapping[str, Contract], run: Callable[[duckdb.DuckDBPyConnection], object], with_row: str | None) -> str | None:
+    """What DuckDB refuses in ``run``, with the rows of ``stops``, of which there are none, and with nothing outside in reach."""
+    try:
+        with duckdb.connect(config={"threads": 1, "autoinstall_known_extensions": False, "TimeZone": "UTC"}) as connection:
+            connection.execute("SET enable_external_access = false")
+            for stop, contract in stops.items():
+                columns = [f"{quoted(field.name)} {field.parsed_type.duckdb()}" for field in contract.fields]
+                columns += [f"{ROW} BIGINT"] if stop == with_row else []
+                connection.execute(f"CREATE TABLE {quoted(stop)} ({', '.join(columns)})")
+            run(connection)
+    except duckdb.Error as error:
+        if isinstance(error, duckdb.PermissionException) or " extension" in str(error):
+            return None  # what it takes from outside is there or not when it runs
+        return " ".join(line for line in str(error).partition("\nLINE ")[0].splitlines() if line)
+    return None
