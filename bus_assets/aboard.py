@@ -322,9 +322,19 @@ def tell_fates(drive: Drive) -> None:
         for message in messages
         if applied is not None and (message.part, message.key) not in applied
     }
-    inbox.delivered(drive.trip.id, {message: rows for message, (rows, _) in rejected.items()}, waits)
-    if len(waits) == len(messages) and inbox.failed_in_row(route.name) >= BREAKER:
-        inbox.pause(route.name, f"{BREAKER} trips in a row had nothing but rejected rows; the newest is {drive.trip.id}")
+    kept = len(waits) < len(messages) and (not waits or _is_kept(drive))
+    rows_of = {message: rows for message, (rows, _) in rejected.items()}
+    failures = inbox.delivered(drive.trip.id, rows_of, waits, kept=kept)
+    if not kept and failures >= BREAKER:
+        said = f"{failures} trips in a row delivered nothing; the newest, {drive.trip.id}, had nothing but rejected rows"
+        inbox.pause(route.name, f"{said}: {next(iter(waits.values()))}")
+
+
+def _is_kept(drive: Drive) -> bool:
+    """Whether a row of any message passed the gates. Beside those whose rows were all rejected there may be messages without any rows."""
+    verdicts = drive.verdicts()
+    carriers = [verdicts[name] for name in _carriers(drive.route) if name in verdicts]
+    return not carriers or any(verdict.kept for verdict in carriers)
 
 
 def _why(rows: int, first: str) -> str:

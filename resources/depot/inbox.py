@@ -203,13 +203,14 @@ class Inbox:
         with self._connections.writing() as connection:
             return settling.strand(connection, trip, messages, settling.Stranding(error, to_dead_letters, halt_on_stranded), launch)
 
-    def delivered(self, trip: str, rejected: Mapping[int, int], quarantined: Mapping[int, str]) -> None:
+    def delivered(self, trip: str, rejected: Mapping[int, int], quarantined: Mapping[int, str], *, kept: bool = True) -> int:
         """The trip is published: every message aboard is delivered, with its number of ``rejected`` rows, or quarantined for a reason.
 
-        The route's failures in a row are over. Saying it again changes nothing. The trip's own state is ``Depot.finish_trip``'s.
+        The route's failures in a row are over; unless nothing of the trip was ``kept``: then it is one of them itself. How many there
+        are now. Saying it again changes nothing. The trip's own state is ``Depot.finish_trip``'s.
         """
         with self._connections.writing() as connection:
-            settling.delivered(connection, trip, rejected, quarantined)
+            return settling.delivered(connection, trip, rejected, quarantined, kept=kept)
 
     def applied(self, trip: str, ids: Sequence[int]) -> int:
         """These were found applied by an earlier trip: delivered, and off this trip. How many are left aboard; if none, it is 'empty'."""
@@ -249,7 +250,7 @@ class Inbox:
     # The route
 
     def failed_in_row(self, route: str) -> int:
-        """Count a failed trip; how many in a row that makes. ``delivered`` and ``resume`` begin anew."""
+        """Count a failed trip; how many in a row that makes. ``delivered``, if something was kept, and ``resume`` begin anew."""
         with self._connections.writing() as connection:
             return routes.failed_in_row(connection, checked_name(route, "route"))
 

@@ -107,11 +107,11 @@ def _riding_on(groups: Mapping[int, str | None], stranded: set[int], halts_group
     return others
 
 
-def delivered(connection: sa.Connection, trip: str, rejected: Mapping[int, int], quarantined: Mapping[int, str]) -> None:
-    route = trip_of(connection, trip).route
-    routes.lock(connection, route)
+def delivered(connection: sa.Connection, trip: str, rejected: Mapping[int, int], quarantined: Mapping[int, str], *, kept: bool) -> int:
+    found = trip_of(connection, trip)
+    route, failures = found.route, routes.lock(connection, found.route)["failures_in_row"]
     if not _groups(connection, trip):
-        return
+        return failures
     aboard = (messages.c.trip == trip) & (messages.c.state == "aboard")
     one = aboard & (messages.c.id == sa.bindparam("number"))
     changed_at = now(connection)
@@ -122,7 +122,10 @@ def delivered(connection: sa.Connection, trip: str, rejected: Mapping[int, int],
         connection.execute(sa.update(messages).where(one).values(given_up), some)
     done = sa.update(messages).where(aboard).values(state="delivered", error=None, changed_at=changed_at)
     routes.count(connection, route, delivered=connection.execute(done).rowcount)
-    routes.succeeded(connection, route)
+    if kept:
+        routes.succeeded(connection, route)
+        return 0
+    return failures if found.failures else routes.failed_in_row(connection, route)  # a trip that failed before is counted already
 
 
 def applied(connection: sa.Connection, trip: str, ids: Sequence[int]) -> int:

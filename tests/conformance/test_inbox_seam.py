@@ -594,6 +594,20 @@ def test_failures_in_a_row_end_with_a_delivery_or_a_person(depot, inbox):
     assert inbox.failed_in_row("orders") == 2
 
 
+def test_a_trip_of_which_nothing_was_kept_is_a_failure_among_those_in_a_row(inbox):
+    inbox.failed_in_row("orders")
+    trip, ids = riding(inbox)
+    whole = dict.fromkeys(ids, "all rows")
+    assert [inbox.delivered(trip, {}, whole, kept=False) for _ in range(2)] == [2, 2]  # said again, it is not counted again
+    trip, ids = riding(inbox)
+    inbox.retry(trip, 0, spent="failure")
+    assert departed(inbox) == [trip]
+    assert inbox.delivered(trip, {}, dict.fromkeys(ids, "all rows"), kept=False) == 2  # it has failed, and was counted, before
+    trip, ids = riding(inbox)
+    assert inbox.delivered(trip, {}, {ids[0]: "all rows"}) == 0
+    assert inbox.failed_in_row("orders") == 1
+
+
 # Riding order
 
 

@@ -16,6 +16,7 @@ from bus_assets.publish import publish
 from resources.database import Database
 from resources.errors import Refused, Transient
 from resources.files import LocalFiles
+from sensors.judging import BREAKER
 from tests.queue_world import ORDER, TOTAL, QueueWorld, events, order, orders
 
 
@@ -113,6 +114,49 @@ def test_several_failures_in_a_row_pause_the_route_and_strand_nothing(tmp_path):
     world.bus.depot.inbox.resume("events")
     world.deliver()
     assert len(world.logged()) == left
+
+
+BROKEN = {"order_id": "X", "qty": 0, "price": "1"}
+"""As every order looks after a deploy that breaks the contract."""
+
+
+def test_trips_of_nothing_but_rejected_rows_pause_the_route_before_all_that_waits_is_set_aside(tmp_path):
+    world = QueueWorld(tmp_path, events(batch=2, max_in_flight=1))
+    world.send(*[BROKEN] * 20)
+    world.deliver(ticks=20)
+    _, why = world.bus.depot.inbox.paused("events")
+    newest = world.bus.depot.trips("events", "delivered", 1)[0].id
+    assert why.startswith(f"{BREAKER} trips in a row delivered nothing; the newest, {newest}, had nothing but rejected rows: order_id")
+    assert world.states()["quarantined"] == 2 * BREAKER
+    world.route = events(decode=Json(Contract((Field("order_id"), Field("qty", "integer"), Field("price", "decimal(10,2)")))))
+    world.bus.depot.inbox.resume("events")
+    world.bus.depot.inbox.redrive("events", reason="the contract is mended")
+    world.deliver()
+    assert world.logged() == ["X"] * 20
+
+
+def test_a_good_trip_between_them_does_not_let_rejected_rows_pause_the_route(tmp_path):
+    world = QueueWorld(tmp_path, events(batch=1, max_in_flight=1))
+    world.send(*[BROKEN] * (BREAKER - 1), order(1), *[BROKEN] * (BREAKER - 1))
+    world.deliver()
+    assert world.bus.depot.inbox.paused("events") is None
+    assert world.states() == {"delivered": 1, "quarantined": 2 * (BREAKER - 1)}
+
+
+def test_a_message_without_rows_among_rejected_ones_is_no_good_trip(tmp_path):
+    world = QueueWorld(tmp_path, events(decode=Json(ORDER, records="orders"), batch=2, max_in_flight=1))
+    world.send(*[{"orders": [BROKEN]}, {"orders": []}] * (BREAKER + 1))
+    world.deliver(ticks=20)
+    assert "had nothing but rejected rows: order_id" in world.bus.depot.inbox.paused("events")[1]
+    assert {state: world.states()[state] for state in ("delivered", "quarantined")} == {"delivered": BREAKER, "quarantined": BREAKER}
+
+
+def test_a_trip_of_rejected_rows_leaves_the_failures_before_it_counted(tmp_path):
+    world = QueueWorld(tmp_path, events(batch=1, max_in_flight=1, attempts=1))
+    world.send(*[order(666)] * (BREAKER - 1), BROKEN, order(1))
+    world.deliver(ticks=20)
+    assert "trips in a row delivered nothing" in world.bus.depot.inbox.paused("events")[1]
+    assert world.logged() == []
 
 
 def test_a_row_that_breaks_its_contract_sets_only_its_message_aside(world):
