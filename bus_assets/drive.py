@@ -109,7 +109,8 @@ class AppliedBefore(Refused):
 
 
 class Overtaken(Refused):
-    """This attempt was ended by somebody else while its run went on: nothing was written. Whoever ended it decides how the trip goes on."""
+    """This attempt was ended by somebody else, or its trip cancelled, while its run went on: nothing was written. Whoever ended it decides
+    how the trip goes on."""
 
 
 class Ended(BusError):
@@ -123,7 +124,8 @@ def ledger_id(route: Route, trip: str, database: str) -> str:
 
 @dataclass
 class Lease:
-    """Renews the attempt's lease as rows move, at most every :data:`RENEW_SECONDS`; raises when the attempt was taken over."""
+    """Renews the attempt's lease as rows move, at most every :data:`RENEW_SECONDS`; raises when the attempt was taken over, or its
+    trip cancelled."""
 
     drive: Drive
     stop: str
@@ -135,6 +137,14 @@ class Lease:
             return
         self._renewed = time.monotonic()
         if not self.drive.bus.depot.renew(self.drive.trip.id, self.drive.attempt, LEASE_SECONDS):
+            check_not_cancelled(self.drive)
             raise Overtaken(
                 f"attempt {self.drive.attempt} of trip {self.drive.trip.id} was taken over; this run stops", route=self.drive.route.name
             )
+
+
+def check_not_cancelled(drive: Drive) -> None:
+    """:class:`Overtaken` if a person has cancelled the trip since its run claimed it."""
+    if (why := drive.bus.depot.trip(drive.trip.id).cancelled) is not None:
+        said = f"trip {drive.trip.id} was asked to stop ({why}); this run stops, and nothing was written"
+        raise Overtaken(said, route=drive.route.name)

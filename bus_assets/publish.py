@@ -7,7 +7,8 @@ For one trip and one database, in one transaction:
     3. receipts    insert the trip's, and one for each message aboard; one that is there already means that its rows are in: nothing
                    is written
     4. write       every table of the route in this database, from the staged bytes
-    5. commit
+    5. look        the depot is asked a last time whether a person has cancelled the trip
+    6. commit
 
 The first database in which this commits is the pivot: from then on the trip only rolls forward. A second database is written
 only after the first has committed. DDL happens before, in transactions of its own.
@@ -20,7 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from bus_assets.aboard import receipts_of, receipts_to_be, tell_fates
-from bus_assets.drive import AppliedBefore, Drive, Lease, Overtaken, ledger_id
+from bus_assets.drive import AppliedBefore, Drive, Lease, Overtaken, check_not_cancelled, ledger_id
 from bus_assets.duck import disk_full, duck
 from bus_assets.forward import plan_of
 from bus_assets.passengers import Passengers, quoted
@@ -78,7 +79,7 @@ def publish(drive: Drive, database: str) -> tuple[Dropped, ...]:
 
 def _transaction(drive: Drive, database: str, drops: tuple[DropOff, ...], verdicts: Mapping[str, Verdict]) -> tuple[Dropped, ...]:
     system, trip = drive.bus.systems[database], drive.trip.id
-    ledger = ledger_id(drive.route, trip, database)
+    ledger, is_first = ledger_id(drive.route, trip, database), database == drive.route.databases[0]
     with system.transaction() as transaction:
         transaction.record_outcome(drive.route.name, ledger, drive.attempt, PUBLISHED, drive.run)
         again = gates(drive)
@@ -89,13 +90,16 @@ def _transaction(drive: Drive, database: str, drops: tuple[DropOff, ...], verdic
             raise AlreadySettled(trip, drive.attempt, PUBLISHED)
         _messages_once(drive, transaction, database, again)
         _release_once(drive, transaction, database)
-        if database == drive.route.databases[0] and len(drive.route.databases) > 1:
+        if is_first and len(drive.route.databases) > 1:
             transaction.record_plan(drive.route.name, trip, plan_of(drive, again))
         dropped = []
         for drop in drops:
             done = _drop(drive, transaction, drop, again)
             transaction.record_applied(ledger, drop.into.name, str(drop.into.mode), done.applied)
             dropped.append(done)
+        if is_first:
+            # The depot is another database: a request that comes between this look and the commit is too late, and void.
+            check_not_cancelled(drive)
     return tuple(dropped)
 
 

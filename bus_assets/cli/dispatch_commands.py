@@ -128,7 +128,11 @@ def resume(route: RouteName, module: Module = None, as_json: AsJson = False) -> 
 
 
 def cancel(trip_id: TripId, reason: Reason, as_json: AsJson = False) -> None:
-    """Stop a trip of messages for good. Its messages are stranded, and can be redriven; a run that drives it stops at its next rows."""
+    """Stop a trip of messages for good. Its messages are stranded, and can be redriven.
+
+    A run that drives it stops at its next rows or its next stop, and before it commits; its messages are stranded once it has ended. If it
+    commits in the very moment of the request, publishing wins: then the trip is delivered.
+    """
     from bus_assets.cli.loading import open_depot
 
     depot = open_depot()
@@ -139,4 +143,7 @@ def cancel(trip_id: TripId, reason: Reason, as_json: AsJson = False) -> None:
     if found.state == "cancelled":
         say(f"trip {found.id} is cancelled, its messages stranded; `bus redrive {found.route} --state stranded --reason …` sends them on")
     else:
-        say(f"trip {found.id} was asked to stop; a run drives it now, and stops before it publishes")
+        say(
+            f"trip {found.id} was asked to stop; a run drives it now, and stops before it publishes, unless it is committing at this "
+            f"moment: `bus trip {found.id}` says what it came to, cancelled or delivered"
+        )

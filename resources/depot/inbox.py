@@ -228,9 +228,10 @@ class Inbox:
     def cancel(self, trip: str, reason: str) -> Trip:
         """Ask a trip to stop; gives it as it stands then.
 
-        While an attempt is live, the trip only notes it: ``Depot.renew`` says no, nobody else may claim, and who settles the ended
-        attempt cancels again. Else its messages are stranded with the reason, not for dead letters, and the trip is 'cancelled'.
-        Refused for a trip that has published, or is over in another way.
+        While an attempt is live, the trip only notes it: ``Depot.renew`` says no, nobody may claim, the attempt's own run neither, and who
+        settles the ended attempt cancels again; if it publishes before it sees the note, that is void. Else its messages are stranded
+        with the reason, not for dead letters, and the trip is 'cancelled'. Refused for a trip that has published, or is over in
+        another way.
         """
         _reason(reason, "cancelling a trip")
         with self._connections.writing() as connection:

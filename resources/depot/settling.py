@@ -18,7 +18,7 @@ from resources.depot.many import among
 from resources.depot.messages import in_riding_order
 from resources.depot.quarantine import UPDATE_IDS, brief, chunks
 from resources.depot.schema import attempts, messages, trips
-from resources.depot.trips import has_published, newest_attempt, trip_of
+from resources.depot.trips import has_published, is_to_stop, newest_attempt, trip_of
 from resources.errors import Misconfigured, Refused
 
 
@@ -168,8 +168,7 @@ def _locked(connection: sa.Connection, trip: str) -> Trip:
 def _to_settle(connection: sa.Connection, trip: str, launch: int | None) -> Trip | None:
     """The trip, locked, if it is to be settled by this call; None if somebody else did that, or has to do something before."""
     found = _locked(connection, trip)
-    is_to_stop = found.cancelled is not None and not has_published(connection, found)
-    return None if _was_settled(found, launch) or is_to_stop or _is_driven(connection, trip) else found
+    return None if _was_settled(found, launch) or is_to_stop(connection, found) or _is_driven(connection, trip) else found
 
 
 def _was_settled(trip: Trip, launch: int | None) -> bool:

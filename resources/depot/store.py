@@ -151,7 +151,8 @@ class Depot:
         """Make ``run`` the trip's driver, and the trip 'driving' (a 'stuck' one stays that). Of a race exactly one wins.
 
         A run that owns an attempt gets the same again, its lease renewed, its process noted anew; AttemptEnded if that was revoked
-        or failed. AttemptLive if another run's has not ended: end it first if it is abandoned. AlreadyDelivered; NoSuchTrip.
+        or failed. AttemptLive if another run's has not ended: end it first if it is abandoned. TripOver if the trip was asked to stop,
+        of its own run too, or is over without having been delivered. AlreadyDelivered; NoSuchTrip.
         ``host``, ``pid``, ``process_started`` come from ``process.this_process()``; leave them out if the attempt outlives the
         process that claims (a multi-process executor): then only the lease tells.
         """

@@ -97,13 +97,13 @@ def claim(connection: sa.Connection, trip: str, run: str, lease: timedelta, proc
     if found.state in OVER:
         raise TripOver(found)
     if own is not None:
-        return _claim_again(connection, own, lease, process)
+        return _claim_again(connection, found, own, lease, process)
     if found.state == "delivered":
         raise AlreadyDelivered(found)
     newest = newest_attempt(connection, trip)
     if newest is not None and newest.ended_at is None:
         raise AttemptLive(newest)
-    if found.cancelled is not None and not has_published(connection, found):
+    if is_to_stop(connection, found):
         raise TripOver(found)
     moment = now(connection)
     number = newest.attempt + 1 if newest else 1
@@ -114,8 +114,10 @@ def claim(connection: sa.Connection, trip: str, run: str, lease: timedelta, proc
     return _the_attempt(connection, trip, number)
 
 
-def _claim_again(connection: sa.Connection, own: Attempt, lease: timedelta, process: Mapping[str, Any]) -> Attempt:
+def _claim_again(connection: sa.Connection, trip: Trip, own: Attempt, lease: timedelta, process: Mapping[str, Any]) -> Attempt:
     if own.ended_at is None:
+        if is_to_stop(connection, trip):
+            raise TripOver(trip)
         changed = {"lease_until": now(connection) + lease, **process}
         connection.execute(sa.update(attempts).where(_is(own.trip, own.attempt)).values(changed))
     return _the_attempt(connection, own.trip, own.attempt)
@@ -213,6 +215,11 @@ def has_published(connection: sa.Connection, trip: Trip) -> bool:
     """Whether the trip's rows are in a destination, as far as the depot knows."""
     published = sa.select(attempts.c.attempt).where(attempts.c.trip == trip.id, attempts.c.outcome == "published")
     return trip.state == "stuck" or bool(list_publications(connection, trip.id)) or connection.execute(published).first() is not None
+
+
+def is_to_stop(connection: sa.Connection, trip: Trip) -> bool:
+    """Whether a person has cancelled the trip, and not too late."""
+    return trip.cancelled is not None and not has_published(connection, trip)
 
 
 def check_undelivered(connection: sa.Connection, trip: str) -> None:

@@ -940,6 +940,8 @@ def test_cancelling_a_driven_trip_asks_its_run_to_stop(depot, inbox):
     assert depot.newest_attempt(trip).ended_at is None
     with pytest.raises(AttemptLive):
         depot.claim(trip, "run-2", lease_seconds=60)
+    with pytest.raises(TripOver, match=r"asked to stop.*stop it"):
+        depot.claim(trip, "run-1", lease_seconds=60)
     depot.finish_trip(trip, "failed", "stopped", attempt=1)
     depot.end_attempt(trip, 1, "revoked")
     with pytest.raises(TripOver, match=r"asked to stop.*stop it"):
@@ -955,6 +957,7 @@ def test_a_request_to_stop_that_comes_too_late_is_void(depot, inbox):
     inbox.cancel(trip, "stop it")
     depot.record_publication(trip, 1, "warehouse", {})
     assert depot.renew(trip, 1, 60) is True
+    assert depot.claim(trip, "run-1", lease_seconds=60).attempt == 1
     depot.end_attempt(trip, 1, "failed")
     assert depot.finish_trip(trip, "failed", "second database", attempt=1).state == "stuck"
     assert depot.claim(trip, "run-2", lease_seconds=60).attempt == 2

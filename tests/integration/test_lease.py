@@ -1,4 +1,4 @@
-"""Rows that move renew the lease of who drives them, and a trip that is cancelled stops at its next rows."""
+"""Rows that move renew the lease of who drives them, and a trip that is cancelled stops at its next rows, or before it commits."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bus_assets.drive import LEASE_SECONDS, Overtaken
+from bus_assets.drive import LEASE_SECONDS, Overtaken, check_not_cancelled
 from bus_assets.progress import watching
 from tests.queue_cli import CliWorld
 from tests.queue_world import orders
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch, capsys):
-    """Ten messages that come aboard in five batches; the lease is renewed at each."""
-    monkeypatch.setattr("bus_assets.drive.RENEW_SECONDS", 0)
+def calm(tmp_path, monkeypatch, capsys):
+    """Ten messages that come aboard in five batches, before any lease has to be renewed."""
     monkeypatch.setattr("bus_assets.aboard.BODIES_AT_A_TIME", 2)
     world = CliWorld(tmp_path, monkeypatch, capsys)
     world.send(*orders(range(10)))
     return world
+
+
+@pytest.fixture
+def world(calm, monkeypatch):
+    """The lease is renewed at each batch."""
+    monkeypatch.setattr("bus_assets.drive.RENEW_SECONDS", 0)
+    return calm
 
 
 def until(world, departure):
@@ -66,10 +72,15 @@ def test_a_running_trip_that_is_cancelled_between_two_batches_stops_there(world,
         if (progress.stop, progress.rows, progress.passed) == (stop, rows, None):
             assert "was asked to stop" in world.bus_says("cancel", departure.trip, "--reason", "wrong prices")[1]
 
-    with watching(a_person_cancels), pytest.raises(Overtaken, match="taken over"):
+    with watching(a_person_cancels), pytest.raises(Overtaken, match=r"asked to stop \(wrong prices\)"):
         world.drive(world.route, run="run", tagged=departure.trip)
     assert seen[-1] == (stop, rows)  # nothing was read, made or written after that
     world.runs.over.add("run")
+    has_stopped(world, departure)
+
+
+def has_stopped(world, departure):
+    """Nothing is published, the messages are stranded with the person's reason, and can be redriven."""
     assert world.logged() == []
     assert "stranded 10" in world.tick().said
     assert world.bus.depot.trip(departure.trip).state == "cancelled"
@@ -77,3 +88,33 @@ def test_a_running_trip_that_is_cancelled_between_two_batches_stops_there(world,
     world.bus_says("redrive", "events", "--all", "--reason", "right prices")
     world.deliver()
     assert len(world.logged()) == 10
+
+
+def test_a_trip_whose_stops_are_short_stops_before_it_commits(calm):
+    """Cancelled while its last table is written: no lease is due for another ten seconds."""
+    (departure,) = calm.tick().departures
+
+    def a_person_cancels(progress):
+        if (progress.stop, progress.passed) == ("log", None):
+            calm.bus_says("cancel", departure.trip, "--reason", "wrong prices")
+
+    with watching(a_person_cancels), pytest.raises(Overtaken, match=r"asked to stop \(wrong prices\)"):
+        calm.drive(calm.route, run="run", tagged=departure.trip)
+    calm.runs.over.add("run")
+    has_stopped(calm, departure)
+
+
+def test_a_request_that_comes_in_the_moment_of_the_commit_is_too_late_and_said_so(calm, monkeypatch):
+    (departure,) = calm.tick().departures
+
+    def looked(drive):
+        check_not_cancelled(drive)
+        said.append(calm.bus_says("cancel", departure.trip, "--reason", "wrong prices")[1])
+
+    said = []
+    monkeypatch.setattr("bus_assets.publish.check_not_cancelled", looked)
+    assert calm.run(departure) == "success"
+    assert "unless it is committing at this moment" in said[0]
+    assert (len(calm.logged()), calm.states()) == (10, {"delivered": 10})
+    assert "delivered" in calm.bus_says("trip", departure.trip)[1]
+    assert "nothing left to cancel" in calm.refused("cancel", departure.trip, "--reason", "wrong prices")

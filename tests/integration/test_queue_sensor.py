@@ -7,14 +7,14 @@ import json
 import dagster as dg
 import pytest
 
-from bus_assets import Cron, DropOff, Json, Misdeclared, Queue, Table, build_definitions
+from bus_assets import Cron, DropOff, Json, Misdeclared, Queue, Table, Transform, build_definitions
 from resources.database import Database
 from resources.depot.mail import Arrival
 from resources.depot.resource import DepotResource
 from resources.queue_seam import Outgoing
 from resources.staging import StagingArea
 from tests.fakes import FakeQueue
-from tests.queue_world import ORDER, events, order, orders, priced
+from tests.queue_world import ORDER, TOTAL, events, order, orders, priced
 
 
 class Town:
@@ -177,6 +177,25 @@ def test_one_stop_selected_alone_gives_its_messages_back(town):
     (again,) = town.tick().run_requests
     assert town.run(again.tags).success
     assert town.depot.inbox.counts("events").by_state["delivered"] == 1
+
+
+def test_a_trip_that_is_cancelled_in_a_stop_is_not_driven_beyond_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("bus_assets.build.dispatching.POLL_SECONDS", 0.0)
+
+    def cancelled_meanwhile(messages):
+        town.depot.inbox.cancel(request.tags["bus/trip/events"], "wrong prices")
+        return priced(messages)
+
+    town = Town(tmp_path, events(stops=(Transform("priced", cancelled_meanwhile, TOTAL), events()["log"])))
+    town.send(*orders([1, 2]))
+    (request,) = town.tick().run_requests
+    result = town.run(request.tags)
+    assert "is asked to stop (wrong prices)" in failure_of(result)
+    assert [event.asset_key.path[-1] for event in events_of(result, "ASSET_MATERIALIZATION")] == ["messages", "priced"]
+    assert "stranded 2" in town.tick().skip_message
+    assert {(message.state, message.error) for message in town.depot.inbox.messages("events")} == {("stranded", "wrong prices")}
+    with Database(url=f"sqlite:///{town.root}/warehouse.db").transaction(reading=True) as transaction:
+        assert not transaction.receipts_of("events", request.tags["bus/trip/events"])
 
 
 def test_two_routes_on_one_queue_are_refused(tmp_path):
