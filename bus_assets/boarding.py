@@ -122,10 +122,9 @@ def _claimed(bus: Bus, route: Route, trip: Trip, boarding: Boarding, mode: Mode)
         if published := _published(bus, route, trip):
             _caught_up(bus, route, trip, published)
     process = this_process()
+    dies_with = {"pid": process.pid, "process_started": process.started} if boarding.one_process else {}
     try:
-        attempt = bus.depot.claim(
-            trip.id, boarding.run, lease_seconds=LEASE_SECONDS, host=process.host, pid=process.pid, process_started=process.started
-        )
+        attempt = bus.depot.claim(trip.id, boarding.run, lease_seconds=LEASE_SECONDS, host=process.host, **dies_with)
     except AlreadyDelivered as delivered:
         return Drive(bus, route, delivered.trip, before.attempt if before else 1, boarding.run, "delivered", boarding.selected)
     how = "delivered" if attempt.outcome == "published" else "forward" if bus.depot.publications(trip.id) else mode

@@ -44,7 +44,8 @@ class Bus:
 @dataclass(frozen=True)
 class Boarding:
     """What a run says of itself. ``selected`` are the stops that it will run; ``tagged`` and ``resumed`` name the trip, if any:
-    by tag, or by the run that this one re-executes from failure. ``run_is_over`` tells whether a run has ended."""
+    by tag, or by the run that this one re-executes from failure. ``run_is_over`` tells whether a run has ended. ``one_process``: all
+    stops share this one, so that with it the attempt dies."""
 
     run: str
     selected: frozenset[str]
@@ -55,6 +56,7 @@ class Boarding:
     resumed: str | None = None
     run_is_over: Callable[[str], bool] = lambda run: False
     take_over: bool = False
+    one_process: bool = True
 
 
 @dataclass(frozen=True)

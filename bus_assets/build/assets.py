@@ -14,6 +14,7 @@ from dagster import (
     Backoff,
     Failure,
     Jitter,
+    JobDefinition,
     MaterializeResult,
     RetryPolicy,
     multi_asset,
@@ -47,6 +48,8 @@ from resources.errors import BusError, Poison, Transient
 NOTHING_TO_DO = (NothingToDo, AttemptLive, TripOver)
 """What a run of messages meets whose trip is somebody else's, or over: it was asked for twice, or long ago."""
 RETRY_DELAY_SECONDS = 2.0
+IN_ONE_PROCESS = ("in_process", "execute_in_process_executor")
+"""Dagster's executors that start no process for a step."""
 
 T = TypeVar("T")
 
@@ -235,7 +238,13 @@ def _boarding(context: AssetExecutionContext, route: Route) -> Boarding:
         resumed=run.parent_run_id if resumed or route.queue else None,
         run_is_over=lambda other: _is_over(context, other),
         take_over=tags.get("bus/take_over") == "true",
+        one_process=in_one_process(context.job_def),
     )
+
+
+def in_one_process(job: JobDefinition) -> bool:
+    """Whether all steps of a run share the process; not where the launchpad may choose so."""
+    return job.executor_def.name in IN_ONE_PROCESS
 
 
 def _is_over(context: AssetExecutionContext, run_id: str) -> bool:

@@ -39,7 +39,8 @@ def build_definitions(
 ) -> Definitions:
     """Dagster definitions of ``routes``: assets, checks, one job and the schedules of each, bound to ``resources`` by name.
 
-    ``executor``  default: in process. Steps of a trip share one process then (0.3 s for four), instead of starting one each.
+    ``executor``  default: in process. Steps of a trip share one process then (0.3 s for four), instead of starting one each. With
+    another one no process is the trip's: that it has died is seen only by the end of its run, or when its lease runs out.
     ``depot``, ``staging``  default: what :mod:`bus_assets.settings` says, where the ``bus`` command looks too.
     Raises :class:`Misdeclared` if a route needs a resource that is not bound, or two routes share a name or an asset key.
     """

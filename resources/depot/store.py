@@ -153,8 +153,8 @@ class Depot:
         A run that owns an attempt gets the same again, its lease renewed, its process noted anew; AttemptEnded if that was revoked
         or failed. AttemptLive if another run's has not ended: end it first if it is abandoned. TripOver if the trip was asked to stop,
         of its own run too, or is over without having been delivered. AlreadyDelivered; NoSuchTrip.
-        ``host``, ``pid``, ``process_started`` come from ``process.this_process()``; leave them out if the attempt outlives the
-        process that claims (a multi-process executor): then only the lease tells.
+        ``host``, ``pid``, ``process_started`` come from ``process.this_process()``; leave the latter two out if the attempt outlives
+        the process that claims (a multi-process executor): then only the lease tells.
         """
         process = {"host": host, "pid": pid, "process_started": process_started}
         with self._connections.writing() as connection:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import dagster as dg
 import pytest
 
 from bus_assets import Cron, DropOff, Json, Misdeclared, Queue, Table, Transform, build_definitions
+from bus_assets.build.assets import in_one_process
 from resources.database import Database
 from resources.depot.mail import Arrival
 from resources.depot.resource import DepotResource
@@ -15,6 +21,9 @@ from resources.queue_seam import Outgoing
 from resources.staging import StagingArea
 from tests.fakes import FakeQueue
 from tests.queue_world import ORDER, TOTAL, events, order, orders, priced
+from tests.webserver import outside_environment
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class Town:
@@ -148,6 +157,66 @@ def test_a_run_whose_trip_is_somebody_elses_ends_without_having_failed(town):
     assert result.success
     assert events_of(result, "ASSET_MATERIALIZATION") == []
     assert {event.step_key for event in events_of(result, "STEP_SKIPPED")} == {"events__priced", "events__publish_warehouse"}
+
+
+@pytest.mark.parametrize(
+    ("executor", "shared"), [(None, True), (dg.multiprocess_executor, False), (dg.multi_or_in_process_executor, False)]
+)
+def test_whether_the_stops_of_a_trip_share_a_process_is_told_by_the_executor(town, executor, shared):
+    job = build_definitions((town.route,), town.systems, executor=executor).resolve_job_def("events")
+    assert in_one_process(job) is shared
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_process_that_stops_share_is_kept_with_the_attempt_and_no_other(town, monkeypatch, shared):
+    if not shared:
+        monkeypatch.setattr("bus_assets.build.assets.IN_ONE_PROCESS", ())
+    town.send(order(1))
+    (request,) = town.tick().run_requests
+    assert town.run(request.tags).success
+    attempt = town.depot.newest_attempt(request.tags["bus/trip/events"])
+    assert attempt.host
+    assert (attempt.pid, attempt.process_started is not None) == ((os.getpid(), True) if shared else (None, False))
+
+
+_OF_MANY_PROCESSES = """
+from pathlib import Path
+
+import dagster as dg
+from bus_assets import build_definitions
+from resources.database import Database
+from resources.depot.resource import DepotResource
+from resources.staging import StagingArea
+from tests.fakes import FakeQueue
+from tests.queue_world import events
+
+here = Path(__file__).parent
+defs = build_definitions(
+    (events(),),
+    {"order_events": FakeQueue(), "warehouse": Database(url=f"sqlite:///{here}/warehouse.db")},
+    depot=DepotResource(url=f"sqlite:///{here}/depot.db"),
+    staging=StagingArea(url=f"{here}/staging"),
+    executor=dg.multiprocess_executor,
+)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+def test_ticks_between_steps_that_have_processes_of_their_own_leave_the_trip_alone(town, tmp_path):
+    (tmp_path / "routes.py").write_text(_OF_MANY_PROCESSES)
+    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    town.send(*orders([1, 2]))
+    (request,) = town.tick().run_requests
+    trip, environment = request.tags["bus/trip/events"], {**outside_environment(REPOSITORY), "DAGSTER_HOME": str(tmp_path)}
+    command = (sys.executable, "-m", "dagster", "job", "execute", "-f", "routes.py", "-j", "events", "--tags", json.dumps(request.tags))
+    with dg.DagsterInstance.from_config(str(tmp_path)) as town.instance, subprocess.Popen(command, cwd=tmp_path, env=environment) as run:
+        while run.poll() is None:
+            town.tick()
+            time.sleep(0.2)
+    assert run.returncode == 0
+    assert (town.depot.trip(trip).state, town.depot.trip(trip).deaths) == ("delivered", 0)
+    assert (town.depot.newest_attempt(trip).attempt, town.depot.newest_attempt(trip).outcome) == (1, "published")
 
 
 def test_a_person_starts_a_trip_of_what_waits(town):
