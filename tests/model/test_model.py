@@ -27,7 +27,7 @@ def patch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-@pytest.mark.parametrize(("seed", "budget"), [(1, Budget()), (2, Budget(kills=4, expired=3, redelivered=3, redriven=2, restored=1))])
+@pytest.mark.parametrize(("seed", "budget"), [(1, Budget()), (2, Budget(kills=4, expired=3, redelivered=3, redriven=2, restored=1, cancelled=2))])
 def test_every_schedule_delivers_each_message_once_or_strands_it(patch, seed, budget):
     found = explore(seed, budget, seconds=SECONDS / 2)
     assert found.problem is None, found
@@ -81,6 +81,10 @@ def no_pivot(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(settling, "has_published", lambda connection, trip: False)
 
 
+def no_last_look(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("bus_assets.publish.check_not_cancelled", lambda drive: None)
+
+
 @pytest.mark.parametrize(
     ("without", "budget", "first", "says"),
     [
@@ -89,6 +93,7 @@ def no_pivot(patch: pytest.MonkeyPatch) -> None:
         (no_receipts, Budget(0, 2, 0, 0, 0, restored=1), 26, "applied"),
         (delete_first, Budget(2, 0, 0, 0, 0), 0, "is lost"),
         (no_pivot, Budget(2, 0, 0, 0, 0), 32, "stranded and applied"),
+        (no_last_look, Budget(0, 0, 0, 0, 0, cancelled=1), 1, "was cancelled, and published later"),
     ],
 )
 def test_without_a_safeguard_the_model_finds_a_schedule(patch, without: Callable[[pytest.MonkeyPatch], None], budget, first, says):

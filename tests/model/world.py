@@ -31,7 +31,7 @@ from resources.depot import forming, store, trips
 from resources.depot.connections import Connections
 from resources.depot.entries import AttemptLive, TripOver
 from resources.depot.mail import Departure
-from resources.errors import BusError, Poison
+from resources.errors import BusError, Poison, Refused
 from sensors import ahead, dispatch, judging
 from sensors.dispatch import tick
 from tests.fakes import FakeQueue
@@ -153,6 +153,7 @@ class Budget:
     relaunched: int = 1
     redriven: int = 1
     restored: int = 0
+    cancelled: int = 0
 
 
 class ModelWorld(World):
@@ -171,6 +172,7 @@ class ModelWorld(World):
         self.actors: list[Actor] = []
         self.asked: list[Departure] = []
         self.snapshot: Path | None = None
+        self.stopped: set[str] = set()
         self.trace: list[str] = []
         self._numbers = itertools.count(1)
         self._look = {name: sqlite3.connect(root / f"{name}.db") for name in ROUTE.databases}
@@ -195,6 +197,7 @@ class ModelWorld(World):
     def _faults(self) -> dict[str, dict[str, Callable[[], None]]]:
         live = self._depot("SELECT a.trip FROM depot_attempts a WHERE a.ended_at IS NULL AND a.lease_until > '2001'")
         stranded = self._depot("SELECT key FROM depot_messages WHERE state = 'stranded'")
+        underway = self._depot("SELECT id FROM depot_trips WHERE cancelled IS NULL AND state IN ('formed', 'departed', 'driving', 'failed')")
         return {
             "kills": {actor.name + ": " + actor.at: lambda a=actor: self._kill(a) for actor in self.actors},
             "expired": {trip: lambda t=trip: self._expire(t) for (trip,) in live},
@@ -202,6 +205,8 @@ class ModelWorld(World):
             "relaunched": {d.trip: lambda d=d: self._launch(d, again=True) for d in self.asked},
             "redriven": {key: lambda k=key: self._redrive(k) for (key,) in stranded},
             "restored": {"": self._restore if self.snapshot else self._copy},
+            # Not after that: cancelling asks no destination, and strands what a restored depot does not know to be applied.
+            "cancelled": {} if self._is_restored else {trip: lambda t=trip: self._cancel(t) for (trip,) in underway},
         }
 
     def act(self, name: str, action: Callable[[], None]) -> None:
@@ -284,6 +289,16 @@ class ModelWorld(World):
     def _redrive(self, key: str) -> None:
         self.queue.send([_outgoing(key)])
 
+    def _cancel(self, trip: str) -> None:
+        try:
+            self.bus.depot.inbox.cancel(trip, "sent by mistake")
+        except Refused:
+            return
+        self.stopped |= {trip} - self._published()
+
+    def _published(self) -> set[str]:
+        return {trip for (trip,) in self._look["first"].execute("SELECT trip FROM bus_outcomes WHERE outcome = 'published'")}
+
     def _copy(self) -> None:
         """The depot as it is now, for whoever restores it later."""
         self.snapshot = self.root / "depot.copy"
@@ -301,6 +316,7 @@ class ModelWorld(World):
         for leftover in self.root.glob("depot.db*"):
             leftover.unlink()
         shutil.copy(self.snapshot, self.root / "depot.db")
+        self.stopped.clear()  # nobody remembers
         rebuild(self.bus, self.route)
 
     def hurry(self) -> None:
@@ -345,6 +361,8 @@ class ModelWorld(World):
     def wrong(self, *, final: bool = False) -> str | None:
         """The first broken promise. Read with SQL of its own."""
         first, second = self._counted("first", "log"), self._counted("second", "copy")
+        if self.stopped and (late := self.stopped & self._published()):
+            return f"{min(late)} was cancelled, and published later"
         states = dict(self._depot("SELECT substr(key, 6), state FROM depot_messages"))
         on_queue = {json.loads(message.outgoing.body)["key"] for message in self.queue._messages}
         for key in self.keys:
@@ -367,8 +385,9 @@ class ModelWorld(World):
 
     @property
     def _may_be_stranded(self) -> bool:
-        """A trip whose processes die too often is given up: with a budget of one death, any kill or lost lease may do that."""
-        return any(step.startswith(("kills", "expired", "restored")) for step in self.trace)
+        """A person cancels; and a trip whose processes die too often is given up: with a budget of one death, any kill or lost lease may
+        do that."""
+        return any(step.startswith(("kills", "expired", "restored", "cancelled")) for step in self.trace)
 
     def close(self) -> None:
         for actor in list(self.actors):
