@@ -23,7 +23,7 @@ from resources.depot.mail import Arrival, Boarded, Departure, Message, Underway
 from resources.errors import BusError, Misconfigured, Poison
 from resources.queue_seam import MessageQueue, Outgoing, Received
 from sensors.ahead import Ahead
-from sensors.envelopes import carried
+from sensors.envelopes import NO_GROUP, carried
 from sensors.judging import BREAKER, Decision, Pause, Policy, Retry, Split, Strand, judge
 from sensors.keeping import Keeping, total
 
@@ -257,13 +257,13 @@ def _sent_one_by_one(inbox: Inbox, dead_letters: MessageQueue, stranded: Sequenc
 
 
 def _dead_letter(message: Message, is_fifo: bool) -> Outgoing:
-    """With its identity, so that it is known again however it comes back."""
-    said = carried(message.key, message.generation, message.event_at)
+    """With its identity and its group, so that it is known again however it comes back, and keeps its place."""
+    said = carried(message.key, message.generation, message.event_at, message.group)
     body = (message.body or b"").decode("utf-8", "backslashreplace")
     if not is_fifo:
         return Outgoing(body, said)
     once = hashlib.sha256(f"{message.key}/{message.generation}".encode()).hexdigest()
-    return Outgoing(body, said, group=message.group or "none", deduplication_id=once)
+    return Outgoing(body, said, group=message.group or NO_GROUP, deduplication_id=once)
 
 
 # A tick

@@ -32,8 +32,11 @@ Fetch = Callable[[Pointer], bytes]
 DEDUPLICATION_ID = "@deduplication_id"
 """As ``identity``: a FIFO message's deduplication id. Only for senders that never use one again: SQS forgets it after 5 minutes."""
 
-KEY, GENERATION, EVENT_AT = "bus-key", "bus-generation", "bus-event-at"
+KEY, GENERATION, EVENT_AT, GROUP = "bus-key", "bus-generation", "bus-event-at", "bus-group"
 """Message attributes of what this project sends, see :func:`carried`."""
+
+NO_GROUP = "none"
+"""The group of a copy on a FIFO queue whose message has none."""
 
 MAX_RECORDS = 1000
 """S3 puts one record into a notification, and may put more; a message with thousands of them was made to exhaust its reader."""
@@ -68,10 +71,14 @@ def unwrap(received: Received, decode: Decode, identity: str | None = None, fetc
     return (_identified(letter, received, identity).arrival(),)
 
 
-def carried(key: str, generation: int, event_at: datetime | None) -> dict[str, str]:
-    """Message attributes with which a message that is sent anew keeps its identity: as ``unwrap`` reads them back."""
-    attributes = {KEY: quote(key, safe=_PLAIN, errors="replace"), GENERATION: str(generation)}
-    return attributes | ({EVENT_AT: event_at.isoformat()} if event_at else {})
+def carried(key: str, generation: int, event_at: datetime | None, group: str | None) -> dict[str, str]:
+    """Message attributes with which a message that is sent anew keeps its identity and its group: as ``unwrap`` reads them back."""
+    attributes = {KEY: _quoted(key), GENERATION: str(generation)}
+    return attributes | ({EVENT_AT: event_at.isoformat()} if event_at else {}) | ({GROUP: _quoted(group)} if group else {})
+
+
+def _quoted(text: str) -> str:
+    return quote(text, safe=_PLAIN, errors="replace")
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,9 @@ def _opened(received: Received, decode: Decode, fetch: Fetch | None) -> _Letter:
     attributes: dict[str, Any] = {"message_id": received.message_id} | ({"message_attributes": dict(sent)} if sent else {})
     letter = _Letter(received.body.removeprefix(_BOM), f"sqs:{received.message_id}", received.sent_at, received.group, attributes)
     if key := unquote(sent.get(KEY, "")):
-        letter = replace(letter, key=key, event_at=_moment(sent.get(EVENT_AT)), is_own=True)
+        # A standard queue tells no group, and a FIFO one that of the copy, which may be made up.
+        group = unquote(sent.get(GROUP, "")) or (None if received.group == NO_GROUP else received.group)
+        letter = replace(letter, key=key, event_at=_moment(sent.get(EVENT_AT)), group=group, is_own=True)
     letter = _read(_claimed(letter, sent, fetch), decode)
     for take_out in () if letter.is_own else (_from_sns, _from_event):
         if letter.problem is None and isinstance(letter.value, dict) and (inner := take_out(letter, letter.value)):

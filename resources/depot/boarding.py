@@ -165,7 +165,9 @@ def _redrive(connection: sa.Connection, redriven: dict[int, dict[str, Any]], mom
     if not redriven:
         return
     arrived = ("body", "sent_at", "event_at", "subject", "sequencer", "group", "attributes")
-    again = waiting_again(moment) | {name: sa.bindparam(f"new_{name}", type_=messages.c[name].type) for name in arrived}
+    new = {name: sa.bindparam(f"new_{name}", type_=messages.c[name].type) for name in arrived}
+    # What comes back by a standard queue may have lost its group, but not its place in it.
+    again = waiting_again(moment) | new | {"group": sa.func.coalesce(new["group"], messages.c.group)}
     statement = sa.update(messages).where(messages.c.id == sa.bindparam("number")).values(again)
     rows = [{"number": number, **{f"new_{name}": values[name] for name in arrived}} for number, values in redriven.items()]
     connection.execute(statement, rows)

@@ -238,6 +238,13 @@ def test_what_cannot_be_decoded_is_quarantined_with_the_problem(inbox):
     assert (message.state, message.error, message.body, message.generation, message.subject) == ("waiting", None, b"{}", 1, "s")
 
 
+def test_what_comes_again_without_its_group_keeps_it(inbox):
+    """A standard queue tells none; who comes with another one is in that."""
+    inbox.board("orders", [Arrival(f"k{number}", b"{", group="a", problem="no JSON") for number in range(3)])
+    inbox.board("orders", [Arrival("k0", b"{}"), Arrival("k1", b"{}", group="a"), Arrival("k2", b"{}", group="b")])
+    assert [(message.state, message.group) for message in inbox.messages()] == [("waiting", "a"), ("waiting", "a"), ("waiting", "b")]
+
+
 def test_what_was_sent_before_the_horizon_is_held(inbox):
     old, new = datetime.now(UTC) - timedelta(hours=2), datetime.now(UTC)
     inbox.board("orders", [Arrival("known", b"", old)])

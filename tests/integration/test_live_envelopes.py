@@ -35,18 +35,20 @@ def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 class Cloudy(QueueWorld):
     """A queue world on an emulator, with a bucket for large bodies; ``name`` is of its own, as others use the same emulator."""
 
-    def __init__(self, root: Any, cloud: Emulator, route: Any = None):
+    def __init__(self, root: Any, cloud: Emulator, route: Any = None, *, fifo: bool = False):
         super().__init__(root, route)
         self.cloud, self.name = cloud, f"live-{os.getpid()}-{next(_numbers)}"
+        on_queue = f"{self.name}.fifo" if fifo else self.name
         self.s3, self.sqs, self.sns = (cloud.client(service) for service in ("s3", "sqs", "sns"))
         self.s3.create_bucket(Bucket=self.name, CreateBucketConfiguration={"LocationConstraint": REGION})
-        self.queue, self.dead = self._queue(self.name), self._queue(f"{self.name}-dead")  # pyright: ignore[reportAttributeAccessIssue]
+        self.queue, self.dead = self._queue(on_queue), self._queue(f"{self.name}-dead")  # pyright: ignore[reportAttributeAccessIssue]
         self.bus.systems.update(order_events=self.queue, dead=self.dead)  # pyright: ignore[reportAttributeAccessIssue]
-        url = self.sqs.get_queue_url(QueueName=self.name)["QueueUrl"]
+        url = self.sqs.get_queue_url(QueueName=on_queue)["QueueUrl"]
         self.arn = self.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
 
     def _queue(self, name: str) -> SqsQueue:
-        self.sqs.create_queue(QueueName=name)
+        fifo = {"FifoQueue": "true", "ContentBasedDeduplication": "true"} if name.endswith(".fifo") else {}
+        self.sqs.create_queue(QueueName=name, Attributes=fifo)
         large = {"large_bodies": self.name, "large_bodies_endpoint_url": self.cloud.url}
         return SqsQueue(name=name, endpoint_url=self.cloud.url, threads=1, visibility_seconds=5, **large)
 
@@ -144,6 +146,18 @@ def test_a_large_message_that_was_stranded_rides_again_from_the_dead_letters(tmp
     world.deliver()
     assert world.logged() == ["O-666"]
     assert (world.states(), world.dead.depth().waiting) == ({"delivered": 1}, 0)
+
+
+def test_a_fifo_message_keeps_its_group_through_dead_letters_on_a_standard_queue(tmp_path, cloud):
+    world = Cloudy(tmp_path, cloud, events(dead_letters="dead", attempts=1), fifo=True)
+    world.send(order(666), order(1), group="a/b:50%")
+    world.deliver()
+    assert world.states() == {"stranded": 1, "waiting": 1}
+    world.route = events(dead_letters="dead", batch=1, stops=(DropOff("log", Table("warehouse", "log", create=True), of="messages"),))
+    assert board_dead_letters(world.bus, world.route, world.route.queue, "mended").redriven == 1  # pyright: ignore[reportArgumentType]
+    assert [message.group for message in world.messages()] == ["a/b:50%"] * 2
+    world.deliver()
+    assert [row[0] for row in world.rows("log", "rowid")] == ["O-666", "O-1"]
 
 
 def test_a_claim_check_that_sqs_itself_moved_to_the_dead_letters_is_found_in_the_queues_bucket(tmp_path, cloud):

@@ -13,6 +13,7 @@ from bus_assets.account import account
 from bus_assets.boarding import board, settle
 from bus_assets.drive import Boarding
 from bus_assets.publish import publish
+from bus_assets.redriving import board_dead_letters
 from resources.database import Database
 from resources.errors import Refused, Transient
 from resources.files import LocalFiles
@@ -408,6 +409,28 @@ def test_fifo_keeps_the_order_of_a_group_and_halts_behind_a_stranded_message(tmp
     world.deliver(ticks=12)
     assert sorted(world.logged()) == ["O-1", "O-10", "O-11"]
     assert world.states() == {"delivered": 3, "stranded": 1, "waiting": 1}
+
+
+@pytest.mark.parametrize("dead", ["dead", "dead.fifo"])
+def test_fifo_messages_keep_their_group_and_their_order_through_the_dead_letters(tmp_path, dead):
+    """Whatever kind their queue is of; and the group that waited behind them goes on after them."""
+    world = QueueWorld(tmp_path, events(attempts=1, dead_letters="dead"), fifo=True)
+    world.dead.name = dead
+    world.send(*orders([1, 2]), group="b")
+    for number in (666, 3, 4):
+        world.send(order(number), group="a")
+    world.deliver()
+    assert world.states() == {"delivered": 2, "stranded": 1, "waiting": 2}
+    mended = Transform("priced", "SELECT order_id, qty * price AS total FROM messages", TOTAL)
+    world.route = events(dead_letters="dead", batch=1, stops=(mended, world.route["log"]))
+    queue = world.route.queue
+    assert queue is not None
+    assert board_dead_letters(world.bus, world.route, queue, "mended").redriven == 1
+    assert [message.group for message in world.messages()] == ["b", "b", "a", "a", "a"]
+    (departure,) = world.tick().departures
+    world.run(departure)
+    world.deliver()
+    assert [row[0] for row in world.rows("log", "rowid")] == ["O-1", "O-2", "O-666", "O-3", "O-4"]
 
 
 def test_fifo_goes_on_behind_a_stranded_message_if_told_so(tmp_path):

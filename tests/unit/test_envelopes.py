@@ -15,7 +15,7 @@ from resources.depot.mail import Arrival
 from resources.errors import Gone, Misconfigured, Poison, Transient
 from resources.jsonlines import loads_exact
 from resources.queue_seam import Pointer, Received
-from sensors.envelopes import MAX_RECORDS, Decode, carried, unwrap
+from sensors.envelopes import MAX_RECORDS, NO_GROUP, Decode, carried, unwrap
 from sensors.json_text import Digits, NotJson, member, parse
 from tests.fakes import a_message
 
@@ -185,11 +185,24 @@ def test_a_message_without_the_identity_that_the_author_named_is_a_problem(body:
 )
 def test_what_was_sent_to_the_dead_letters_comes_back_as_the_same(decode: Decode, body: str) -> None:
     before = one(body, decode, group="g", receive_count=1)
-    again = a_message(before.body.decode(), carried(before.key, 3, before.event_at), message_id="another", group="g")
+    again = a_message(before.body.decode(), carried(before.key, 3, before.event_at, before.group), message_id="another", group="g")
     (after,) = unwrap(again, decode, "order.id" if decode == "json" else None)
     assert [after.key, after.body, after.event_at] == [before.key, before.body, before.event_at]
     assert [after.subject, after.sequencer, after.group, after.problem] == [before.subject, before.sequencer, "g", None]
     assert after.attributes["message_attributes"]["bus-generation"] == "3"
+
+
+@pytest.mark.parametrize("group", ["g", "none", "a/b: 50% *", None])
+@pytest.mark.parametrize("fifo", [False, True])
+def test_a_message_has_the_same_group_after_the_dead_letters_whatever_their_queue_is(group: str | None, fifo: bool) -> None:
+    """A standard queue knows no group; on a FIFO one each message must have one."""
+    attributes = carried("k", 1, None, group)
+    assert all(value.isascii() and value.isprintable() for value in attributes.values())
+    assert one("{}", attributes=attributes, group=(group or NO_GROUP) if fifo else None).group == group
+
+
+def test_a_group_that_was_not_carried_is_the_one_that_the_queue_tells() -> None:
+    assert one("{}", attributes=carried("k", 1, None, None), group="g").group == "g"
 
 
 def test_no_key_looks_like_the_receipt_of_a_trip() -> None:
@@ -204,14 +217,14 @@ def test_an_identity_with_a_nul_is_a_problem() -> None:
 
 def test_an_envelope_that_was_data_stays_data_on_the_way_back() -> None:
     before = one(sns(sns(ORDER)))
-    (after,) = unwrap(a_message(before.body.decode(), carried(before.key, 1, None)), "json")
+    (after,) = unwrap(a_message(before.body.decode(), carried(before.key, 1, None, None)), "json")
     assert (after.key, after.body) == (before.key, before.body)
 
 
 @given(st.text(st.characters(exclude_categories=())), st.none() | st.datetimes(timezones=st.just(UTC)))
 @example("b/50%25 off/é\x00\n", None)
 def test_any_key_can_be_carried(key: str, event_at: datetime | None) -> None:
-    attributes = carried(key, 1, event_at)
+    attributes = carried(key, 1, event_at, None)
     assert all(value.isascii() and value.isprintable() for value in attributes.values())
     (arrival,) = unwrap(a_message("x", attributes), "text")
     expected = key.encode(errors="replace").decode() or "sqs:m-1"
