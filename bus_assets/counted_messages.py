@@ -16,6 +16,7 @@ from bus_assets import archive
 from bus_assets.aboard import message_rows, named, receipt_keys
 from bus_assets.drive import Bus, Drive
 from bus_assets.queues import MESSAGES, Bodies
+from bus_assets.rebuild import outdated
 from bus_assets.release import rows_of
 from bus_assets.route import Route
 from bus_assets.stops import PickUp
@@ -116,6 +117,7 @@ def _recounts(bus: Bus, route: Route) -> Iterator[Counted]:
         said = "messages moved while they were counted: count again when it is quiet"
         yield Counted("in the depot", "its messages, one by one", sum(counts.by_state.values()), None, "not counted", said)
     yield from _by_archive(bus, route, before, seen)
+    yield from _by_body(bus, route)
     if route.databases:
         by = f"receipts in '{route.databases[0]}'"
         yield _compared("delivered", by, seen.delivered, seen.with_receipt, "receipts were deleted, or messages were lost: report it")
@@ -150,6 +152,21 @@ def _by_archive(bus: Bus, route: Route, before: Mapping[str, date], seen: _Seen)
     yield _compared(
         "archived", "messages in the depot, by key", len(before) - len(forgotten), len(before) - len(forgotten) - len(unknown), why
     )
+
+
+def _by_body(bus: Bus, route: Route) -> Iterator[Counted]:
+    """Whether the depot has the newest body of each message that was corrected; nothing if none was."""
+    if not (corrected := len(archive.corrections(bus.staging, route.name))):
+        return
+    older = [message.key for message, _ in outdated(bus, route) if _is_unmoved(bus, message)]
+    which = f"{len(older):,} (the first: {', '.join(older[:3])})"
+    why = f"the depot has an older body of {which}: `bus depot rebuild {route.name}` takes the newest"
+    yield _compared("corrected", "the archive, by body", corrected, corrected - len(older), why)
+
+
+def _is_unmoved(bus: Bus, message: Message) -> bool:
+    """One that was sent round again since it was read was perhaps corrected just then."""
+    return [found.generation for found in bus.depot.inbox.messages(message.route, key=message.key)] == [message.generation]
 
 
 def _near(day: date, there: set[date]) -> bool:

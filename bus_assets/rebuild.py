@@ -1,30 +1,37 @@
 """A lost depot, or yesterday's, from the archive and the receipts: what was boarded is not lost, what was applied is not applied again.
 
+Of messages that were corrected (they arrived again with another body, when they were stranded or quarantined) the newest body counts.
 What only the depot knew is not brought back: trips, and rejected rows of messages that were delivered without them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from bus_assets import archive
 from bus_assets.drive import Bus
 from bus_assets.forward import committed_everywhere
 from bus_assets.route import Route
-from resources.depot.mail import Arrival, Remembered
+from resources.depot.mail import Arrival, Message, Remembered
 from resources.errors import Misconfigured
 
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """``archived`` messages were found, of which the depot knew ``known``; the others it has now, ``by_state``."""
+    """``archived`` messages were found, of which the depot knew ``known``; the others it has now, ``by_state``.
+
+    ``corrected`` of the known ones wait with the newest body now; ``outdated`` are the keys of those that ride, or ended, with an older
+    one: they were left alone.
+    """
 
     route: str
     archived: int
     known: int
     by_state: Mapping[str, int]
+    corrected: int
+    outdated: tuple[str, ...]
 
 
 def rebuild(bus: Bus, route: Route) -> Rebuilt:
@@ -36,12 +43,42 @@ def rebuild(bus: Bus, route: Route) -> Rebuilt:
     if route.queue is None:
         raise Misconfigured(f"route '{route.name}' has no queue: its trips start anew from their sources")
     keys, made, everywhere = set[str](), Counter[str](), dict[str, bool]()
+    corrections = archive.corrections(bus.staging, route.name)
     for arrivals in archive.kept(bus.staging, route.name):
         fresh = [arrival for arrival in arrivals if arrival.key not in keys]
         keys.update(arrival.key for arrival in fresh)
         if fresh:
-            made.update(bus.depot.inbox.rebuild(route.name, fresh, _remembered(bus, route, fresh, everywhere)))
-    return Rebuilt(route.name, len(keys), len(keys) - made.total(), dict(made))
+            newest = [_newest(bus, arrival, corrections) for arrival in fresh]
+            made.update(bus.depot.inbox.rebuild(route.name, newest, _remembered(bus, route, fresh, everywhere)))
+    corrected, left = _correct(bus, route)
+    return Rebuilt(route.name, len(keys), len(keys) - made.total(), dict(made), corrected, left)
+
+
+def outdated(bus: Bus, route: Route) -> Iterator[tuple[Message, Arrival]]:
+    """Messages that are in this depot as they were before they were corrected, without their bodies; and what they were corrected to."""
+    inbox, found = bus.depot.inbox, dict[str, tuple[Message, bytes]]()
+    for key in archive.corrections(bus.staging, route.name):
+        for message in inbox.messages(route.name, key=key):
+            if message.body is not None:
+                found[key] = replace(message, body=None), archive.digest(message.body)
+    # Once more, now that the messages are read: what was taken before that is noted by now.
+    for key, correction in archive.corrections(bus.staging, route.name).items():
+        message, digest = found.get(key, (None, b""))
+        if message is not None and digest != correction.digest:
+            yield message, archive.corrected(bus.staging, key, correction)
+
+
+def _correct(bus: Bus, route: Route) -> tuple[int, tuple[str, ...]]:
+    done = {message.key: bus.depot.inbox.correct(message, arrival) for message, arrival in outdated(bus, route)}
+    return sum(done.values()), tuple(key for key, is_corrected in done.items() if not is_corrected)
+
+
+def _newest(bus: Bus, arrival: Arrival, corrections: Mapping[str, archive.Correction]) -> Arrival:
+    """In the place of the first, and in its group, as the depot keeps them."""
+    if arrival.key not in corrections:
+        return arrival
+    newest = archive.corrected(bus.staging, arrival.key, corrections[arrival.key])
+    return replace(newest, group=newest.group or arrival.group)
 
 
 def _remembered(bus: Bus, route: Route, arrivals: Sequence[Arrival], everywhere: dict[str, bool]) -> dict[str, Remembered]:

@@ -29,7 +29,8 @@ def board_dead_letters(bus: Bus, route: Route, queue: Queue, reason: str) -> Boa
             f"`bus redrive {route.name} --state stranded` takes what the depot holds"
         )
     dead, boarded, failed = bus.systems[queue.dead_letters], Boarded(), None
-    archived, boards = partial(archive.keep, bus.staging, route.name), partial(bus.depot.inbox.board, route.name, dead_letters=reason)
+    archived, corrected = partial(archive.keep, bus.staging, route.name), partial(archive.correct, bus.staging, route.name)
+    boards = partial(bus.depot.inbox.board, route.name, dead_letters=reason, corrected=corrected)
     unwrapped = partial(unwrap, decode=queue.decode.kind, identity=queue.identity, fetch=partial(_fetch, dead, bus.systems[queue.system]))
     while received := dead.receive(AT_ONCE, WAIT_SECONDS):
         kept, error = Keeping(unwrapped, archived, boards, dead.delete).keep(received)

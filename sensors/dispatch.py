@@ -50,6 +50,7 @@ class Above:
     """What is passed down from those who know routes and runs.
 
     ``unwrap``, ``archive``  as in :class:`sensors.keeping.Keeping`.
+    ``corrected``    note in the archive which messages the depot takes instead of those that it had under their keys.
     ``end``          end an attempt for good; True if it turned out to have published: then the depot knows, and it only rolls forward.
     ``run_is_over``  whether the run that makes an attempt has ended.
     ``abandoned``    whether nobody makes an attempt any more: its process is gone, or its lease ran out.
@@ -58,6 +59,7 @@ class Above:
 
     unwrap: Callable[[Received], Sequence[Arrival]]
     archive: Callable[[Sequence[Arrival]], None]
+    corrected: Callable[[Sequence[Arrival]], None]
     end: Callable[[Trip, Attempt], bool]
     run_is_over: Callable[[str], bool]
     abandoned: Callable[[Attempt], bool]
@@ -205,7 +207,8 @@ def board(
         time.sleep(wait_seconds)
         return Boarded(), None
     received = queue.receive(room, wait_seconds, enough=enough)
-    return Keeping(above.unwrap, above.archive, partial(inbox.board, policy.route), queue.delete).keep(received)
+    boards = partial(inbox.board, policy.route, corrected=above.corrected)
+    return Keeping(above.unwrap, above.archive, boards, queue.delete).keep(received)
 
 
 # Dispatching

@@ -71,6 +71,7 @@ def protocol(bus: Bus, route: Route, queue: Queue, instance: Any) -> Above:
     return Above(
         unwrap=partial(unwrap, decode=queue.decode.kind, identity=queue.identity, fetch=bus.systems[queue.system].fetch),
         archive=partial(archive.keep, bus.staging, route.name),
+        corrected=partial(archive.correct, bus.staging, route.name),
         end=end,
         run_is_over=run_is_over,
         abandoned=bus.depot.is_abandoned,

@@ -12,10 +12,12 @@ from bus_assets.cli.output import AsJson, Module, notice, print_json, print_tabl
 if TYPE_CHECKING:
     from bus_assets.cli.loading import Loaded
     from bus_assets.purging import Taken
+    from bus_assets.rebuild import Rebuilt
     from bus_assets.route import Route
 
 app = typer.Typer(help="See to the depot, the bus's own record. Bring it up to date, rebuild it.", no_args_is_help=True)
 
+EXAMPLES = 5
 UNITS = {"h": 1, "d": 24, "w": 168}
 OfRoute = Annotated[str | None, typer.Argument(metavar="[ROUTE]", help="Only this route; default: every route of the module.")]
 
@@ -79,6 +81,7 @@ def _note_left(taken: Taken) -> None:
 @app.command()
 def rebuild(route: OfRoute = None, module: Module = None, as_json: AsJson = False) -> None:
     """Bring back a lost depot, or yesterday's. Messages come from the archive; what the destination has a receipt of is delivered.
+    Known messages that were corrected since wait with the newest body.
 
     Safe to do twice, and while messages flow; pause a FIFO route first if order matters. Not brought back: trips, and rejected rows
     of messages that were delivered without them.
@@ -98,9 +101,20 @@ def rebuild(route: OfRoute = None, module: Module = None, as_json: AsJson = Fals
     if as_json:
         print_json([asdict(one) for one in done])
         return
-    rows = [(one.route, one.archived, one.known, sum(one.by_state.values()), _states(one.by_state)) for one in done]
-    header = ("route", "in the archive", "known", "brought back", "as")
-    print_table(header, rows, numbers=header[1:4], empty="no route of the module has a queue")
+    rows = [(one.route, one.archived, one.known, sum(one.by_state.values()), _states(one.by_state), one.corrected) for one in done]
+    header = ("route", "in the archive", "known", "brought back", "as", "corrected")
+    print_table(header, rows, numbers=(*header[1:4], header[5]), empty="no route of the module has a queue")
+    for one in done:
+        _note_outdated(one)
+
+
+def _note_outdated(rebuilt: Rebuilt) -> None:
+    if rebuilt.outdated:
+        more = f" and {len(rebuilt.outdated) - EXAMPLES:,} more" if len(rebuilt.outdated) > EXAMPLES else ""
+        notice(
+            f"{rebuilt.route}: corrected since, but riding or over with an older body: {', '.join(rebuilt.outdated[:EXAMPLES])}{more}; "
+            f"rebuild again if they are set aside. The newest bodies are in the archive, in *.corrected.jsonl"
+        )
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,16 +18,20 @@ from resources.depot.messages import has_newer, stored, waiting_again
 from resources.depot.quarantine import UPDATE_IDS, chunks
 from resources.depot.schema import messages, storable
 
+CORRECTABLE: tuple[MessageState, ...] = ("waiting", "stranded", "quarantined", "held")
+"""What neither rides nor has ended can still take another body."""
+
 
 @dataclass
 class _Sorted:
     """What is to be done with the arrivals: ``fresh`` by key, ``redriven`` by id, ``duplicates`` of known ids, and which of those are
-    ``others``, with another body."""
+    ``others``, with another body. ``corrections`` are redriven with another body than was known."""
 
     fresh: dict[str, dict[str, Any]] = field(default_factory=dict)
     redriven: dict[int, dict[str, Any]] = field(default_factory=dict)
     duplicates: Counter[int] = field(default_factory=Counter)
     others: Counter[int] = field(default_factory=Counter)
+    corrections: list[Arrival] = field(default_factory=list)
     ignored: int = 0
 
     @property
@@ -44,7 +48,14 @@ class _Sorted:
         return self.others.total() + sum(values["other_bodies"] for values in self.fresh.values())
 
 
-def board(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], horizon_seconds: float | None, reason: str | None) -> Boarded:
+def board(
+    connection: sa.Connection,
+    route: str,
+    arrivals: Sequence[Arrival],
+    horizon_seconds: float | None,
+    reason: str | None,
+    corrected: Callable[[Sequence[Arrival]], None] | None,
+) -> Boarded:
     kept = routes.lock(connection, route)["horizon"]
     moment = now(connection)
     horizons = [kept] if kept else []
@@ -63,6 +74,9 @@ def board(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], ho
     routes.count(connection, route, ignored=found.ignored, **more)
     states = Counter(values["state"] for key, values in found.fresh.items() if key not in superseded)
     fresh = superseded & found.fresh.keys()
+    if corrected is not None and found.corrections:
+        # Before the commit, and in the order in which they are taken: nobody else boards for this route until then.
+        corrected(found.corrections)
     return Boarded(
         waiting=states["waiting"],
         **repeated,
@@ -93,6 +107,19 @@ def rebuild(
     return {**states, **({"superseded": len(superseded)} if superseded else {})}
 
 
+def correct(connection: sa.Connection, route: str, number: int, generation: int, arrival: Arrival) -> bool:
+    routes.lock(connection, route)
+    unmoved = (messages.c.id == number) & (messages.c.generation == generation)
+    if connection.scalar(sa.select(messages.c.id).where(unmoved, messages.c.state.in_(CORRECTABLE))) is None:
+        return False
+    moment = now(connection)
+    found = _Sorted(redriven={number: _values(arrival, stored(arrival.key))})
+    _redrive(connection, found.redriven, moment)
+    superseded, replaced = _supersede(connection, route, found, moment)
+    routes.count(connection, route, superseded=len(superseded) + replaced)
+    return True
+
+
 def _restored_state(arrival: Arrival, horizon: datetime | None, receipt: Remembered | None) -> dict[str, Any]:
     fresh = _fresh_state(arrival, horizon)
     if receipt is None:
@@ -115,6 +142,7 @@ def _sorted(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], 
                 found.fresh[key] = _values(arrival, key) | _fresh_state(arrival, horizon)
         elif state in ("stranded", "quarantined") and arrival.problem is None and number not in found.redriven:
             found.redriven[number] = _values(arrival, key)
+            found.corrections += [arrival] if arrival.body != body else []
         else:
             found.duplicates[number] += 1
             known_body = found.redriven[number]["body"] if number in found.redriven else body

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -45,19 +45,27 @@ class Inbox:
     # Boarding
 
     def board(
-        self, route: str, arrivals: Sequence[Arrival], horizon_seconds: float | None = None, *, dead_letters: str | None = None
+        self,
+        route: str,
+        arrivals: Sequence[Arrival],
+        horizon_seconds: float | None = None,
+        *,
+        dead_letters: str | None = None,
+        corrected: Callable[[Sequence[Arrival]], None] | None = None,
     ) -> Boarded:
         """Keep ``arrivals``, all in one transaction; afterwards they may be deleted from their queue.
 
         A known key is a duplicate and only counted, unless it is stranded or quarantined and can be decoded now: then it waits
-        again with what arrived, in the next generation, and its held rows are discarded. The second of two with one key in one call
-        is a duplicate. A new key sent before ``horizon_seconds`` ago, or before keys were purged, is held: nobody can tell any
-        more whether it was delivered. One older than a known message of its subject is superseded; those of its subject that wait
-        and are older become superseded. ``dead_letters``: a person brings them back from there, for this reason; it is kept.
+        again with what arrived, in the next generation, and its held rows are discarded; coming without a group it keeps its own. The
+        second of two with one key in one call is a duplicate. A new key sent before ``horizon_seconds`` ago, or before keys were
+        purged, is held: nobody can tell any more whether it was delivered. One older than a known message of its subject is
+        superseded; those of its subject that wait and are older become superseded. ``dead_letters``: a person brings them back from
+        there, for this reason; it is kept. ``corrected`` is told, before the commit, of those that wait again with another body; what
+        it raises is raised, and nothing was kept.
         """
         checked_name(route, "route")
         with self._connections.writing() as connection:
-            return boarding.board(connection, route, arrivals, horizon_seconds, dead_letters)
+            return boarding.board(connection, route, arrivals, horizon_seconds, dead_letters, corrected)
 
     def rebuild(self, route: str, arrivals: Sequence[Arrival], remembered: Mapping[str, Remembered]) -> dict[MessageState, int]:
         """Keep those of ``arrivals`` whose keys this depot does not know, as ``board`` does; how many came to be in which state.
@@ -68,6 +76,14 @@ class Inbox:
         checked_name(route, "route")
         with self._connections.writing() as connection:
             return boarding.rebuild(connection, route, arrivals, remembered)
+
+    def correct(self, message: Message, arrival: Arrival) -> bool:
+        """Let ``message`` wait again with what ``arrival`` says, as if it arrived now; whether it does.
+
+        Not one that rides, was delivered or superseded, nor one that was sent round again since it was read.
+        """
+        with self._connections.writing() as connection:
+            return boarding.correct(connection, message.route, message.id, message.generation, arrival)
 
     def routes(self) -> list[str]:
         """The routes of which this depot has, or had, messages."""

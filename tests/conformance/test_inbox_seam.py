@@ -19,7 +19,7 @@ from resources.depot import trips as trips_sql
 from resources.depot.entries import AttemptEnded, AttemptLive, NoSuchTrip, QuarantinedRow, Reason, TripOver, Verdict
 from resources.depot.mail import Arrival, Boarded, Purged, Remembered
 from resources.depot.store import Depot
-from resources.errors import Misconfigured, Poison, Refused
+from resources.errors import Misconfigured, Poison, Refused, Transient
 from resources.receipts import stored_key
 
 ROOT = Path(__file__).parents[2]
@@ -1360,6 +1360,55 @@ def test_an_older_one_of_its_subject_is_rebuilt_as_superseded(inbox):
     }
     assert counted(inbox) == {"delivered": 1, "superseded": 1, "waiting": 1}
     assert {m.key: m.state for m in inbox.messages("orders")} == {"a": "delivered", "b": "superseded", "c": "waiting"}
+
+
+def quarantined(inbox, *keys, **more):
+    inbox.board("orders", [Arrival(key, b"{", problem="no JSON", **more) for key in keys])
+
+
+def test_who_boards_hears_of_corrections_before_they_are_kept(inbox):
+    """Of what waits again with another body, and of nothing else."""
+    quarantined(inbox, "same", "other", "twice")
+    inbox.board("orders", [Arrival("waits", b"1")])
+    told = []
+    came = [Arrival("same", b"{"), Arrival("other", b"2"), Arrival("twice", b"2"), Arrival("twice", b"3"), Arrival("waits", b"2")]
+
+    def refuse(arrivals):
+        raise Transient("the archive does not answer")
+
+    with pytest.raises(Transient, match="does not answer"):
+        inbox.board("orders", came, corrected=refuse)
+    assert counted(inbox) == {"quarantined": 3, "waiting": 1}
+    assert inbox.board("orders", [*came, Arrival("new", b"1")], corrected=told.extend).redriven == 3
+    assert told == [Arrival("other", b"2"), Arrival("twice", b"2")]
+    assert {message.key: message.body for message in inbox.messages()} == {
+        "same": b"{",
+        "other": b"2",
+        "twice": b"2",
+        "waits": b"1",
+        "new": b"1",
+    }
+
+
+def test_a_message_is_corrected_unless_it_rides_or_has_ended(depot, inbox):
+    quarantined(inbox, "quarantined", group="a")
+    inbox.board("orders", [Arrival("held", b"1", datetime(2020, 1, 1, tzinfo=UTC))], horizon_seconds=60)
+    riding(inbox, 1)
+    inbox.board("orders", [event("older", "1"), event("newer", "2")])
+    known = {message.key: message for message in inbox.messages()}
+    assert {key: inbox.correct(message, Arrival(key, b"2")) for key, message in known.items()} == {
+        "quarantined": True,
+        "held": True,
+        "k2": False,
+        "older": False,
+        "newer": True,
+    }
+    found = {message.key: (message.state, message.body, message.generation, message.group, message.error) for message in inbox.messages()}
+    assert found["quarantined"] == ("waiting", b"2", 1, "a", None)
+    assert found["held"] == ("waiting", b"2", 1, None, None)
+    assert found["k2"][:3] == ("aboard", b"body 2", 0)
+    assert inbox.correct(known["quarantined"], Arrival("quarantined", b"3")) is False  # it was sent round again since it was read
+    assert inbox.counts("orders").is_balanced
 
 
 def test_two_that_rebuild_and_board_at_once_make_one_message_of_each_key(url, inbox):

@@ -204,7 +204,7 @@ class MessageTown:
 
     def archive_files(self, route: str) -> list[Path]:
         """Oldest first."""
-        return sorted((self.place.staging / "archive" / route).glob("*/*.jsonl"))
+        return sorted((self.place.staging / "archive" / route).glob(f"*/{'?' * 26}.jsonl"))
 
     def departures_told(self, route: str) -> int:
         """For how many departures the route's dispatchers have asked for a run so far, by their logs."""

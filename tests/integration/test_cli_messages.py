@@ -503,7 +503,9 @@ def test_a_lost_depot_is_rebuilt_and_nothing_is_lost_or_doubled(stranded):
     stranded.tick()  # boarded, gone from the queue, not delivered yet
     stranded.lose_the_depot()
     told = stranded.told("depot", "rebuild")
-    assert told == [{"route": "events", "archived": 5, "known": 0, "by_state": {"delivered": 3, "waiting": 2}}]
+    assert told == [
+        {"route": "events", "archived": 5, "known": 0, "by_state": {"delivered": 3, "waiting": 2}, "corrected": 0, "outdated": []}
+    ]
     assert stranded.told("depot", "rebuild")[0]["by_state"] == {}
     assert stranded.logged() == ["O-1", "O-2", "O-3"]
     mended(stranded)
@@ -517,15 +519,12 @@ def test_a_lost_depot_is_rebuilt_and_nothing_is_lost_or_doubled(stranded):
 def test_a_depot_of_yesterday_is_rebuilt_while_messages_flow(world):
     world.send(*orders([1, 2]))
     world.deliver()
-    world.bus.depot.close()
-    shutil.copy(world.root / "depot.db", world.root / "yesterday.db")
+    copy = copy_of_the_depot(world)
     world.send(*orders([3, 4]))
     world.deliver()
     world.send(order(5))
     world.tick()
-    world.lose_the_depot()
-    world.bus.depot.close()
-    shutil.copy(world.root / "yesterday.db", world.root / "depot.db")
+    restore(world, copy)
     world.send(order(6))
     (departure,) = world.tick().departures
     assert world.told("depot", "rebuild")[0]["by_state"] == {"delivered": 2, "waiting": 1}
@@ -549,8 +548,83 @@ def test_a_message_delivered_again_can_be_delivered_again_after_a_rebuild(world)
     assert world.logged() == ["O-1"] * 4
 
 
+def copy_of_the_depot(world):
+    world.bus.depot.close()
+    return shutil.copy(world.root / "depot.db", world.root / "yesterday.db")
+
+
+def restore(world, copy):
+    world.lose_the_depot()
+    world.bus.depot.close()
+    shutil.copy(copy, world.root / "depot.db")
+
+
+@pytest.fixture
+def corrected(world):
+    """An order that was quarantined for its quantity. ``copy``: the depot as it was then. It was sent anew with another one, which is
+    aboard, and then with a third, which is a duplicate."""
+    world.deploy(events(dead_letters="dead", attempts=1, identity="order_id"))
+    world.send(order(1, qty=0))
+    world.deliver()
+    assert world.states() == {"quarantined": 1}
+    world.copy = copy_of_the_depot(world)
+    world.send(order(1, qty=2))
+    (world.departure,) = world.tick().departures
+    world.send(order(1, qty=3))
+    assert "duplicates 1, of them with another body 1" in world.tick().said
+    return world
+
+
+def test_a_lost_depot_is_rebuilt_with_the_body_that_it_took_last(corrected):
+    corrected.lose_the_depot()
+    assert corrected.told("depot", "rebuild")[0]["by_state"] == {"waiting": 1}
+    corrected.deliver()
+    assert totals(corrected) == [3]
+    assert corrected.told("account", "events")["balanced"]
+
+
+def test_a_message_that_was_corrected_since_yesterday_rides_with_the_body_that_was_taken(corrected):
+    restore(corrected, corrected.copy)
+    (told,) = [line for line in corrected.told("account", "events", code=1)["recounts"] if line["what"] == "corrected"]
+    assert (told["expected"], told["found"], told["status"]) == (1, 0, "differs")
+    assert "body:O-1" in told["note"]
+    assert "`bus depot rebuild events`" in told["note"]
+    told = corrected.told("depot", "rebuild")[0]
+    assert (told["known"], told["by_state"], told["corrected"], told["outdated"]) == (1, {}, 1, [])
+    assert corrected.told("depot", "rebuild")[0]["corrected"] == 0
+    corrected.deliver()
+    assert totals(corrected) == [3]
+    assert corrected.told("account", "events")["balanced"]
+
+
+def test_a_correction_that_was_delivered_since_yesterday_is_not_delivered_again(corrected):
+    corrected.run(corrected.departure)
+    restore(corrected, corrected.copy)
+    assert corrected.told("depot", "rebuild")[0]["corrected"] == 1
+    corrected.deliver()
+    assert totals(corrected) == [3]
+    assert corrected.states() == {"delivered": 1}
+    assert corrected.told("account", "events")["balanced"]
+
+
+def test_a_message_that_rides_uncorrected_is_told_and_can_be_corrected_later(corrected):
+    restore(corrected, corrected.copy)
+    corrected.sql("UPDATE depot_messages SET state = 'waiting'")
+    (departure,) = corrected.tick().departures
+    err = corrected.bus_says("depot", "rebuild")[2]
+    assert "corrected since, but riding or over with an older body: body:O-1;" in err
+    corrected.run(departure)
+    assert corrected.told("depot", "rebuild")[0]["corrected"] == 1
+    corrected.deliver()
+    assert totals(corrected) == [3]
+
+
+def totals(world):
+    return [float(row[1]) for row in world.rows("log")]
+
+
 def test_what_was_archived_and_never_boarded_is_brought_back_too(world):
-    def killed(*arguments):
+    def killed(*arguments, **more):
         raise Transient("killed")
 
     world.send(order(1))

@@ -104,6 +104,7 @@ class Street:
         above = Above(
             unwrap=lambda received: unwrap(received, "json", None, self.fetch),
             archive=cut.wrapped(self.archived.extend, "archive"),
+            corrected=lambda arrivals: None,
             end=cut.wrapped(self._end, "end"),
             run_is_over=lambda run: run in self.over,
             abandoned=lambda attempt: False,

@@ -162,6 +162,19 @@ class Life(RuleBasedStateMachine):
         assert self.inbox.rebuild(ROUTE, [arrival(key) for key in keys], remembered) == expected
         self.learn_ids()
 
+    @precondition(lambda self: self.mail)
+    @rule(data=st.data())
+    def correct(self, data):
+        """What neither rides nor has ended waits again with another body."""
+        known = data.draw(st.sampled_from(sorted(self.mail.values(), key=lambda one: one.key)))
+        [message] = self.inbox.messages(ROUTE, key=f"k{known.key}")
+        may = known.state in ("waiting", "stranded", "quarantined", "held")
+        assert self.inbox.correct(message, arrival(known.key)) is may
+        assert self.inbox.correct(message, arrival(known.key)) is False
+        if may:
+            self.again(known)
+            self.supersede([known.key])
+
     def learn_ids(self):
         for message in self.inbox.messages(limit=1000):
             self.mail[int(message.key[1:])].id = message.id
