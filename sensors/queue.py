@@ -26,7 +26,8 @@ def queue_sensor(
 ) -> Any:
     """A sensor that starts ``job`` for each departing trip, named by the run's ``tag``. Running as soon as the code is loaded.
 
-    ``ticking`` opens what a tick works on. The run key only saves work: what keeps a trip from being driven twice is its claim.
+    ``ticking`` opens what a tick works on. The run key only saves work: what keeps a trip from being driven twice is its claim. It is
+    one for each departure: Dagster asks for no run whose key it has seen.
     """
 
     @sensor(
@@ -55,4 +56,4 @@ def queue_sensor(
 def _requests(tick: Tick, tag: str) -> Iterator[RunRequest]:
     for departure in tick.departures:
         said = {tag: departure.trip, "bus/trigger": "queue", "bus/messages": str(departure.messages)}
-        yield RunRequest(run_key=f"{departure.trip}/{departure.launch}", tags=said)
+        yield RunRequest(run_key=f"{departure.trip}/{departure.launch}/{departure.at:%Y%m%dT%H%M%S.%f}", tags=said)

@@ -113,7 +113,7 @@ def depart(connection: sa.Connection, route: str, max_in_flight: int, limit: int
         return []
     _launch(connection, [trip for trip, _ in leaving], moment)
     aboard = _how_many_aboard(connection, [trip for trip, _ in leaving])
-    return [Departure(trip, launches + 1, aboard.get(trip, 0)) for trip, launches in leaving]
+    return [Departure(trip, launches + 1, aboard.get(trip, 0), moment) for trip, launches in leaving]
 
 
 def _ready(connection: sa.Connection, route: str, moment: datetime, room: int) -> list[tuple[str, int]]:

@@ -137,11 +137,13 @@ class Riders:
 
 @dataclass(frozen=True)
 class Departure:
-    """A run is to be asked for: launch number ``launch`` of ``trip``, with ``messages`` aboard."""
+    """A run is to be asked for: launch number ``launch`` of ``trip``, with ``messages`` aboard. ``at`` is when it departed: a depot
+    that was restored from a copy counts its launches from there, but not its time."""
 
     trip: str
     launch: int
     messages: int
+    at: datetime
 
 
 @dataclass(frozen=True)

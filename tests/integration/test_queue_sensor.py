@@ -93,6 +93,20 @@ def test_the_messages_asset_shows_counts_and_the_accounts_sums(town):
     assert checks["accounted"].metadata["received in all"].value == 2
 
 
+def test_each_departure_has_a_run_key_of_its_own_also_after_the_depot_was_restored(town):
+    """Dagster asks for no run whose key it has seen: the trip would wait in vain, longer and longer."""
+    town.send(order(1))
+    keys = [town.tick().run_requests[0].run_key]
+    for _ in range(2):
+        with town.depot._connections.writing() as connection:  # as it was copied after its first launch
+            connection.exec_driver_sql(
+                "UPDATE depot_trips SET state = 'departed', launches = 1, departed_at = '2000-01-01 00:00:00.000000'"
+            )
+        keys.append(town.tick().run_requests[0].run_key)
+    assert [key.split("/")[1] for key in keys] == ["1", "2", "2"]
+    assert len(set(keys)) == 3
+
+
 def test_a_failure_says_which_message_where_only_one_can_be_meant(town, tmp_path):
     town = Town(tmp_path, events(attempts=1))
     town.send(order(1), order(666))
