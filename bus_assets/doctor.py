@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from bus_assets.route import Route
 from resources.depot.mail import Underway
+from resources.depot.process import is_gone
 from resources.depot.store import Depot
 from resources.errors import BusError
 
@@ -168,7 +169,7 @@ def _stuck(seen: OfRoute) -> Iterator[Finding]:
 
 def _underway(seen: OfRoute) -> Iterator[Finding]:
     for found in seen.depot.inbox.underway(seen.name):
-        if found.trip.state == "departed" and _seconds_since(found.trip.departed_at) > UNCLAIMED_SECONDS:
+        if found.trip.state == "departed" and found.departed_seconds > UNCLAIMED_SECONDS:
             said = f"nobody drives trip {found.trip.id}, whose run was asked for"
             yield Finding(
                 seen.name,
@@ -183,12 +184,9 @@ def _underway(seen: OfRoute) -> Iterator[Finding]:
 def _abandoned(seen: OfRoute, found: Underway) -> tuple[str, str]:
     attempt = found.attempt
     assert attempt is not None
-    ran_out = (
-        f"its lease ran out at {attempt.lease_until:%Y-%m-%d %H:%M} UTC"
-        if attempt.lease_until < datetime.now(UTC)
-        else "its process is gone"
-    )
-    said = f"trip {found.trip.id} has nobody driving it: {ran_out} ({attempt.host or 'unknown host'})"
+    gone = is_gone(attempt.host, attempt.pid, attempt.process_started)
+    why = "its process is gone" if gone else f"its lease ran out at {attempt.lease_until:%Y-%m-%d %H:%M} UTC"
+    said = f"trip {found.trip.id} has nobody driving it: {why} ({attempt.host or 'unknown host'})"
     return said, f"the sensor's next tick settles it; without a daemon `bus dispatch {seen.name}`"
 
 

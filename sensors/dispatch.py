@@ -14,7 +14,6 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 
 from resources.depot.entries import Attempt, Trip
@@ -117,7 +116,7 @@ def settle(policy: Policy, inbox: Inbox, above: Above, told: Told) -> None:
 def _settle_one(policy: Policy, inbox: Inbox, above: Above, told: Told, found: Underway) -> None:
     trip, attempt = found.trip, found.attempt
     if trip.state == "departed":
-        if _seconds_since(trip.departed_at) > _claim_seconds(trip, attempt):
+        if found.departed_seconds > _claim_seconds(trip, attempt):
             told.returned += inbox.retry(trip.id, 0, spent=None, launch=trip.launches)
         return
     if attempt is None or _is_alive(trip, attempt, above):
@@ -184,10 +183,6 @@ def _breaker(policy: Policy, inbox: Inbox, found: Underway, decision: Decision) 
     if found.trip.failures == 0 and inbox.failed_in_row(policy.route) >= BREAKER:
         return Pause()
     return Pause() if isinstance(decision, Strand) and inbox.paused(policy.route) else decision
-
-
-def _seconds_since(moment: datetime | None) -> float:
-    return (datetime.now(UTC) - moment).total_seconds() if moment else 0.0
 
 
 # Boarding

@@ -121,10 +121,12 @@ class Aboard(NamedTuple):
 
 @dataclass(frozen=True)
 class Underway:
-    """A trip that settling looks at, and its newest attempt."""
+    """A trip that settling looks at, and its newest attempt. ``departed_seconds``: how long ago it departed, by the depot's clock alone;
+    0 if it never did."""
 
     trip: Trip
     attempt: Attempt | None
+    departed_seconds: float
 
 
 @dataclass(frozen=True)

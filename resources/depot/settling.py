@@ -36,7 +36,8 @@ def underway(connection: sa.Connection, route: str) -> list[Underway]:
         return []
     query = sa.select(attempts).where(attempts.c.trip.in_([trip.id for trip in found])).order_by(attempts.c.attempt)
     newest = {row["trip"]: Attempt(**row) for row in connection.execute(query).mappings()}
-    return [Underway(trip, newest.get(trip.id)) for trip in found]
+    moment = now(connection)
+    return [Underway(trip, newest.get(trip.id), (moment - (trip.departed_at or moment)).total_seconds()) for trip in found]
 
 
 def riders(connection: sa.Connection, trip: str, launch: int) -> Riders | None:

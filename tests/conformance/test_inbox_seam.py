@@ -525,6 +525,7 @@ def test_trips_depart_once_and_never_too_many(depot, inbox):
     assert trip.state == "departed"
     assert trip.departed_at >= trip.created_at
     assert trip.departed_at == third.at
+    assert 0 <= underway(inbox, third.trip).departed_seconds < 60
     inbox.delivered(first[0].trip, {}, {})
     depot.finish_trip(first[0].trip, "delivered")
     assert len(inbox.depart("orders", max_in_flight=3, limit=2)) == 1

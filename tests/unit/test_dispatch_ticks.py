@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from resources.depot import boarding, forming, settling
 from resources.depot.inbox import Inbox
 from resources.depot.mail import Arrival, Departure
 from resources.depot.store import Depot
@@ -310,6 +311,20 @@ def test_runs_that_came_and_died_do_not_lengthen_the_wait_for_one_that_never_com
     assert again.launch == DEATHS + 1
     assert street.asked_again_after(2 * CLAIM_SECONDS - 5) == ()
     assert len(street.asked_again_after(2 * CLAIM_SECONDS + 5)) == 1
+
+
+@pytest.mark.parametrize("ahead_seconds", [-3600, 3600])
+def test_whether_a_run_is_late_is_told_by_the_depots_clock_alone(tmp_path, monkeypatch, ahead_seconds):
+    """The machine's may be wrong by an hour: it would ask at once for a second run, or never again."""
+    street, ahead = Street(tmp_path), [ahead_seconds]
+    for module in (boarding, forming, settling):
+        monkeypatch.setattr(module, "now", lambda connection: datetime.now(UTC) + timedelta(seconds=ahead[0]))
+    street.send("one")
+    assert len(street.tick().departures) == 1
+    ahead[0] += CLAIM_SECONDS - 5
+    assert street.tick().departures == ()
+    ahead[0] += 10
+    assert [departure.launch for departure in street.tick().departures] == [2]
 
 
 def test_there_is_no_more_in_the_depot_than_fits_in_flight_twice(tmp_path):
