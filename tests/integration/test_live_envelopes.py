@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -14,8 +14,9 @@ from bus_assets import Contract, DropOff, Field, S3Event, Table
 from bus_assets.redriving import board_dead_letters
 from resources.aws_clients import forget_clients
 from resources.claim_check import leave
+from resources.errors import Transient
 from resources.queue import SqsQueue
-from resources.queue_seam import Outgoing
+from resources.queue_seam import Outgoing, Received
 from tests.emulators import CREDENTIALS, REGION, Emulator
 from tests.queue_world import QueueWorld, events, order
 
@@ -146,6 +147,28 @@ def test_a_large_message_that_was_stranded_rides_again_from_the_dead_letters(tmp
     world.deliver()
     assert world.logged() == ["O-666"]
     assert (world.states(), world.dead.depth().waiting) == ({"delivered": 1}, 0)
+
+
+def test_what_sqs_moved_to_the_dead_letters_though_it_was_boarded_is_known_there(tmp_path, cloud, monkeypatch):
+    """It has its message id still; AWS's own redrive would give it another one."""
+    world = Cloudy(tmp_path, cloud, events(dead_letters="dead"))
+    url = world.sqs.get_queue_url(QueueName=world.name)["QueueUrl"]
+    policy = {"deadLetterTargetArn": f"{world.arn}-dead", "maxReceiveCount": "1"}
+    world.sqs.set_queue_attributes(QueueUrl=url, Attributes={"RedrivePolicy": json.dumps(policy)})
+
+    def in_vain(queue: SqsQueue, received: Sequence[Received]) -> int:
+        for message in received:
+            world.sqs.change_message_visibility(QueueUrl=url, ReceiptHandle=message.receipt_handle, VisibilityTimeout=0)
+        raise Transient("the connection was lost")
+
+    world.send(order(1))
+    with monkeypatch.context() as patch, pytest.raises(Transient, match="connection was lost"):
+        patch.setattr(SqsQueue, "delete", in_vain)
+        world.tick()
+    world.deliver()
+    assert world.logged() == ["O-1"]
+    boarded = board_dead_letters(world.bus, world.route, world.route.queue, "moved by SQS")  # pyright: ignore[reportArgumentType]
+    assert (boarded.duplicates, boarded.waiting) == (1, 0)
 
 
 def test_a_fifo_message_keeps_its_group_through_dead_letters_on_a_standard_queue(tmp_path, cloud):
