@@ -28,6 +28,7 @@ MANY = 1_000
 EXAMPLES = 200
 """Messages come with their bodies."""
 TICKS = 3
+UNRESOLVED = "dagster._config.errors.PostProcessingError: "
 LEAST_FREE_BYTES, LEAST_FREE_SHARE = 1 << 30, 0.03
 
 Patient = TypeVar("Patient")
@@ -136,7 +137,7 @@ def _sensors(seen: Deployment) -> Iterator[Finding]:
             continue
         ticks = list(seen.instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=TICKS))
         if len(ticks) == TICKS and all(tick.status.value == "FAILURE" for tick in ticks):
-            said = _innermost(ticks[0].error)
+            said = innermost(ticks[0].error)
             since = datetime.fromtimestamp(ticks[-1].timestamp, UTC)
             yield Finding(state.name, f"its last {TICKS} ticks failed: {said}", "mend that; the sensor goes on by itself", since)
 
@@ -147,10 +148,13 @@ def _last_tick(state: Any) -> datetime | None:
     return datetime.fromtimestamp(at, UTC) if at else None
 
 
-def _innermost(error: Any) -> str:
+def innermost(error: Any) -> str:
+    """The first line of what Dagster keeps of an error, or of its first cause."""
     while error is not None and error.cause is not None:
         error = error.cause
-    return "see the UI" if error is None else error.message.strip().partition("\n")[0]
+    lines = error.message.strip().splitlines() if error is not None else ["see the UI"]
+    # What of a configuration cannot be resolved, a variable that is not set, stands further down.
+    return next((line for line in lines if line.startswith(UNRESOLVED)), lines[0] if lines else "")
 
 
 # A route, as the depot knows it
@@ -170,7 +174,8 @@ def _stuck(seen: OfRoute) -> Iterator[Finding]:
 def _underway(seen: OfRoute) -> Iterator[Finding]:
     for found in seen.depot.inbox.underway(seen.name):
         if found.trip.state == "departed" and found.departed_seconds > UNCLAIMED_SECONDS:
-            said = f"nobody drives trip {found.trip.id}, whose run was asked for"
+            before = f"; before that: {why}" if (why := _line(found.trip.error)) else ""
+            said = f"nobody drives trip {found.trip.id}, whose run was asked for{before}"
             yield Finding(
                 seen.name,
                 said,

@@ -23,11 +23,13 @@ from resources.errors import BusError, Misconfigured, Poison
 from resources.queue_seam import MessageQueue, Outgoing, Received
 from sensors.ahead import Ahead
 from sensors.envelopes import NO_GROUP, carried
-from sensors.judging import BREAKER, Decision, Pause, Policy, Retry, Split, Strand, judge
+from sensors.judging import BREAKER, Decision, Pause, Policy, Retry, Split, Strand, Unclaimed, judge, judge_unclaimed
 from sensors.keeping import Keeping, total
 
 CLAIM_SECONDS = 120.0
 """A run that was asked for and has not claimed its trip after so long is asked for again; the wait doubles with each that never came."""
+RUN_SECONDS = 5.0
+"""A run that has not claimed its trip after so long is looked up, once a tick: it may have ended before it could."""
 POLL_SECONDS = 10.0
 """How long a tick waits for a first message. Some deployments end a tick after 15 s."""
 BUSY_SECONDS = 4.0
@@ -51,6 +53,8 @@ class Above:
     ``unwrap``, ``archive``  as in :class:`sensors.keeping.Keeping`.
     ``corrected``    note in the archive which messages the depot takes instead of those that it had under their keys.
     ``end``          end an attempt for good; True if it turned out to have published: then the depot knows, and it only rolls forward.
+    ``unclaimed``    of a trip that nobody has claimed, and its newest attempt: the runs since then, if the one that was asked for last
+                     has ended and none may still claim it; else None.
     ``run_is_over``  whether the run that makes an attempt has ended.
     ``abandoned``    whether nobody makes an attempt any more: its process is gone, or its lease ran out.
     ``report_dead``  close the run of an attempt that was ended, where it still seems to run.
@@ -60,6 +64,7 @@ class Above:
     archive: Callable[[Sequence[Arrival]], None]
     corrected: Callable[[Sequence[Arrival]], None]
     end: Callable[[Trip, Attempt], bool]
+    unclaimed: Callable[[Trip, Attempt | None], Unclaimed | None]
     run_is_over: Callable[[str], bool]
     abandoned: Callable[[Attempt], bool]
     report_dead: Callable[[Attempt], None]
@@ -101,24 +106,47 @@ class Told:
 # Settling
 
 
-def settle(policy: Policy, inbox: Inbox, above: Above, told: Told) -> None:
-    """See to every trip that is under way. What one trip raises does not keep the others from being settled; the first error is raised."""
+def settle(policy: Policy, inbox: Inbox, above: Above, told: Told, *, look_up_runs: bool = True) -> None:
+    """See to every trip that is under way. What one trip raises does not keep the others from being settled; the first error is raised.
+
+    ``look_up_runs``: also of trips that nobody has claimed yet.
+    """
     errors: list[BusError] = []
     for found in inbox.underway(policy.route):
         try:
-            _settle_one(policy, inbox, above, told, found)
+            if found.trip.state == "departed":
+                _settle_departed(policy, inbox, above if look_up_runs else None, told, found)
+            else:
+                _settle_one(policy, inbox, above, told, found)
         except BusError as error:
             errors.append(error)
     if errors:
         raise errors[0]
 
 
+def _settle_departed(policy: Policy, inbox: Inbox, above: Above | None, told: Told, found: Underway) -> None:
+    trip, waited = found.trip, found.departed_seconds
+    ended = above.unclaimed(trip, found.attempt) if above and waited > RUN_SECONDS else None
+    if ended is not None:
+        _launch_again(policy, inbox, told, trip, ended)
+    elif waited > _claim_seconds(trip, found.attempt):
+        told.returned += inbox.retry(trip.id, 0, spent=None, launch=trip.launches)
+
+
+def _launch_again(policy: Policy, inbox: Inbox, told: Told, trip: Trip, ended: Unclaimed) -> None:
+    decision, error = judge_unclaimed(ended), f"its run ended before it claimed the trip: {ended.error}"
+    delay = decision.delay_seconds if isinstance(decision, Retry) else 0
+    if not inbox.retry(trip.id, delay, spent=None, launch=trip.launches, error=error):
+        return
+    told.returned += 1
+    told.notes.append(f"trip {trip.id}: {error}")
+    if isinstance(decision, Pause):
+        inbox.pause(policy.route, f"trip {trip.id}, {ended.runs} times in a row: {error}")
+        told.notes.append("paused the route")
+
+
 def _settle_one(policy: Policy, inbox: Inbox, above: Above, told: Told, found: Underway) -> None:
     trip, attempt = found.trip, found.attempt
-    if trip.state == "departed":
-        if found.departed_seconds > _claim_seconds(trip, attempt):
-            told.returned += inbox.retry(trip.id, 0, spent=None, launch=trip.launches)
-        return
     if attempt is None or _is_alive(trip, attempt, above):
         return
     if attempt.outcome != "revoked":
@@ -315,6 +343,7 @@ class _Ticking:
     fresh: int = 0
     room: int = 0
     failed: BusError | None = None
+    has_looked_up_runs: bool = False
 
     def until_ready(self, queue: Ahead) -> None:
         """Settle, board and dispatch, until the route is paused, trips may depart and no more messages come, or time is up.
@@ -339,8 +368,9 @@ class _Ticking:
         self.told.notes.append(f"paused since {paused[0]:%Y-%m-%d %H:%M} UTC: {paused[1]}")
 
     def settle(self) -> None:
+        look_up, self.has_looked_up_runs = not self.has_looked_up_runs, True
         try:
-            settle(self.policy, self.inbox, self.above, self.told)
+            settle(self.policy, self.inbox, self.above, self.told, look_up_runs=look_up)
         except BusError as error:
             self.failed = error
 

@@ -10,7 +10,8 @@ from resources.depot.entries import Kind, Trip
 from resources.depot.mail import Riders, Spent
 
 DEATHS = 5
-"""So often may the process that drives a trip die before the trip itself is suspected: a message may kill whoever reads it."""
+"""So often may the process that drives a trip die before the trip itself is suspected: a message may kill whoever reads it.
+So often, too, may runs in a row end before they claim their trip: then the route is paused, since no message was read."""
 BREAKER = 5
 """So many trips that fail in a row, with none delivered between them, are no accident: the route is paused, and strands nothing."""
 LONGEST_DELAY_SECONDS = 300.0
@@ -54,6 +55,14 @@ class Pause:
     """The same messages ride again when a person has resumed the route."""
 
 
+@dataclass(frozen=True)
+class Unclaimed:
+    """``runs`` of a trip in a row that failed, or were cancelled, before they claimed it; ``error`` is why the newest was."""
+
+    runs: int
+    error: str
+
+
 Decision = Retry | Split | Strand | Pause
 
 
@@ -77,6 +86,11 @@ def judge(trip: Trip, riders: Riders, kind: Kind, culprit: int | None, policy: P
     if kind != "died" and trip.failures + 1 < policy.attempts:
         return Retry(delay_seconds(trip.failures + 1), "failure")
     return Strand(riders.messages)
+
+
+def judge_unclaimed(ended: Unclaimed) -> Retry | Pause:
+    """What to do about a run that ended before its claim. It is nobody's failure aboard, and spends nothing of what the trip has."""
+    return Retry(delay_seconds(ended.runs - 1)) if ended.runs < DEATHS else Pause()
 
 
 def delay_seconds(before: int) -> float:

@@ -10,6 +10,8 @@ from dagster import DefaultSensorStatus, RunRequest, SensorEvaluationContext, Se
 from resources.errors import BusError
 from sensors.dispatch import Tick
 
+LAUNCH_TAG = "bus/launch"
+"""The run tag that says which of a trip's launches this is."""
 SHORTEST_INTERVAL_SECONDS = 1
 """Dagster's own daemon looks every five seconds all the same, that of `bus up` every half; a tick itself waits for messages."""
 ERROR_SECONDS = 3.0
@@ -55,5 +57,5 @@ def queue_sensor(
 
 def _requests(tick: Tick, tag: str) -> Iterator[RunRequest]:
     for departure in tick.departures:
-        said = {tag: departure.trip, "bus/trigger": "queue", "bus/messages": str(departure.messages)}
+        said = {tag: departure.trip, LAUNCH_TAG: str(departure.launch), "bus/trigger": "queue", "bus/messages": str(departure.messages)}
         yield RunRequest(run_key=f"{departure.trip}/{departure.launch}/{departure.at:%Y%m%dT%H%M%S.%f}", tags=said)

@@ -5,19 +5,20 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from dagster import SensorEvaluationContext
+from dagster import DagsterRun, RunsFilter, SensorEvaluationContext
 
 from bus_assets import archive
 from bus_assets.boarding import caught_up, settle
 from bus_assets.build.keys import DEPOT, STAGING
+from bus_assets.doctor import innermost
 from bus_assets.drive import TRIP_TAG, Bus
 from bus_assets.queues import Queue
 from bus_assets.route import Route
 from resources.depot.entries import Attempt, Trip
 from sensors.dispatch import POLL_SECONDS, Above, Tick, tick
 from sensors.envelopes import unwrap
-from sensors.judging import Policy
-from sensors.queue import queue_sensor
+from sensors.judging import DEATHS, Policy, Unclaimed
+from sensors.queue import LAUNCH_TAG, queue_sensor
 
 
 def route_sensor(route: Route, job: Any) -> Any:
@@ -58,6 +59,17 @@ def protocol(bus: Bus, route: Route, queue: Queue, instance: Any) -> Above:
         settle(bus, route, trip, attempt)
         return caught_up(bus, route, trip)
 
+    def unclaimed(trip: Trip, attempt: Attempt | None) -> Unclaimed | None:
+        ended = list[DagsterRun]()
+        for run in instance.get_runs(RunsFilter(tags={TRIP_TAG.format(route=route.name): trip.id}), limit=DEATHS):  # the newest first
+            if attempt is not None and run.run_id == attempt.run:
+                break
+            if not run.is_finished:
+                return None
+            ended += [] if run.is_success else [run]  # one that had nothing to do ends well
+        is_over = any(run.tags.get(LAUNCH_TAG) == str(trip.launches) for run in ended)
+        return Unclaimed(len(ended), _why_it_ended(instance, ended[0])) if is_over else None
+
     def run_is_over(run_id: str) -> bool:
         run = instance.get_run_by_id(run_id)
         return run is not None and run.is_finished
@@ -73,7 +85,20 @@ def protocol(bus: Bus, route: Route, queue: Queue, instance: Any) -> Above:
         archive=partial(archive.keep, bus.staging, route.name),
         corrected=partial(archive.correct, bus.staging, route.name),
         end=end,
+        unclaimed=unclaimed,
         run_is_over=run_is_over,
         abandoned=bus.depot.is_abandoned,
         report_dead=report_dead,
     )
+
+
+def _why_it_ended(instance: Any, run: DagsterRun) -> str:
+    """The first error that the run's log tells; else what it says of its end."""
+    said = f"run {run.run_id} says no more than {run.status.value}"
+    for entry in instance.all_logs(run.run_id):
+        event = entry.dagster_event
+        if event is not None and (error := getattr(event.event_specific_data, "error", None)):
+            return innermost(error)
+        if event is not None and (event.is_failure or event.event_type_value == "PIPELINE_CANCELED"):
+            said = event.message or said
+    return said

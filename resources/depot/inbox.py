@@ -181,15 +181,16 @@ class Inbox:
 
     # Settling
 
-    def retry(self, trip: str, delay_seconds: float, *, spent: Spent | None, launch: int | None = None) -> bool:
+    def retry(self, trip: str, delay_seconds: float, *, spent: Spent | None, launch: int | None = None, error: str | None = None) -> bool:
         """Let the same messages ride again in ``delay_seconds``: the trip is 'formed' and ``spent`` is counted; whether this call did it.
 
-        A trip that has published somewhere is 'stuck' instead, and departs again after the delay.
+        ``error``: why, where no attempt has said it; it stands until the trip is claimed. A trip that has published somewhere is 'stuck'
+        instead, and departs again after the delay.
         """
         if spent not in (None, "failure", "death"):
             raise Misconfigured(f"a retry spends a failure, a death or nothing, not {spent!r}")
         with self._connections.writing() as connection:
-            return settling.retry(connection, trip, delay_seconds, spent, launch)
+            return settling.retry(connection, trip, delay_seconds, spent, launch, error)
 
     def split(self, trip: str, parts: Sequence[Sequence[int]], *, launch: int | None = None) -> list[str]:
         """End the trip as 'split' and put each part of its messages into a new formed trip (parent ``trip``, its parameters).

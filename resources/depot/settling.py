@@ -49,7 +49,7 @@ def riders(connection: sa.Connection, trip: str, launch: int) -> Riders | None:
     return Riders(tuple(row.id for row in aboard), tuple(row.group for row in aboard))
 
 
-def retry(connection: sa.Connection, trip: str, delay_seconds: float, spent: Spent | None, launch: int | None) -> bool:
+def retry(connection: sa.Connection, trip: str, delay_seconds: float, spent: Spent | None, launch: int | None, error: str | None) -> bool:
     found = _to_settle(connection, trip, launch)
     if found is None:
         return False
@@ -59,6 +59,7 @@ def retry(connection: sa.Connection, trip: str, delay_seconds: float, spent: Spe
         "ended_at": None,
         "failures": found.failures + (spent == "failure"),
         "deaths": found.deaths + (spent == "death"),
+        "error": error or found.error,
     }
     connection.execute(sa.update(trips).where(trips.c.id == trip).values(values))
     return True

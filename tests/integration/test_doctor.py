@@ -118,6 +118,8 @@ def test_a_departed_trip_that_nobody_claims(world):
     finding = only(diagnosis(world))
     assert finding["wrong"] == f"nobody drives trip {departure.trip}, whose run was asked for"
     assert "is a worker up?" in finding["advice"]
+    world.sql("UPDATE depot_trips SET error = 'its run ended before it claimed the trip: no such variable'")
+    assert only(diagnosis(world))["wrong"].endswith("; before that: its run ended before it claimed the trip: no such variable")
 
 
 @pytest.mark.parametrize(("gone", "said"), [("process", "its process is gone"), ("lease", "its lease ran out at")])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import dagster as dg
@@ -14,6 +16,9 @@ import pytest
 
 from bus_assets import Cron, DropOff, Json, Misdeclared, Queue, Table, Transform, build_definitions
 from bus_assets.build.assets import in_one_process
+from bus_assets.build.dispatching import protocol
+from bus_assets.doctor import innermost
+from bus_assets.drive import Bus
 from resources.database import Database
 from resources.depot.mail import Arrival
 from resources.depot.resource import DepotResource
@@ -310,3 +315,83 @@ def test_a_route_has_one_queue_and_no_clock_beside_it(triggers, said):
 def test_replacing_a_table_by_what_happens_to_share_a_trip_is_refused():
     with pytest.raises(Misdeclared, match="which messages share a trip is chance"):
         events(stops=(DropOff("log", Table("warehouse", "log", scope={})),))
+
+
+# Runs that end before they claim their trip
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr("sensors.dispatch.RUN_SECONDS", 0.0)
+
+
+def test_a_resource_that_cannot_be_made_is_told_and_the_trip_departs_again(town, impatient):
+    town.send(order(1))
+    (request,) = town.tick().run_requests
+    well, town.defs = (
+        town.defs,
+        build_definitions(
+            (town.route,),
+            {**town.systems, "warehouse": Broken()},
+            depot=DepotResource(url=f"sqlite:///{town.root}/depot.db"),
+            staging=StagingArea(url=str(town.root / "staging")),
+        ),
+    )
+    assert not town.run(request.tags).success
+    town.defs = well
+    (trip,) = town.depot.trips()
+    assert town.depot.newest_attempt(trip.id) is None
+    said = town.tick().skip_message
+    why = "its run ended before it claimed the trip: Exception: no such warehouse"
+    assert said == f"returned 1, trip {trip.id}: {why}"
+    assert town.depot.trip(trip.id).error == why
+
+
+class Broken(dg.ConfigurableResource):
+    def setup_for_execution(self, context):
+        raise Exception("no such warehouse")
+
+
+def test_a_run_that_never_began_is_told_and_one_that_may_begin_is_waited_for(town, impatient):
+    town.send(order(1))
+    (request,) = town.tick().run_requests
+    run = town.instance.create_run_for_job(town.defs.resolve_job_def("events"), tags=dict(request.tags))
+    assert town.tick().skip_message == "nothing waits"  # it may still claim
+    town.instance.report_run_failed(run, "the broker refused it")
+    assert "its run ended before it claimed the trip: the broker refused it" in town.tick().skip_message
+
+
+def test_a_variable_that_is_not_set_is_named(town):
+    systems = {**town.systems, "warehouse": Database(url=dg.EnvVar("NO_SUCH_URL"))}
+    job = build_definitions((town.route,), systems).resolve_job_def("events")
+    with pytest.raises(dg.DagsterInvalidConfigError) as raised:
+        job.execute_in_process(instance=town.instance)
+    kept = types.SimpleNamespace(message=f"DagsterInvalidConfigError: {raised.value}\n", cause=None)
+    assert 'the environment variable "NO_SUCH_URL" which is not set' in innermost(kept)
+    assert "\n" not in innermost(kept)
+
+
+def test_only_runs_since_the_last_claim_count_and_only_the_last_launch(town, impatient):
+    town.send(order(1))
+    (request,) = town.tick().run_requests
+    trip, asks = town.depot.trips()[0], {"bus/trip/events": request.tags["bus/trip/events"]}
+    above = protocol(Bus(town.depot, None, town.systems), town.route, town.route.queue, town.instance)
+
+    def ended(launch, status=dg.DagsterRunStatus.FAILURE):
+        job = town.defs.resolve_job_def("events")
+        return town.instance.create_run_for_job(job, tags={**asks, "bus/launch": str(launch)}, status=status)
+
+    launched = dataclasses.replace(trip, launches=4)
+    assert above.unclaimed(launched, None) is None
+    ended(1)
+    claimed = ended(2)
+    attempt = town.depot.claim(trip.id, claimed.run_id, lease_seconds=60)
+    ended(3)
+    assert above.unclaimed(launched, attempt) is None
+    ended(4, dg.DagsterRunStatus.SUCCESS)  # it had nothing to do
+    assert above.unclaimed(launched, attempt) is None
+    ended(4, dg.DagsterRunStatus.CANCELED)
+    assert above.unclaimed(launched, attempt).runs == 2
+    assert above.unclaimed(launched, None).runs == 4
+    ended(4, dg.DagsterRunStatus.STARTING)  # a person had it run again
+    assert above.unclaimed(launched, attempt) is None

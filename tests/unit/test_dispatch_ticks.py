@@ -22,9 +22,9 @@ from resources.depot.mail import Arrival, Departure
 from resources.depot.store import Depot
 from resources.errors import Misconfigured, Transient
 from resources.queue_seam import Outgoing, Pointer
-from sensors.dispatch import CLAIM_SECONDS, Above, Tick, tick
+from sensors.dispatch import CLAIM_SECONDS, RUN_SECONDS, Above, Tick, tick
 from sensors.envelopes import unwrap
-from sensors.judging import BREAKER, DEATHS, Policy
+from sensors.judging import BREAKER, DEATHS, Policy, Unclaimed
 from tests.depots import sqlite_depot
 from tests.fakes import FakeQueue
 
@@ -88,8 +88,10 @@ class Street:
         self.order: list[str] = []
         self.archived: list[Arrival] = []
         self.over = set[str]()
+        self.unclaimed = dict[int, Unclaimed]()
         self.bad = lambda body: body == "poison"
         self.fetch: Callable[[Pointer], bytes] = self.queue.fetch
+        self.poll_seconds, self.said = 0.0, ""
 
     def send(self, *bodies: str, group: str | None = None) -> None:
         self.queue.send([Outgoing(json.dumps({"say": body}), group=group) for body in bodies])
@@ -107,12 +109,15 @@ class Street:
             archive=cut.wrapped(self.archived.extend, "archive"),
             corrected=lambda arrivals: None,
             end=cut.wrapped(self._end, "end"),
+            unclaimed=lambda trip, attempt: self.unclaimed.get(trip.launches),
             run_is_over=lambda run: run in self.over,
             abandoned=lambda attempt: False,
             report_dead=cut.wrapped(lambda attempt: None, "report_dead"),
         )
         inbox, queue, dead = cut.around(self.depot.inbox), cut.around(self.queue), cut.around(self.dead)
-        return tick(self.policy, inbox, queue, above, dead_letters=dead, poll_seconds=0)
+        done = tick(self.policy, inbox, queue, above, dead_letters=dead, poll_seconds=self.poll_seconds)
+        self.said = done.said
+        return done
 
     def _end(self, trip: Any, attempt: Any) -> bool:
         outcome = self.outcomes.setdefault((trip.id, attempt.attempt), "revoked")
@@ -325,6 +330,54 @@ def test_whether_a_run_is_late_is_told_by_the_depots_clock_alone(tmp_path, monke
     assert street.tick().departures == ()
     ahead[0] += 10
     assert [departure.launch for departure in street.tick().departures] == [2]
+
+
+def test_runs_that_end_before_they_claim_are_asked_for_again_at_once_and_pause_the_route_after_some(tmp_path):
+    """No message was read, so none is suspected and nothing is spent; the reason stands with the trip until it is claimed."""
+    street = Street(tmp_path)
+    street.send("one")
+    (departure,) = street.tick().departures
+    for launch in range(1, DEATHS):
+        street.unclaimed = {launch: Unclaimed(launch, "WAREHOUSE_URL is not set")}
+        street.asked_again_after(RUN_SECONDS - 1)
+        (trip,) = street.depot.trips(ROUTE)
+        assert (trip.state, trip.launches) == ("departed", launch)  # it may still claim
+        street.asked_again_after(RUN_SECONDS + 1)
+        assert "its run ended before it claimed the trip: WAREHOUSE_URL is not set" in street.said
+        (trip,) = street.depot.trips(ROUTE)
+        assert (trip.state, trip.failures, trip.deaths) == ("formed", 0, 0)
+        assert trip.error == "its run ended before it claimed the trip: WAREHOUSE_URL is not set"
+        street.hurry()
+        (departure,) = street.tick().departures
+        assert departure.launch == launch + 1
+    street.unclaimed = {DEATHS: Unclaimed(DEATHS, "WAREHOUSE_URL is not set")}
+    assert street.asked_again_after(RUN_SECONDS + 1) == ()
+    paused = street.depot.inbox.paused(ROUTE)
+    assert paused is not None
+    assert paused[1].endswith(f"{DEATHS} times in a row: its run ended before it claimed the trip: WAREHOUSE_URL is not set")
+    street.unclaimed = {}
+    street.depot.inbox.resume(ROUTE)
+    street.deliver()
+    assert street.applied == {"one": 1}
+    assert street.depot.trip(departure.trip).error is None
+
+
+def test_a_tick_looks_up_runs_once_and_only_of_trips_that_nobody_claims(tmp_path, monkeypatch):
+    street = Street(tmp_path, batch=1)
+    looked_up = list[str]()
+
+    class Asked(dict[int, Unclaimed]):
+        def get(self, launch: int, default: Any = None) -> Any:
+            looked_up.append(str(launch))
+
+    street.unclaimed = Asked()
+    street.send("one", "two")
+    first, _ = street.tick().departures
+    street.depot.claim(first.trip, "run", lease_seconds=60)
+    monkeypatch.setattr("sensors.dispatch.LOOK_SECONDS", 0.01)
+    street.poll_seconds = 0.05
+    street.asked_again_after(RUN_SECONDS + 1)
+    assert looked_up == ["1"]
 
 
 def test_there_is_no_more_in_the_depot_than_fits_in_flight_twice(tmp_path):
