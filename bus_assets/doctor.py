@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bus_assets.queues import Queue
 from bus_assets.route import Route
 from resources.depot.mail import Underway
 from resources.depot.process import is_gone
@@ -27,6 +28,7 @@ LAUNCHES = 4
 MANY = 1_000
 EXAMPLES = 200
 """Messages come with their bodies."""
+HALTS = 3
 TICKS = 3
 UNRESOLVED = "dagster._config.errors.PostProcessingError: "
 LEAST_FREE_BYTES, LEAST_FREE_SHARE = 1 << 30, 0.03
@@ -57,10 +59,21 @@ class Deployment:
 
 @dataclass(frozen=True)
 class OfRoute:
-    """A route as the depot knows it: its module may not load."""
+    """A route as the depot knows it. ``queue`` as it is declared; None if it has none, or its module does not load."""
 
     depot: Depot
     name: str
+    queue: Queue | None = None
+
+    @property
+    def halts(self) -> bool:
+        """Whether a stranded message holds its group."""
+        return self.queue is None or self.queue.on_stranded == "halt"
+
+    @property
+    def max_wait(self) -> timedelta:
+        """How long a message may wait for a trip to fill."""
+        return timedelta(seconds=self.queue.max_wait_seconds if self.queue else 0)
 
 
 @dataclass(frozen=True)
@@ -220,13 +233,24 @@ def _given_up(seen: OfRoute) -> Iterator[Finding]:
             yield Finding(seen.name, f"{_messages(number)} {state}: {why}{more}", advice, min(message.changed_at for message in waiting))
 
 
+def _halted(seen: OfRoute) -> Iterator[Finding]:
+    """Groups that a stranded message holds."""
+    if seen.halts and (halts := seen.depot.inbox.halts(seen.name)):
+        each = ", ".join(f"{halt.behind:,} behind message {halt.message}" for halt in halts[:HALTS])
+        more = f", and more in {len(halts) - HALTS:,} other groups" if len(halts) > HALTS else ""
+        said = f"{_messages(sum(halt.behind for halt in halts))} waiting behind stranded ones of their groups: {each}{more}"
+        again = f"`bus redrive {seen.name} --id {halts[0].message} --reason …` after a fix: it rides again, and its group after it"
+        yield Finding(seen.name, said, again, min(halt.since for halt in halts))
+
+
 def _waiting(seen: OfRoute) -> Iterator[Finding]:
-    counts = seen.depot.inbox.counts(seen.name)
-    if counts.paused_at is None and _seconds_since(counts.oldest_waiting) > OLD_SECONDS:
-        said = f"{_messages(counts.by_state.get('waiting', 0))} waiting for a trip"
-        yield Finding(
-            seen.name, said, f"is the sensor on, and the daemon up? `bus dispatch {seen.name}` does without", counts.oldest_waiting
-        )
+    """For longer than a trip may take to fill; those that a stranded message holds are told of by themselves."""
+    inbox, counts = seen.depot.inbox, seen.depot.inbox.counts(seen.name)
+    oldest = inbox.oldest_moving(seen.name) if seen.halts else counts.oldest_waiting
+    if counts.paused_at is None and _seconds_since(oldest) > OLD_SECONDS + seen.max_wait.total_seconds():
+        halted = sum(halt.behind for halt in inbox.halts(seen.name)) if seen.halts else 0
+        said = f"{_messages(counts.by_state.get('waiting', 0) - halted)} waiting for a trip"
+        yield Finding(seen.name, said, f"is the sensor on, and the daemon up? `bus dispatch {seen.name}` does without", oldest)
 
 
 # What a loaded route halts at
@@ -287,5 +311,5 @@ def _seconds_since(moment: datetime | None) -> float:
 
 
 OF_THE_DEPLOYMENT = (_depot, _disk, _daemon, _sensors)
-OF_A_ROUTE = (_paused, _stuck, _underway, _failing, _given_up, _waiting)
+OF_A_ROUTE = (_paused, _stuck, _underway, _failing, _given_up, _halted, _waiting)
 OF_ITS_SYSTEMS = (_unreachable, _queues, _unsent)

@@ -30,7 +30,8 @@ def doctor(
     if not any(finding.where == "depot" for finding in found):
         routes = [known_route(depot, route, module)] if route else sorted({*depot.inbox.routes(), *(loaded.routes if loaded else ())})
         for name in routes:
-            found += doctors.examined(doctors.OfRoute(depot, name), doctors.OF_A_ROUTE, name)
+            queue = loaded.routes[name].queue if loaded and name in loaded.routes else None
+            found += doctors.examined(doctors.OfRoute(depot, name, queue), doctors.OF_A_ROUTE, name)
             found += _of_systems(depot, loaded, name)
     _tell(found, as_json)
     if found:

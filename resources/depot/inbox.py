@@ -16,6 +16,7 @@ from resources.depot.mail import (
     Counts,
     Decision,
     Departure,
+    Halt,
     Message,
     MessageState,
     Purged,
@@ -104,6 +105,16 @@ class Inbox:
         """As ``live``, but for messages that wait behind a stranded one of their group: those leave room for others."""
         with self._connections.reading() as connection:
             return messages.moving(connection, route)
+
+    def oldest_moving(self, route: str) -> datetime | None:
+        """Since when the first message has waited that waits behind no stranded one of its group."""
+        with self._connections.reading() as connection:
+            return messages.oldest_moving(connection, route)
+
+    def halts(self, route: str) -> list[Halt]:
+        """The stranded messages behind which others of their group wait, by id."""
+        with self._connections.reading() as connection:
+            return messages.halts(connection, route)
 
     # Dispatching
 

@@ -170,6 +170,15 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Halt:
+    """A stranded ``message`` (the first of its group), how many wait ``behind`` it in its group, and since when the first of those does."""
+
+    message: int
+    behind: int
+    since: datetime
+
+
+@dataclass(frozen=True)
 class Remembered:
     """What a destination remembers of a message that this depot forgot: the ``part`` of its newest receipt, and the ``trip`` that left it.
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from resources.depot import decisions, quarantine, routes, schema
 from resources.depot.connections import Connections, now
-from resources.depot.mail import Aboard, Counts, Message, MessageState, Purged
+from resources.depot.mail import Aboard, Counts, Halt, Message, MessageState, Purged
 from resources.depot.quarantine import UPDATE_IDS, brief, chunks
 from resources.depot.schema import messages, storable
 from resources.errors import Refused
@@ -59,11 +59,29 @@ def live(connection: sa.Connection, route: str) -> int:
 
 def moving(connection: sa.Connection, route: str) -> int:
     """As :func:`live`, without those that wait behind a stranded message of their group."""
-    stranded = messages.alias("stranded")
-    same_group = (stranded.c.route == route) & (stranded.c.state == "stranded") & (stranded.c.group == messages.c.group)
-    halted = (messages.c.state == "waiting") & sa.exists(sa.select(sa.literal(1)).select_from(stranded).where(same_group))
+    halted = (messages.c.state == "waiting") & _is_behind_stranded(route)
     query = sa.select(sa.func.count()).where(messages.c.route == route, messages.c.state.in_(("waiting", "aboard")), ~halted)
     return connection.execute(query).scalar_one()
+
+
+def _is_behind_stranded(route: str) -> sa.ColumnElement[bool]:
+    stranded = messages.alias("stranded")
+    same_group = (stranded.c.route == route) & (stranded.c.state == "stranded") & (stranded.c.group == messages.c.group)
+    return sa.exists(sa.select(sa.literal(1)).select_from(stranded).where(same_group))
+
+
+def halts(connection: sa.Connection, route: str) -> list[Halt]:
+    first, of_route = sa.func.min(messages.c.id).label("first"), messages.c.route == route
+    halting = sa.select(messages.c.group, first).where(of_route, messages.c.state == "stranded", messages.c.group.is_not(None))
+    each = halting.group_by(messages.c.group).subquery()
+    behind = sa.select(each.c.first, sa.func.count(), sa.func.min(messages.c.received_at)).join(each, each.c.group == messages.c.group)
+    waiting = behind.where(of_route, messages.c.state == "waiting").group_by(each.c.first).order_by(each.c.first)
+    return [Halt(*row) for row in connection.execute(waiting)]
+
+
+def oldest_moving(connection: sa.Connection, route: str) -> datetime | None:
+    waiting = sa.select(messages.c.received_at).where(messages.c.route == route, messages.c.state == "waiting", ~_is_behind_stranded(route))
+    return connection.scalar(waiting.order_by(messages.c.id).limit(1))
 
 
 def aboard(connection: sa.Connection, trip: str) -> list[Message]:

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from resources.depot import schema
 from resources.depot import trips as trips_sql
 from resources.depot.entries import AttemptEnded, AttemptLive, NoSuchTrip, QuarantinedRow, Reason, TripOver, Verdict
-from resources.depot.mail import Arrival, Boarded, Purged, Remembered
+from resources.depot.mail import Arrival, Boarded, Halt, Purged, Remembered
 from resources.depot.store import Depot
 from resources.errors import Misconfigured, Poison, Refused, Transient
 from resources.receipts import stored_key
@@ -1271,6 +1271,21 @@ def test_counts_have_every_state_and_the_oldest_that_waits(inbox):
     }
     assert counts.oldest_waiting == inbox.messages(key="w")[0].received_at
     assert counts.duplicates == 1
+
+
+def test_who_waits_behind_a_stranded_message_is_told_apart_from_who_just_waits(depot, inbox):
+    assert (inbox.halts("orders"), inbox.oldest_moving("orders")) == ([], None)
+    trip, (stranded,) = riding(inbox, 1, group="a")
+    failed(depot, trip)
+    inbox.strand(trip, [stranded], "poison", to_dead_letters=False)
+    inbox.board("orders", arrivals(2, 10, group="a"))
+    behind = inbox.messages("orders", "waiting")
+    assert inbox.halts("orders") == [Halt(stranded, 2, behind[0].received_at)]
+    assert inbox.oldest_moving("orders") is None
+    inbox.board("orders", [*arrivals(1, 20, group="b"), *arrivals(1, 30)])
+    assert inbox.halts("orders") == [Halt(stranded, 2, behind[0].received_at)]
+    assert inbox.oldest_moving("orders") == inbox.messages(key="k20")[0].received_at
+    assert (inbox.halts("invoices"), inbox.oldest_moving("invoices")) == ([], None)
 
 
 # Forgetting

@@ -21,6 +21,7 @@ from bus_assets import doctor
 from bus_assets.cli import main
 from bus_assets.cli.loading import open_instance
 from bus_assets.doctor import OF_A_ROUTE, OF_ITS_SYSTEMS, OF_THE_DEPLOYMENT, Deployment, Finding, OfRoute, examined
+from resources.depot.mail import Arrival
 from resources.depot.process import this_process
 from resources.errors import Misconfigured, Transient
 from tests.queue_cli import CliWorld
@@ -108,6 +109,33 @@ def test_messages_that_wait_for_long(world):
     assert "1 message is waiting for a trip" in [finding["wrong"] for finding in diagnosis(world)]
     world.bus_says("pause", "events", "--reason", "on purpose")
     assert not any("waiting for a trip" in finding["wrong"] for finding in diagnosis(world))
+
+
+def test_messages_behind_a_stranded_one_do_not_wait_for_a_sensor(world):
+    world.bus.depot.inbox.board("events", [Arrival(f"k{number}", b"{}", group="a") for number in range(3)])
+    stranded = world.messages()[0]
+    world.sql("UPDATE depot_messages SET received_at = :then", then=long_ago())
+    world.sql("UPDATE depot_messages SET state = 'stranded' WHERE id = :id", id=stranded.id)
+    found = diagnosis(world)
+    (halted,) = [finding for finding in found if "waiting behind" in finding["wrong"]]
+    assert halted["wrong"] == f"2 messages are waiting behind stranded ones of their groups: 2 behind message {stranded.id}"
+    assert f"`bus redrive events --id {stranded.id} --reason …`" in halted["advice"]
+    assert halted["since"]
+    assert not any("waiting for a trip" in finding["wrong"] for finding in found)
+    world.deploy(events(dead_letters="dead", on_stranded="continue"))
+    found = [finding["wrong"] for finding in diagnosis(world)]
+    assert "2 messages are waiting for a trip" in found
+    assert not any("waiting behind" in wrong for wrong in found)
+
+
+def test_messages_that_wait_for_a_trip_to_fill_wait_for_as_long_as_they_may(world):
+    world.deploy(events(max_wait_seconds=900))
+    world.send(order(1))
+    world.tick()
+    world.sql("UPDATE depot_messages SET received_at = :then", then=long_ago(1000))
+    assert examined(OfRoute(world.bus.depot, "events", world.route.queue), OF_A_ROUTE, "events") == []
+    world.sql("UPDATE depot_messages SET received_at = :then", then=long_ago(1300))
+    assert only(diagnosis(world))["wrong"] == "1 message is waiting for a trip"
 
 
 def test_a_departed_trip_that_nobody_claims(world):
