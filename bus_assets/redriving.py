@@ -16,6 +16,8 @@ from sensors.keeping import Keeping, total
 
 AT_ONCE = 500
 WAIT_SECONDS = 1.0
+SECONDS = 3600.0
+"""For so long bodies are fetched from a bucket: here a person waits, and no tick."""
 
 
 def board_dead_letters(bus: Bus, route: Route, queue: Queue, reason: str) -> Boarded:
@@ -33,8 +35,8 @@ def board_dead_letters(bus: Bus, route: Route, queue: Queue, reason: str) -> Boa
     boards = partial(bus.depot.inbox.board, route.name, dead_letters=reason, corrected=corrected)
     unwrapped = partial(unwrap, decode=queue.decode.kind, identity=queue.identity, fetch=partial(_fetch, dead, bus.systems[queue.system]))
     while received := dead.receive(AT_ONCE, WAIT_SECONDS):
-        kept, error = Keeping(unwrapped, archived, boards, dead.delete).keep(received)
-        boarded, failed = total(boarded, kept), failed or error
+        kept = Keeping(unwrapped, archived, boards, dead.delete, opening_seconds=SECONDS).keep(received)
+        boarded, failed = total(boarded, kept.boarded), failed or kept.failed
     if failed is not None:
         raise failed
     return boarded

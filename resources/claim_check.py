@@ -43,6 +43,11 @@ def pointer_of(body: str, attributes: Mapping[str, str]) -> Pointer | None:
     return Pointer(bucket, key) if told else None
 
 
+def may_wait(body: str, attributes: Mapping[str, str]) -> bool:
+    """Whether the body of that message, or of one inside it, may be in a bucket: told without reading it."""
+    return any(name in attributes or name in body for name in _SIZE_ATTRIBUTES)
+
+
 def why_unsendable(body: str, limit_bytes: int) -> str | None:
     """Why SQS would not take ``body``, or None. ``limit_bytes`` is what attributes leave of a message."""
     if not body:

@@ -24,7 +24,7 @@ from resources.queue_seam import MessageQueue, Outgoing, Received
 from sensors.ahead import Ahead
 from sensors.envelopes import NO_GROUP, carried
 from sensors.judging import BREAKER, Decision, Pause, Policy, Retry, Split, Strand, Unclaimed, judge, judge_unclaimed
-from sensors.keeping import Keeping, total
+from sensors.keeping import Keeping, Kept, total
 
 CLAIM_SECONDS = 120.0
 """A run that was asked for and has not claimed its trip after so long is asked for again; the wait doubles with each that never came."""
@@ -80,6 +80,7 @@ class Told:
     split: int = 0
     stranded: int = 0
     forward: int = 0
+    later: int = 0
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -98,6 +99,7 @@ class Told:
             "split": self.split,
             "stranded": self.stranded,
             "rolled forward": self.forward,
+            "left on the queue for want of time": self.later,
         }
         said = [f"{name} {number}" for name, number in counts.items() if number]
         return ", ".join(said + self.notes) or "nothing waits"
@@ -222,13 +224,11 @@ def room_for(policy: Policy, inbox: Inbox) -> int:
     return ROOM * policy.batch * policy.max_in_flight - held
 
 
-def board(
-    policy: Policy, inbox: Inbox, queue: Ahead, above: Above, wait_seconds: float, room: int, *, enough: bool = False
-) -> tuple[Boarded, BusError | None]:
-    """Receive once and keep what came, as far as there is ``room``. ``enough``: ask for no more. Returns as :meth:`Keeping.keep`."""
+def board(policy: Policy, inbox: Inbox, queue: Ahead, above: Above, wait_seconds: float, room: int, *, enough: bool = False) -> Kept:
+    """Receive once and keep what came, as far as there is ``room``. ``enough``: ask for no more."""
     if room <= 0:
         time.sleep(wait_seconds)
-        return Boarded(), None
+        return Kept()
     received = queue.receive(room, wait_seconds, enough=enough)
     boards = partial(inbox.board, policy.route, corrected=above.corrected)
     return Keeping(above.unwrap, above.archive, boards, queue.delete).keep(received)
@@ -351,13 +351,14 @@ class _Ticking:
         Trips are not parted from messages that are just coming: not full ones depart when no more comes.
         """
         policy, inbox = self.policy, self.inbox
-        began, coming_since = time.monotonic(), None
+        began, coming_since, more = time.monotonic(), None, False
         self.settle()
         self.dispatch(only_full=False)
         while not (paused := inbox.paused(policy.route)):
             left = began + self.poll_seconds - time.monotonic()
             wait = 0.0 if coming_since or self.departures else _patience(policy, inbox, left)
-            enough = _is_enough(policy, self.departures, coming_since)
+            # Bodies that are slow to fetch fill the tick: what was received ahead is as much as it can do.
+            enough = _is_enough(policy, self.departures, coming_since) or (more and self.told.later > 0)
             more = self.board(queue, wait, enough)
             coming_since = (coming_since or time.monotonic()) if more else None
             if not more:
@@ -378,11 +379,12 @@ class _Ticking:
         """Whether messages came."""
         if self.room <= 0:
             self.room = room_for(self.policy, self.inbox)
-        boarded, failed = board(self.policy, self.inbox, queue, self.above, wait_seconds, self.room, enough=enough)
-        self.told.boarded, self.failed = total(self.told.boarded, boarded), failed or self.failed
-        came = boarded.waiting + boarded.redriven
+        kept = board(self.policy, self.inbox, queue, self.above, wait_seconds, self.room, enough=enough)
+        self.told.boarded, self.failed = total(self.told.boarded, kept.boarded), kept.failed or self.failed
+        self.told.later += kept.later
+        came = kept.boarded.waiting + kept.boarded.redriven
         self.fresh, self.room = self.fresh + came, self.room - came
-        return boarded != Boarded()
+        return kept.boarded != Boarded()
 
     def dispatch(self, *, only_full: bool) -> None:
         if only_full and self.fresh < self.policy.batch:

@@ -198,8 +198,8 @@ def test_back_off_grows_and_has_an_end(before):
     assert 1 <= delay_seconds(before) <= delay_seconds(before + 1) <= LONGEST_DELAY_SECONDS
 
 
-@given(st.builds(Boarded, *[st.integers(0, 3)] * 8), *[st.integers(0, 3)] * 5)
-def test_what_a_tick_says_counts_everything(boarded, departed, returned, split, stranded, forward):
-    said = str(Told(boarded, departed, returned, split, stranded, forward))
+@given(st.builds(Boarded, *[st.integers(0, 3)] * 8), *[st.integers(0, 3)] * 6)
+def test_what_a_tick_says_counts_everything(boarded, departed, returned, split, stranded, forward, later):
+    said = str(Told(boarded, departed, returned, split, stranded, forward, later))
     counted = sum(int(part.rpartition(" ")[2]) for part in said.split(", ")) if said != "nothing waits" else 0
-    assert counted == sum(vars(boarded).values()) + departed + returned + split + stranded + forward
+    assert counted == sum(vars(boarded).values()) + departed + returned + split + stranded + forward + later

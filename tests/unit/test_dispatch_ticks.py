@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
+import threading
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from resources.queue_seam import Outgoing, Pointer
 from sensors.dispatch import CLAIM_SECONDS, RUN_SECONDS, Above, Tick, tick
 from sensors.envelopes import unwrap
 from sensors.judging import BREAKER, DEATHS, Policy, Unclaimed
+from sensors.keeping import FETCHED_AT_ONCE, OPENING_SECONDS
 from tests.depots import sqlite_depot
 from tests.fakes import FakeQueue
 
@@ -439,6 +442,80 @@ def test_large_bodies_are_committed_before_they_fill_the_memory(tmp_path, monkey
     street.tick()
     assert sum(boards) == 9
     assert max(boards) <= 3
+
+
+def test_bodies_are_fetched_several_at_once(tmp_path):
+    street = Street(tmp_path, batch=100)
+    together = threading.Barrier(FETCHED_AT_ONCE)
+    for number in range(FETCHED_AT_ONCE):
+        street.send_large(str(number))
+
+    def fetch(pointer: Pointer) -> bytes:
+        together.wait(timeout=5)
+        return street.queue.fetch(pointer)
+
+    street.fetch = fetch
+    street.run(street.tick().departures[0])
+    assert street.order == [str(number) for number in range(FETCHED_AT_ONCE)]
+
+
+def test_bodies_for_which_a_tick_has_no_time_come_again(tmp_path, monkeypatch):
+    """And what follows one of them in its group waits for it; small messages wait for none."""
+    street, seconds = Street(tmp_path, batch=100, fifo=True), itertools.count()
+    monkeypatch.setattr("sensors.keeping.time", types.SimpleNamespace(monotonic=lambda: next(seconds) / 2))
+    for number in range(60):
+        street.send_large(str(number), group=f"g{number}")
+    street.send("after 59", group="g59")
+    street.send("small", group="other")
+    asked = list[str]()
+
+    def fetch(pointer: Pointer) -> bytes:
+        asked.append(pointer.key)
+        return street.queue.fetch(pointer)
+
+    street.fetch = fetch
+    done = street.tick()
+    boarded = {json.loads(arrival.body)["say"] for arrival in street.archived}
+    assert 1 < len(boarded) < 61
+    assert boarded == {*asked, "small"}
+    assert f"left on the queue for want of time {61 - len(boarded)}" in done.said
+    assert street.queue.depth().in_flight == 62 - len(boarded)
+    monkeypatch.undo()
+    street.run(done.departures[0])
+    street.deliver()
+    assert street.applied == Counter([*map(str, range(60)), "after 59", "small"])
+    assert street.order.index("59") < street.order.index("after 59")
+
+
+def test_a_group_whose_first_body_cannot_be_fetched_takes_no_place_of_the_others(tmp_path):
+    street = Street(tmp_path, batch=100, fifo=True)
+    for number in range(2 * FETCHED_AT_ONCE):
+        street.send_large(f"a{number}", group="a")
+    street.send_large("b", group="b")
+
+    def fetch(pointer: Pointer) -> bytes:
+        if pointer.key == "a0":
+            raise Misconfigured("bucket b: access is denied")
+        return street.queue.fetch(pointer)
+
+    street.fetch = fetch
+    assert street.tick().said == "boarded 1, departed 1; then: bucket b: access is denied"
+    assert [json.loads(arrival.body)["say"] for arrival in street.archived] == ["b"]
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("sensors.keeping.LATE_SECONDS", -OPENING_SECONDS)
+    street, comes = Street(tmp_path), threading.Event()
+    street.send_large("large")
+    street.send("small")
+    street.fetch = lambda pointer: street.queue.fetch(pointer) if comes.wait(5) else b""
+    done = street.tick()
+    assert done.said == "boarded 1, departed 1, left on the queue for want of time 1"
+    comes.set()
+    monkeypatch.undo()
+    street.run(done.departures[0])
+    street.deliver()
+    assert street.applied == {"large": 1, "small": 1}
 
 
 class _Counted:
