@@ -1,13 +1,13 @@
-"""What grows and is not needed any more: bodies, staged rows, archives, Dagster's runs. What is needed is never taken, however old.
+"""What grows and is not needed any more: bodies, staged rows, archives, trips, Dagster's runs. What is needed is never taken, however old.
 
 Kept: everything about messages that wait for a person or ride; the staged rows of trips that are under way, stuck or unknown to the depot;
-receipts; keys and their archive until they are older than anything that could still come again.
+receipts; keys, their archive and their trips until they are older than anything that could still come again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ ENDED: tuple[TripState, ...] = ("delivered", "failed", "rehearsed", "split", "st
 
 @dataclass(frozen=True)
 class Horizon:
-    """Take what ended before ``before``; forget keys of messages that ended before ``keys_before``."""
+    """Take what ended before ``before``; forget messages, keys included, and trips that ended before ``keys_before``."""
 
     before: datetime
     keys_before: datetime
@@ -52,7 +52,8 @@ def horizon(older_than: timedelta, keys: timedelta = KEYS, *, dry_run: bool = Fa
 
 @dataclass(frozen=True)
 class Taken:
-    """What was taken of one route. ``unknown`` archived messages are not in the depot: then its keys and their archive stay."""
+    """What was taken of one route: ``staged_files`` of so many ``trips``; ``forgotten_trips`` whole, with ``quarantined_rows`` that were
+    released or discarded. ``unknown`` archived messages are not in the depot: then its keys, their archive and its trips stay."""
 
     route: str
     bodies: int
@@ -60,6 +61,8 @@ class Taken:
     archive_files: int
     staged_files: int
     trips: int
+    forgotten_trips: int
+    quarantined_rows: int
     runs: int
     unknown: int
     unknown_trips: int
@@ -68,15 +71,20 @@ class Taken:
 def purge(bus: Bus, route: Route, instance: DagsterInstance, upto: Horizon) -> Taken:
     """Take away what is older. Safe to break off and to do again, and while trips are driven."""
     files, unknown = _archive(bus, route, upto) if route.queue else (0, 0)
-    messages = _messages(bus, route, upto, keep_keys=unknown > 0) if route.queue else Purged()
+    if unknown:
+        upto = replace(upto, keys_before=datetime(1970, 1, 1, tzinfo=UTC))
+    messages = _messages(bus, route, upto) if route.queue else Purged()
     trips, staged, unknown_trips = _staged(bus, route, upto)
+    # Last: what is staged of a trip that the depot does not know is kept for ever, and messages that are kept hold their trips.
+    gone = (bus.depot.forgettable_trips if upto.dry_run else bus.depot.forget_trips)(route.name, upto.keys_before)
     runs = _runs(instance, route, upto)
-    return Taken(route.name, messages.bodies, messages.messages, files, staged, trips, runs, unknown, unknown_trips)
+    of_trips = (staged, trips, gone.trips, gone.rows)
+    return Taken(route.name, messages.bodies, messages.messages, files, *of_trips, runs, unknown, unknown_trips)
 
 
-def _messages(bus: Bus, route: Route, upto: Horizon, *, keep_keys: bool) -> Purged:
-    inbox, keys_before = bus.depot.inbox, datetime(1970, 1, 1, tzinfo=UTC) if keep_keys else upto.keys_before
-    return (inbox.purgeable if upto.dry_run else inbox.purge)(route.name, upto.before, keys_before)
+def _messages(bus: Bus, route: Route, upto: Horizon) -> Purged:
+    inbox = bus.depot.inbox
+    return (inbox.purgeable if upto.dry_run else inbox.purge)(route.name, upto.before, upto.keys_before)
 
 
 def _archive(bus: Bus, route: Route, upto: Horizon) -> tuple[int, int]:

@@ -27,13 +27,15 @@ def purge(
     route: OfRoute = None,
     keys: Annotated[
         str,
-        typer.Option("--keys", metavar="AGE", help="Forget delivered messages whole, keys included, that ended before that; at least 28d."),
+        typer.Option(
+            "--keys", metavar="AGE", help="Forget delivered messages whole, keys included, and trips that ended before that; at least 28d."
+        ),
     ] = "30d",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be taken away.")] = False,
     module: Module = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take away what is old. Bodies, staged rows and archives of what has ended, and the Dagster runs with their logs.
+    """Take away what is old. Bodies, staged rows and archives of what has ended, trips whole, and the Dagster runs with their logs.
 
     Never what waits for a person or rides, never receipts, and no key that could still come again: a message may lie 14 days on
     its queue and 14 more among the dead letters.
@@ -61,16 +63,16 @@ def purge(
 
 
 def _show_taken(taken: list[Taken]) -> None:
-    header = ("route", "bodies", "messages with their keys", "archive files", "staged files", "of trips", "Dagster runs")
-    rows = [(t.route, t.bodies, t.messages, t.archive_files, t.staged_files, t.trips, t.runs) for t in taken]
+    header = ("route", "bodies", "messages with their keys", "archive files", "staged files", "of trips", "trips whole", "Dagster runs")
+    rows = [(t.route, t.bodies, t.messages, t.archive_files, t.staged_files, t.trips, t.forgotten_trips, t.runs) for t in taken]
     print_table(header, rows, numbers=header[1:])
 
 
 def _note_left(taken: Taken) -> None:
     if taken.unknown:
         notice(
-            f"{taken.route}: {taken.unknown:,} archived messages are not in the depot, so no key was forgotten and their archive stays; "
-            f"`bus depot rebuild {taken.route}` brings them back"
+            f"{taken.route}: {taken.unknown:,} archived messages are not in the depot, so neither key nor trip was forgotten and the "
+            f"archive stays; `bus depot rebuild {taken.route}` brings them back"
         )
     if taken.unknown_trips:
         notice(

@@ -165,6 +165,17 @@ class Publication:
     tables: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Forgotten:
+    """``trips`` with all that hung on them; ``rows`` of theirs that were released from quarantine or discarded."""
+
+    trips: int = 0
+    rows: int = 0
+
+    def __add__(self, other: Forgotten) -> Forgotten:
+        return Forgotten(self.trips + other.trips, self.rows + other.rows)
+
+
 class NoSuchTrip(Refused):
     """The depot knows no trip of that id."""
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, get_args
 
-from resources.depot import quarantine, restoring, trips
+from resources.depot import forgetting, quarantine, restoring, trips
 from resources.depot.connections import Connections, now
 from resources.depot.entries import (
     Attempt,
+    Forgotten,
     Kind,
     Outcome,
     Publication,
@@ -236,6 +237,22 @@ class Depot:
         values = {"id": checked_trip_id(trip), "route": checked_name(route, "route"), "trigger": checked_name(trigger, "trigger")}
         with self._connections.writing() as connection:
             return restoring.restore(connection, {**values, "parameters": dict(parameters)}, attempt, run, verdicts)
+
+    # Forgetting
+
+    def forget_trips(self, route: str, before: datetime) -> Forgotten:
+        """Forget trips that ended before ``before``: attempts, verdicts, publications, and their released and discarded rows.
+
+        Those stay that are under way, failed (they can be driven again) or stuck, that a message or a held row is of, that a
+        trip which stays is a part of, rehearses on or has released rows of; and a release that was not delivered, until its rows
+        are held again. Runs in many small transactions.
+        """
+        return forgetting.forget(self._connections, checked_name(route, "route"), before)
+
+    def forgettable_trips(self, route: str, before: datetime) -> Forgotten:
+        """What ``forget_trips`` would take once ``Inbox.purge`` has forgotten the messages that ended before then."""
+        with self._connections.reading() as connection:
+            return forgetting.would_forget(connection, checked_name(route, "route"), before)
 
     # Quarantine
 

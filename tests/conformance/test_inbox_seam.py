@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from resources.depot import schema
 from resources.depot import trips as trips_sql
-from resources.depot.entries import AttemptEnded, AttemptLive, NoSuchTrip, QuarantinedRow, Reason, TripOver, Verdict
+from resources.depot.entries import AttemptEnded, AttemptLive, Forgotten, NoSuchTrip, QuarantinedRow, Reason, TripOver, Verdict
 from resources.depot.mail import Arrival, Boarded, Halt, Purged, Remembered
 from resources.depot.store import Depot
 from resources.errors import Misconfigured, Poison, Refused, Transient
@@ -1326,6 +1326,116 @@ def test_ids_of_forgotten_messages_are_not_handed_out_again(inbox):
     assert inbox.purge("orders", now, now) == Purged(messages=3)
     inbox.board("orders", arrivals(1, 20))
     assert inbox.messages()[0].id > max(ids)
+
+
+def a_month_ago(depot, *trips):
+    """As if these trips had ended then; all of them, if none is named."""
+    then, every = (datetime.now(UTC) - 40 * DAY).replace(tzinfo=None), [trip.id for trip in depot.trips(limit=1000)]
+    for trip in trips or every:
+        change(depot, "UPDATE depot_trips SET created_at = :then, ended_at = :then WHERE id = :trip", then=then, trip=trip)
+
+
+def person_trip(depot, state="delivered", rows=0, run="run-1", **values):
+    trip = depot.start_trip("orders", "person", {}, **values).id
+    depot.claim(trip, run, lease_seconds=60)
+    depot.record_verdict(verdict(trip), [held_row(None, str(number)) for number in range(rows)])
+    depot.end_attempt(trip, 1, "published" if state == "delivered" else "failed")
+    if state == "delivered":
+        depot.record_publication(trip, 1, "warehouse", {})
+    depot.finish_trip(trip, state)
+    return trip
+
+
+def row_counts(depot):
+    with depot._connections.reading() as connection:
+        tables = (schema.trips, schema.attempts, schema.verdicts, schema.publications, schema.quarantine)
+        return [connection.scalar(sa.select(sa.func.count()).select_from(table)) for table in tables]
+
+
+def test_ended_trips_are_forgotten_with_all_that_hangs_on_them(depot, inbox):
+    now = datetime.now(UTC)
+    person_trip(depot)
+    young, trip = person_trip(depot), person_trip(depot, rows=2)
+    depot.discard([row.id for row in depot.quarantined(trip=trip)], "no use")
+    riding(inbox, 2)
+    a_month_ago(depot, *(one.id for one in depot.trips() if one.id != young))
+    assert depot.forget_trips("invoices", now) == Forgotten()
+    assert depot.forget_trips("orders", now - 50 * DAY) == Forgotten()
+    assert depot.forgettable_trips("orders", now - 30 * DAY) == Forgotten(2, 2)
+    assert depot.forget_trips("orders", now - 30 * DAY) == Forgotten(2, 2)
+    assert depot.forget_trips("orders", now - 30 * DAY) == Forgotten()
+    assert {one.id: one.state for one in depot.trips()} == {young: "delivered", inbox.messages()[0].trip: "departed"}
+    assert row_counts(depot) == [2, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("state", ["failed", "stuck", "formed", "departed", "driving"])
+def test_a_trip_that_can_still_be_driven_is_not_forgotten(depot, state):
+    trip = person_trip(depot)
+    change(depot, "UPDATE depot_trips SET state = :state WHERE id = :trip", state=state, trip=trip)
+    a_month_ago(depot)
+    assert depot.forget_trips("orders", datetime.now(UTC)) == depot.forgettable_trips("orders", datetime.now(UTC)) == Forgotten()
+
+
+def test_a_trip_is_kept_as_long_as_a_message_of_it(depot, inbox):
+    """Delivered ones go with their keys; stranded ones wait for a person."""
+    trip, ids = riding(inbox)
+    failed(depot, trip)
+    inbox.strand(trip, ids[:1], "poison", to_dead_letters=False)
+    formed(inbox)
+    [other] = departed(inbox)
+    failed(depot, other)
+    inbox.delivered(other, {}, {})
+    depot.finish_trip(other, "delivered")
+    a_month_ago(depot)
+    month = datetime.now(UTC) - 30 * DAY
+    assert depot.forget_trips("orders", month) == Forgotten()
+    change(depot, "UPDATE depot_messages SET changed_at = :then", then=(month - DAY).replace(tzinfo=None))
+    assert depot.forgettable_trips("orders", month) == Forgotten(1)
+    assert inbox.purge("orders", month, month) == Purged(messages=2)
+    assert depot.forget_trips("orders", month) == Forgotten(1)
+    assert [one.id for one in depot.trips()] == [trip]
+    inbox.redrive("orders", reason="mended")
+    assert depot.forget_trips("orders", month) == Forgotten(1)
+
+
+def test_held_rows_keep_their_trip_and_a_release_that_is_not_delivered_too(depot):
+    now, trip = datetime.now(UTC), person_trip(depot, rows=2)
+    first, second = (row.id for row in depot.quarantined())
+    release = person_trip(depot, "failed", parent=trip, run="run-2")
+    depot.mark_released([first], release)
+    a_month_ago(depot)
+    assert depot.forget_trips("orders", now) == Forgotten()
+    change(depot, "UPDATE depot_trips SET state = 'cancelled' WHERE id = :trip", trip=release)
+    assert depot.forget_trips("orders", now) == Forgotten()
+    depot.unrelease(release)
+    assert depot.forget_trips("orders", now) == Forgotten(1)
+    another = person_trip(depot, run="run-3")
+    depot.mark_released([first], another)
+    depot.discard([second], "no use")
+    a_month_ago(depot, trip)
+    assert depot.forget_trips("orders", now - DAY) == Forgotten()  # the release's account counts its rows
+    a_month_ago(depot)
+    assert depot.forgettable_trips("orders", now) == Forgotten(2, 2)
+    assert depot.forget_trips("orders", now) == Forgotten(2, 2)
+    assert row_counts(depot) == [0, 0, 0, 0, 0]
+
+
+def test_a_trip_is_kept_as_long_as_what_was_split_off_it(depot, inbox, monkeypatch):
+    monkeypatch.setattr("resources.depot.forgetting.TRIPS_AT_ONCE", 1)
+    trip, ids = riding(inbox)
+    failed(depot, trip)
+    parts = inbox.split(trip, [ids[:1], ids[1:]])
+    for part in departed(inbox):
+        failed(depot, part)
+        inbox.delivered(part, {}, {})
+        depot.finish_trip(part, "delivered")
+    now = datetime.now(UTC) + DAY
+    inbox.purge("orders", now, now)
+    a_month_ago(depot, trip, parts[0])
+    assert depot.forget_trips("orders", now - 10 * DAY) == Forgotten(1)
+    assert {one.id for one in depot.trips()} == {trip, parts[1]}
+    a_month_ago(depot)
+    assert depot.forget_trips("orders", now - 10 * DAY) == Forgotten(2)
 
 
 # Rebuilding
