@@ -10,8 +10,10 @@ from resources.depot.entries import Kind, Trip
 from resources.depot.mail import Riders, Spent
 
 DEATHS = 5
-"""So often may the process that drives a trip die before the trip itself is suspected: a message may kill whoever reads it.
-So often, too, may runs in a row end before they claim their trip: then the route is paused, since no message was read."""
+"""So often may the process that drives a trip die before the trip itself is suspected: a message may kill whoever reads it."""
+LOST_RUNS = 12
+"""So many runs in a row that end before they claim their trip pause the route, some twenty minutes after the first: an outage that is
+shorter needs nobody, and a run's setting that is missing for longer needs somebody."""
 BREAKER = 5
 """So many trips that fail in a row, with none delivered between them, are no accident: the route is paused, and strands nothing."""
 LONGEST_DELAY_SECONDS = 300.0
@@ -90,7 +92,7 @@ def judge(trip: Trip, riders: Riders, kind: Kind, culprit: int | None, policy: P
 
 def judge_unclaimed(ended: Unclaimed) -> Retry | Pause:
     """What to do about a run that ended before its claim. It is nobody's failure aboard, and spends nothing of what the trip has."""
-    return Retry(delay_seconds(ended.runs - 1)) if ended.runs < DEATHS else Pause()
+    return Retry(delay_seconds(ended.runs - 1)) if ended.runs < LOST_RUNS else Pause()
 
 
 def delay_seconds(before: int) -> float:

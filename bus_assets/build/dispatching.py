@@ -17,7 +17,7 @@ from bus_assets.route import Route
 from resources.depot.entries import Attempt, Trip
 from sensors.dispatch import POLL_SECONDS, Above, Tick, tick
 from sensors.envelopes import unwrap
-from sensors.judging import DEATHS, Policy, Unclaimed
+from sensors.judging import LOST_RUNS, Policy, Unclaimed
 from sensors.queue import LAUNCH_TAG, queue_sensor
 
 
@@ -61,7 +61,7 @@ def protocol(bus: Bus, route: Route, queue: Queue, instance: Any) -> Above:
 
     def unclaimed(trip: Trip, attempt: Attempt | None) -> Unclaimed | None:
         ended = list[DagsterRun]()
-        for run in instance.get_runs(RunsFilter(tags={TRIP_TAG.format(route=route.name): trip.id}), limit=DEATHS):  # the newest first
+        for run in instance.get_runs(RunsFilter(tags={TRIP_TAG.format(route=route.name): trip.id}), limit=LOST_RUNS):  # the newest first
             if attempt is not None and run.run_id == attempt.run:
                 break
             if not run.is_finished:

@@ -27,7 +27,9 @@ def patch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-@pytest.mark.parametrize(("seed", "budget"), [(1, Budget()), (2, Budget(kills=4, expired=3, redelivered=3, redriven=2, restored=1, cancelled=2))])
+@pytest.mark.parametrize(
+    ("seed", "budget"), [(1, Budget()), (2, Budget(kills=4, expired=3, redelivered=3, redriven=2, restored=1, cancelled=2))]
+)
 def test_every_schedule_delivers_each_message_once_or_strands_it(patch, seed, budget):
     found = explore(seed, budget, seconds=SECONDS / 2)
     assert found.problem is None, found

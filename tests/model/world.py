@@ -197,7 +197,9 @@ class ModelWorld(World):
     def _faults(self) -> dict[str, dict[str, Callable[[], None]]]:
         live = self._depot("SELECT a.trip FROM depot_attempts a WHERE a.ended_at IS NULL AND a.lease_until > '2001'")
         stranded = self._depot("SELECT key FROM depot_messages WHERE state = 'stranded'")
-        underway = self._depot("SELECT id FROM depot_trips WHERE cancelled IS NULL AND state IN ('formed', 'departed', 'driving', 'failed')")
+        underway = self._depot(
+            "SELECT id FROM depot_trips WHERE cancelled IS NULL AND state IN ('formed', 'departed', 'driving', 'failed')"
+        )
         return {
             "kills": {actor.name + ": " + actor.at: lambda a=actor: self._kill(a) for actor in self.actors},
             "expired": {trip: lambda t=trip: self._expire(t) for (trip,) in live},

@@ -26,7 +26,7 @@ from resources.errors import Misconfigured, Transient
 from resources.queue_seam import Outgoing, Pointer
 from sensors.dispatch import CLAIM_SECONDS, RUN_SECONDS, Above, Tick, tick
 from sensors.envelopes import unwrap
-from sensors.judging import BREAKER, DEATHS, Policy, Unclaimed
+from sensors.judging import BREAKER, DEATHS, LOST_RUNS, Policy, Unclaimed
 from sensors.keeping import FETCHED_AT_ONCE, OPENING_SECONDS
 from tests.depots import sqlite_depot
 from tests.fakes import FakeQueue
@@ -340,7 +340,7 @@ def test_runs_that_end_before_they_claim_are_asked_for_again_at_once_and_pause_t
     street = Street(tmp_path)
     street.send("one")
     (departure,) = street.tick().departures
-    for launch in range(1, DEATHS):
+    for launch in range(1, LOST_RUNS):
         street.unclaimed = {launch: Unclaimed(launch, "WAREHOUSE_URL is not set")}
         street.asked_again_after(RUN_SECONDS - 1)
         (trip,) = street.depot.trips(ROUTE)
@@ -353,11 +353,11 @@ def test_runs_that_end_before_they_claim_are_asked_for_again_at_once_and_pause_t
         street.hurry()
         (departure,) = street.tick().departures
         assert departure.launch == launch + 1
-    street.unclaimed = {DEATHS: Unclaimed(DEATHS, "WAREHOUSE_URL is not set")}
+    street.unclaimed = {LOST_RUNS: Unclaimed(LOST_RUNS, "WAREHOUSE_URL is not set")}
     assert street.asked_again_after(RUN_SECONDS + 1) == ()
     paused = street.depot.inbox.paused(ROUTE)
     assert paused is not None
-    assert paused[1].endswith(f"{DEATHS} times in a row: its run ended before it claimed the trip: WAREHOUSE_URL is not set")
+    assert paused[1].endswith(f"{LOST_RUNS} times in a row: its run ended before it claimed the trip: WAREHOUSE_URL is not set")
     street.unclaimed = {}
     street.depot.inbox.resume(ROUTE)
     street.deliver()

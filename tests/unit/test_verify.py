@@ -64,7 +64,7 @@ def recount(
 
 def test_it_shares_no_code_with_the_gate() -> None:
     imported = set(re.findall(r"^(?:from|import) (\S+)", SOURCE.read_text(), re.MULTILINE))
-    assert {name for name in imported if name.startswith("bus_assets")} == {"bus_assets.contract", "bus_assets.types"}
+    assert {name for name in imported if name.startswith("bus_assets")} == {"bus_assets.contract", "bus_assets.duck", "bus_assets.types"}
 
 
 def test_a_figure_per_rule_in_the_contracts_order_then_the_sums(con: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
@@ -338,8 +338,9 @@ def test_gate_oracle_and_recount_agree_on_random_rows_and_contracts(
     found = {rejected.index: {reason.rule for reason in rejected.reasons} for rejected in done.rejected}
     table = numbered(done.kept, [index + 1 for index in done.kept_index.to_pylist()])
     with tempfile.TemporaryDirectory() as folder:
-        for violation in gate.cross_row(con, write(Path(folder), table), contract, known):
-            found.setdefault(violation.row - 1, set()).add(violation.rule)
+        with gate.cross_row(con, write(Path(folder), table), contract, known) as violations:
+            for violation in violations.of(table["_bus_row"].combine_chunks()):
+                found.setdefault(violation.row - 1, set()).add(violation.rule)
         kept = table.filter(pc.invert(pc.is_in(table["_bus_row"], value_set=pa.array([index + 1 for index in found], pa.int64()))))
         figures = verify(con, write(Path(folder), kept), contract, known, picked_up=len(rows), rejected=len(found))
     assert broken(figures) == {}
