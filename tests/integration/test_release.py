@@ -279,6 +279,33 @@ def test_rows_that_a_transform_rejected_ride_from_there(world):
     assert account(world.bus, route("9"), trip.id).balanced
 
 
+@pytest.mark.parametrize("stricter", ["priced", "checked"])
+def test_a_row_that_a_transform_rejects_again_is_still_told_at_its_own_line(world, stricter):
+    """Released rows are numbered anew, and line 2 is row 1 of what is picked up, which is another."""
+    world.land("order_id,qty,price\nO-2,1,1.00\nO-1,2,3.50\n")
+
+    def route(most):
+        limits = {
+            name: Contract((Field("order_id"), Field("total", "decimal(14,2)", maximum=most[name])), max_rejected=0.9) for name in most
+        }
+        stops = (
+            PickUp("orders", TextFile("landing", "orders*.csv"), ORDERS),
+            Transform("priced", "SELECT order_id, qty * price AS total FROM orders", limits["priced"]),
+            Transform("checked", "SELECT order_id, total FROM priced", limits["checked"]),
+            DropOff("totals", Table("warehouse", "totals", key="order_id", create=True)),
+        )
+        return shop(stops=stops)
+
+    world.drive(route({"priced": "5", "checked": "9"}))
+    after = route({"priced": "9", "checked": "9", stricter: "6"})
+    (trip,), _ = released(world, after, "priced")
+    world.drive(after, tagged=trip.id)
+    found = world.depot.quarantined(trip=trip.id)
+    assert [(row.stop, row.payload["order_id"], row.origin, row.unit, row.position) for row in found] == [
+        (stricter, "O-1", "orders.csv", "line", 3)
+    ]
+
+
 def test_a_date_that_was_read_already_is_written_back_in_its_own_format(world):
     contract = Contract((Field("id", references="goods.id"), Field("day", "date", format="%d.%m.%Y")), max_rejected=0.9)
     stops = (
