@@ -257,10 +257,12 @@ def _chosen(drop: DropOff, passengers: Passengers) -> Iterator[pa.RecordBatch]:
     import duckdb
     import pyarrow as pa
 
+    from bus_assets.trial import meeting
+
     with duck() as connection:
         for batch in passengers.batches(passengers.contract.names):
             try:
-                kept = connection.from_arrow(_table(batch)).filter(drop.where).project(", ".join(quoted(name) for name in fields))
+                kept = meeting(drop.where, _table(batch), connection).project(", ".join(quoted(name) for name in fields))
                 found = kept.to_arrow_table()
                 # An empty batch too: a replace of nothing still compares its scope by the columns' types.
                 for some in found.to_batches() or [pa.RecordBatch.from_pylist([], found.schema)]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from functools import cache
+from typing import TYPE_CHECKING
 
 import duckdb
 
 from bus_assets.contract import Contract
 from bus_assets.declare import Misdeclared
 from bus_assets.passengers import ROW, quoted
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def try_select(sql: str, stops: Mapping[str, Contract], promised: Contract, *, with_row: str | None) -> None:
@@ -30,8 +34,18 @@ def try_check(sql: str, stop: str, contract: Contract) -> None:
 
 
 def try_where(where: str, stop: str, contract: Contract) -> None:
-    """Raise :class:`Misdeclared` if ``where`` is no condition on rows of ``stop``."""
-    _try({stop: contract}, lambda connection: connection.table(quoted(stop)).filter(where))
+    """Raise :class:`Misdeclared` if ``where`` is no condition on a row of ``stop``."""
+    import pyarrow as pa
+
+    rows = pa.schema([(field.name, field.parsed_type.arrow()) for field in contract.fields]).empty_table()
+    if said := _problem({}, lambda connection: meeting(where, rows, connection)):
+        names = ", ".join(contract.names)
+        raise Misdeclared(f"it does not run: {said}; it is about one row of stop {stop!r} and knows nothing but its fields: {names}")
+
+
+def meeting(where: str, rows: pa.Table, connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyRelation:
+    """Those of ``rows`` that meet a drop-off's ``where``: tried as it is published."""
+    return connection.from_arrow(rows).filter(where)
 
 
 def counting(sql: str) -> str:
@@ -45,7 +59,7 @@ def _try(stops: Mapping[str, Contract], run: Callable[[duckdb.DuckDBPyConnection
         raise Misdeclared(f"it does not run: {said}; stop {there}")
 
 
-def _problem(stops: Mapping[str, Contract], run: Callable[[duckdb.DuckDBPyConnection], object], with_row: str | None) -> str | None:
+def _problem(stops: Mapping[str, Contract], run: Callable[[duckdb.DuckDBPyConnection], object], with_row: str | None = None) -> str | None:
     """What DuckDB refuses in ``run``, with the rows of ``stops``, of which there are none, and with nothing outside in reach."""
     try:
         with _database(os.getpid()).cursor() as connection:

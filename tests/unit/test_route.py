@@ -321,6 +321,14 @@ WRONG = {
     ),
     "where that is no condition": (lambda: route(orders(), DropOff("d", Table("w", "t"), where="qty >")), "it does not run: Parser Error"),
     "where that counts": (lambda: route(orders(), DropOff("d", Table("w", "t"), where="count(*) > 1")), "it does not run: Binder Error"),
+    "where that names its stop": (
+        lambda: route(orders(), DropOff("d", Table("w", "t"), where="orders.qty > 1")),
+        "it is about one row of stop 'orders' and knows nothing but its fields: order_id, qty, sku",
+    ),
+    "where that reads its stop": (
+        lambda: route(orders(), DropOff("d", Table("w", "t"), where="qty > (SELECT avg(qty) FROM orders)")),
+        "it does not run: Catalog Error: Table with name orders does not exist!",
+    ),
     "check of an unpromised field": (
         lambda: route(orders(checks=(Check("free", "SELECT * FROM orders WHERE qyt = 0"),))),
         "route 'shop': stop 'orders': check 'free': it does not run: Binder Error",
