@@ -20,17 +20,19 @@ if TYPE_CHECKING:
 def try_select(sql: str, stops: Mapping[str, Contract], promised: Contract, *, with_row: str | None) -> None:
     """Raise :class:`Misdeclared` if a transform's ``sql`` cannot run on the rows of ``stops``, or has not all columns that are promised.
 
+    What makes columns of the values in rows, a ``PIVOT`` without a list of them, is judged when there are rows.
     ``with_row``: the stop whose rows have their identity with them.
     """
     made: list[str] = []
-    _try(stops, lambda connection: made.extend(connection.sql(sql).columns), with_row)
+    _try(sql, stops, lambda connection: made.extend(connection.sql(sql).columns), with_row)
     if made and (missing := [name for name in promised.names if name not in made]):
         raise Misdeclared(f"its SQL makes no column {', '.join(missing)}, which its contract promises; it makes {', '.join(made)}")
 
 
 def try_check(sql: str, stop: str, contract: Contract) -> None:
     """Raise :class:`Misdeclared` if a check's ``sql`` cannot run on the rows of ``stop``."""
-    _try({stop: contract}, lambda connection: connection.execute(f"EXPLAIN {counting(sql)}"))
+    counted = counting(sql)
+    _try(counted, {stop: contract}, lambda connection: connection.execute(f"EXPLAIN {counted}"))
 
 
 def try_where(where: str, stop: str, contract: Contract) -> None:
@@ -53,8 +55,13 @@ def counting(sql: str) -> str:
     return f"SELECT count(*) FROM (\n{sql.rstrip().rstrip(';')}\n) AS {quoted('offending')}"  # noqa: S608 - the author's own statement
 
 
-def _try(stops: Mapping[str, Contract], run: Callable[[duckdb.DuckDBPyConnection], object], with_row: str | None = None) -> None:
-    if said := _problem(stops, run, with_row):
+def _try(sql: str, stops: Mapping[str, Contract], run: Callable[[duckdb.DuckDBPyConnection], object], with_row: str | None = None) -> None:
+    def unless_rows_make_columns(connection: duckdb.DuckDBPyConnection) -> None:
+        # For a PIVOT without a list of values DuckDB looks for them in the rows, by a statement of its own before the author's.
+        if [statement.type for statement in connection.extract_statements(sql)] == [duckdb.StatementType.SELECT]:
+            run(connection)
+
+    if said := _problem(stops, unless_rows_make_columns, with_row):
         there = "; ".join(f"{stop!r} has {', '.join(contract.names)}" for stop, contract in stops.items())
         raise Misdeclared(f"it does not run: {said}; stop {there}")
 

@@ -157,6 +157,17 @@ def test_sql_that_runs_is_not_refused():
     route(every, DropOff("d", Table("w", 'sales."odd.name"'), where=WHERE))
 
 
+FEES = "FROM (PIVOT orders ON sku USING sum(qty) GROUP BY order_id)"
+
+
+@pytest.mark.parametrize("how", [f"SELECT * {FEES}", f"SELECT order_id, fee {FEES}", f"WITH p AS (SELECT * {FEES}) SELECT fee FROM p"])
+def test_columns_that_come_from_rows_are_not_missed_before_there_are_rows(how):
+    free = Check("free", "PIVOT orders ON sku USING sum(qty) GROUP BY order_id")
+    none = Check("none", f"SELECT * {FEES} WHERE fee = 0;")
+    fees = Contract((Field("order_id"), Field("fee", "integer")))
+    route(orders(checks=(free, none)), Transform("fees", how, fees, grain="changed"))
+
+
 def test_sql_is_tried_on_the_types_in_which_rows_are_staged():
     import duckdb
     import pyarrow as pa
@@ -310,6 +321,10 @@ WRONG = {
     "sql without a promised field": (
         lambda: route(orders(), Transform("x", "SELECT order_id, qty FROM orders", ORDERS)),
         "stop 'x': its SQL makes no column sku, which its contract promises; it makes order_id, qty",
+    ),
+    "sql with columns of its own without a promised field": (
+        lambda: route(orders(), Transform("x", f"SELECT * {FEES}".replace("sku", "sku IN ('fee')"), ORDERS, grain="changed")),
+        "stop 'x': its SQL makes no column qty, sku, which its contract promises; it makes order_id, fee",
     ),
     "where of an unpromised field": (
         lambda: route(orders(), DropOff("d", Table("w", "t"), where="qyt > 0")),
