@@ -111,8 +111,10 @@ def _sources(sql: str, column: str, schema: tuple[tuple[str, tuple[str, ...]], .
     """The pairs that were found, and whether they are all."""
     shape = {stop: dict.fromkeys(names, "varchar") for stop, names in schema}
     try:
-        all_told = not any(union.args.get("by_name") for union in parsed(sql).find_all(exp.SetOperation))  # sqlglot pairs by position
-        root = lineage(column, sql, schema=dict(shape), dialect=DIALECT)
+        query = parsed(sql)
+        _ask_for_any_row(query)
+        all_told = not any(union.args.get("by_name") for union in query.find_all(exp.SetOperation))  # sqlglot pairs by position
+        root = lineage(column, query, schema=dict(shape), dialect=DIALECT)
     except (SqlglotError, ValueError, KeyError, RecursionError):
         return (), False
     found = []
@@ -125,6 +127,13 @@ def _sources(sql: str, column: str, schema: tuple[tuple[str, tuple[str, ...]], .
             if real:
                 found.append((node.source.name, real))
     return tuple(dict.fromkeys(found)), all_told
+
+
+def _ask_for_any_row(query: exp.Query) -> None:
+    """Select ``1`` for ``*`` in every ``EXISTS (SELECT * …)`` of ``query``: it asks whether there is a row, and not what is in it."""
+    for exists in query.find_all(exp.Exists):
+        if isinstance(asked := exists.this, exp.Select):
+            asked.set("expressions", [exp.Literal.number(1) if made.is_star else made for made in asked.expressions])
 
 
 def _takes_unnamed(made: Any) -> bool:

@@ -96,6 +96,10 @@ TOLD = {
     "SELECT u.c FROM customers, unnest(customers.emails) AS u(c)": (("customers", "emails"),),
     "SELECT c FROM customers UNPIVOT (c FOR n IN (id, emails))": (("customers", "id"), ("customers", "emails")),
     "SELECT t.c FROM (VALUES (1)) AS t(c), customers": (),
+    "SELECT EXISTS (SELECT * FROM customers k WHERE k.id = o.id) AS c FROM orders o": (),
+    "SELECT NOT EXISTS (SELECT k.* FROM (SELECT * FROM customers) AS k) OR qty > 1 AS c FROM orders": (("orders", "qty"),),
+    "SELECT EXISTS (FROM customers) AS c FROM orders": (),
+    "SELECT id IN (SELECT * EXCLUDE (Email, emails) FROM customers) AS c FROM orders": (("orders", "id"), ("customers", "id")),
 }
 
 
