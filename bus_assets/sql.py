@@ -10,12 +10,18 @@ import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 from sqlglot.lineage import lineage
+from sqlglot.optimizer.qualify import qualify
+from sqlglot.optimizer.scope import build_scope
 
 from bus_assets.declare import Misdeclared
 
 DIALECT = "duckdb"
 KEPT = 1_000
-"""So many answers about a column or a statement are remembered: a worker asks the same in every trip, and reading SQL takes long."""
+"""So many answers about statements are remembered: a worker asks the same in every trip, and reading SQL takes long."""
+UNTRACEABLE = (SqlglotError, ValueError, KeyError, RecursionError)
+"""What sqlglot raises of a statement or a column that it cannot trace."""
+
+_Sources = tuple[tuple[tuple[str, str], ...], bool]
 
 
 def parsed(sql: str) -> exp.Query:
@@ -101,21 +107,28 @@ def column_sources(
 
     ``untold``: added where it cannot be told of all that is in a column where it comes from.
     """
-    known = tuple(schema.items())
-    traced = {column: _sources(sql, column, known) for column in columns}
+    traced = _traced(sql, columns, tuple(schema.items()))
     return {column: found if all_told else tuple(dict.fromkeys(found + untold)) for column, (found, all_told) in traced.items()}
 
 
 @lru_cache(KEPT)
-def _sources(sql: str, column: str, schema: tuple[tuple[str, tuple[str, ...]], ...]) -> tuple[tuple[tuple[str, str], ...], bool]:
-    """The pairs that were found, and whether they are all."""
+def _traced(sql: str, columns: tuple[str, ...], schema: tuple[tuple[str, tuple[str, ...]], ...]) -> Mapping[str, _Sources]:
+    """The pairs that were found for each of ``columns``, and whether they are all. To read and resolve ``sql`` takes longest: once."""
     shape = {stop: dict.fromkeys(names, "varchar") for stop, names in schema}
     try:
         query = parsed(sql)
         _ask_for_any_row(query)
         all_told = not any(union.args.get("by_name") for union in query.find_all(exp.SetOperation))  # sqlglot pairs by position
-        root = lineage(column, query, schema=dict(shape), dialect=DIALECT)
-    except (SqlglotError, ValueError, KeyError, RecursionError):
+        scope = build_scope(qualify(query, dialect=DIALECT, schema=dict(shape), validate_qualify_columns=False, identify=False))
+    except UNTRACEABLE:
+        return dict.fromkeys(columns, ((), False))
+    return {column: _sources(column, scope, shape, all_told=all_told) for column in columns}
+
+
+def _sources(column: str, scope: Any, shape: dict[str, dict[str, str]], *, all_told: bool) -> _Sources:
+    try:
+        root = lineage(column, scope.expression, schema=dict(shape), scope=scope, dialect=DIALECT, trim_selects=False, copy=False)
+    except UNTRACEABLE:
         return (), False
     found = []
     for node in root.walk():

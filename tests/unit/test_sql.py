@@ -1,5 +1,8 @@
 """An author's SELECT: does it keep the rows' identity, and where do its columns come from?"""
 
+from collections import Counter
+from importlib import import_module
+
 import duckdb
 import pytest
 
@@ -106,3 +109,19 @@ TOLD = {
 @pytest.mark.parametrize("sql", TOLD)
 def test_a_column_of_which_all_can_be_told_comes_from_nowhere_else(sql):
     assert set(column_sources(sql, ("c",), SCHEMA, untold=(EMAIL,))["c"]) == set(TOLD[sql])
+
+
+def test_a_statement_is_read_and_resolved_once_for_all_its_columns(monkeypatch):
+    calls = Counter()
+
+    def counted(module, name):
+        function = getattr(import_module(module), name)
+        monkeypatch.setattr(import_module(module), name, lambda *given, **more: calls.update([name]) or function(*given, **more))
+
+    counted("sqlglot", "parse")
+    counted("sqlglot.optimizer.qualify", "qualify_tables")
+    columns = tuple(f"c{number}" for number in range(9))
+    sql = f"WITH upper AS (SELECT {', '.join(f'upper({name}) AS {name}' for name in columns)} FROM wide) SELECT * FROM upper"
+    assert column_sources(sql, columns, {"wide": columns}) == {name: (("wide", name),) for name in columns}
+    column_sources(sql, columns, {"wide": columns})  # and not again in the next trip
+    assert calls == {"parse": 1, "qualify_tables": 1}
