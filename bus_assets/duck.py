@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import fcntl
 import os
 import shutil
@@ -28,6 +29,9 @@ SHORT_SECONDS = 1.0
 """Whoever took longer may have left much memory behind, which only closing gives back; and then opening one costs little beside it."""
 SPILLS = "bus-spill-"
 """What the folders for spilling begin with, beside the system's temporary files."""
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_OF_THE_MACHINE = ("IO Error", "Out of Memory Error")
+"""What DuckDB's texts about disk and memory begin with, also where Arrow passes them on. The texts of its other errors quote rows."""
 
 
 class _Spill:
@@ -89,7 +93,9 @@ _at_rest: list[_Opened] = []
 def disk_full(error: Exception) -> Transient | None:
     """What to raise if ``error`` says that there was no room beside the system's temporary files: that is the machine's fault, and
     not the rows'. None if it says something else."""
-    if not any(said in str(error) for said in ("No space left", "quota exceeded", "failed to offload")):
+    text = str(error)
+    by_duckdb = text.startswith(_OF_THE_MACHINE) and any(said in text for said in ("No space left", "quota exceeded", "failed to offload"))
+    if not by_duckdb and not (isinstance(error, OSError) and error.errno in _FULL):
         return None
     where = tempfile.gettempdir()
     return Transient("the disk is full: no room for rows that do not fit into memory; free space there, or set TMPDIR", place=where)

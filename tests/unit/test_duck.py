@@ -16,10 +16,10 @@ import pytest
 from bus_assets import Contract, Field, Transform
 from bus_assets import duck as module
 from bus_assets.cross_rows import cross_row
-from bus_assets.duck import duck
+from bus_assets.duck import disk_full, duck
 from bus_assets.transforms import run_transform
 from bus_assets.verify import verify
-from resources.errors import Transient
+from resources.errors import Poison, Transient
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +120,22 @@ def test_whoever_asks_says_so_instead_of_blaming_the_rows(monkeypatch, what):
         what()
 
 
+@pytest.mark.parametrize("rows_before", [0, 150_000])
+@pytest.mark.parametrize("text", ["write failed: quota exceeded", "No space left on device", "IO Error: No space left on device"])
+def test_a_row_that_reads_like_a_full_disk_is_the_rows_fault(rows_before, text):
+    """DuckDB quotes the row; after the first batch it is Arrow that tells of it."""
+    said = f"CASE WHEN range < {rows_before} THEN '1' ELSE '{text}' END"
+    sql = f"SELECT CAST({said} AS INTEGER)::VARCHAR AS id FROM range({rows_before + 1})"
+    with pytest.raises(Poison, match="its SQL failed: Conversion Error") as told:
+        list(run_transform(Transform("ids", sql, IDS, grain="changed"), [], {}))
+    assert isinstance(told.value.__cause__, OSError if rows_before else duckdb.Error)
+
+
+@pytest.mark.parametrize("full", ["IO Error: Could not write file: No space left on device", "Out of Memory Error: failed to offload data"])
+def test_arrow_passes_a_full_disk_on(full):
+    assert disk_full(OSError(full))
+
+
 def test_who_stops_reading_gives_it_back():
     def rows():
         with duck() as connection:
@@ -164,7 +180,7 @@ def test_a_child_process_opens_its_own():
 
 OPENS = """
 import sys
-from bus_assets.duck import duck
+from bus_assets.duck import disk_full, duck
 with duck() as connection:
     print(connection.execute("SELECT current_setting('temp_directory')").fetchone()[0], flush=True)
     sys.stdin.read()
