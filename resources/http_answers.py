@@ -23,10 +23,11 @@ REFUSED = (401, 403)
 
 _REASONS = ("error", "error_description", "message", "title", "detail")
 """Where documents about an error say why: by habit, and by RFC 6749 and RFC 9457."""
-_TITLE = re.compile(r"<(?:!doctype\s+html|html)\b.*?<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
-"""Of a page for people: in other XML a title is a record's."""
+_TITLE = re.compile(r"<(?:!doctype\s+html|html)\b.{0,16384}?<title[^>]{0,200}>(.{0,500}?)</title", re.IGNORECASE | re.DOTALL)
+"""Of a page for people: in other XML a title is a record's. Without bounds, a large page that closes none takes hours."""
 _LIKE_RECORDS = re.compile(r'[\n\t|;"]|,\S')
-_LIKE_A_VALUE = re.compile(r"\S*[@\d]\S*")
+_LIKE_A_VALUE = re.compile(r"[@\d]")
+"""In a word."""
 
 
 def may_pass_later(status: int) -> bool:
@@ -148,7 +149,7 @@ class Answers:
     def _quoted(self, text: str) -> str:
         for secret in filter(None, self.secrets):
             text = text.replace(secret, "***")
-        return shortened(_LIKE_A_VALUE.sub("…", " ".join(text.split())), QUOTED_CHARACTERS)
+        return shortened(" ".join("…" if _LIKE_A_VALUE.search(word) else word for word in text.split()), QUOTED_CHARACTERS)
 
 
 def _text(body: bytes) -> str:

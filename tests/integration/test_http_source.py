@@ -23,6 +23,7 @@ import pytest
 from resources.errors import BusError, Misconfigured, Poison, Transient
 from resources.files import Files, Listed, matching
 from resources.http import WebService
+from resources.http_answers import Answers
 from resources.xmlfeed import count_xml, read_xml
 
 SECRET = "s3cr3t-of-nobody"
@@ -571,6 +572,15 @@ def test_of_a_refusal_its_reason_is_told_and_no_record(server, body, says, count
     assert PRIVATE not in str(caught.value)
 
 
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(("begins", "unit"), [("", "x"), ("<html>", "<title"), ("<html>", "<title>")])
+def test_a_large_answer_that_is_none_takes_no_time(begins, unit):
+    """It took hours where each of its characters made the way through all others."""
+    answers, body = Answers("http://host", "none", 1, ()), (begins + unit * (1_000_000 // len(unit))).encode()
+    assert len(str(answers.refusal(400, "http://host/x", {}, body, "/x"))) < 300
+    assert len(answers.described(body)) < 300
+
+
 @pytest.mark.parametrize(("status", "says"), [(404, "nothing at this path"), (410, "nothing at this path"), (422, "refused the request")])
 def test_other_refusals_are_misconfigured_and_asked_once(server, status, says):
     server.replies = [Reply("", status)]
@@ -813,6 +823,7 @@ def test_reading_writes_no_file_and_leaves_the_process_as_it_was(server, tmp_pat
 import logging, os, sys, threading
 before = (sys.excepthook, list(logging.root.handlers), logging.root.level, dict(os.environ))
 from resources.http import WebService
+from resources.http_answers import Answers
 assert not [name for name in sys.modules if name in ("dlt", "requests")], "imported before it is needed"
 web = WebService(base_url={server.url!r})
 assert len(list(web.records("/customers", fields={FIELDS!r}))) == 1
