@@ -31,11 +31,17 @@ def board_dead_letters(bus: Bus, route: Route, queue: Queue, reason: str) -> Boa
             f"`bus redrive {route.name} --state stranded` takes what the depot holds"
         )
     dead, boarded, failed = bus.systems[queue.dead_letters], Boarded(), None
-    archived, corrected = partial(archive.keep, bus.staging, route.name), partial(archive.correct, bus.staging, route.name)
-    boards = partial(bus.depot.inbox.board, route.name, dead_letters=reason, corrected=corrected)
-    unwrapped = partial(unwrap, decode=queue.decode.kind, identity=queue.identity, fetch=partial(_fetch, dead, bus.systems[queue.system]))
+    corrected = partial(archive.correct, bus.staging, route.name)
+    keeping = Keeping(
+        unwrap=lambda received, fetch: unwrap(received, queue.decode.kind, queue.identity, fetch),
+        fetch=partial(_fetch, dead, bus.systems[queue.system]),
+        archive=partial(archive.keep, bus.staging, route.name),
+        board=partial(bus.depot.inbox.board, route.name, dead_letters=reason, corrected=corrected),
+        delete=dead.delete,
+        opening_seconds=SECONDS,
+    )
     while received := dead.receive(AT_ONCE, WAIT_SECONDS):
-        kept = Keeping(unwrapped, archived, boards, dead.delete, opening_seconds=SECONDS).keep(received)
+        kept = keeping.keep(received)
         boarded, failed = total(boarded, kept.boarded), failed or kept.failed
     if failed is not None:
         raise failed

@@ -32,7 +32,8 @@ _UNSENDABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010fff
 
 def pointer_of(body: str, attributes: Mapping[str, str]) -> Pointer | None:
     """Where the body of that message is, or None for an ordinary message. Never raises."""
-    if not any(name in attributes for name in _SIZE_ATTRIBUTES) or len(body) > _LONGEST_POINTER:
+    size = next((attributes[name] for name in _SIZE_ATTRIBUTES if name in attributes), None)
+    if size is None or len(body) > _LONGEST_POINTER:
         return None
     try:
         kind, place = json.loads(body)
@@ -40,7 +41,7 @@ def pointer_of(body: str, attributes: Mapping[str, str]) -> Pointer | None:
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     told = kind in _CLASSES and isinstance(bucket, str) and isinstance(key, str)
-    return Pointer(bucket, key) if told else None
+    return Pointer(bucket, key, int(size) if re.fullmatch(r"\d{1,18}", size) else None) if told else None
 
 
 def may_wait(body: str, attributes: Mapping[str, str]) -> bool:

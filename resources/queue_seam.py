@@ -58,10 +58,11 @@ class Depth:
 
 @dataclass(frozen=True)
 class Pointer:
-    """Where the body of a message is that was too large for the queue: a claim check."""
+    """Where the body of a message is that was too large for the queue: a claim check. ``size_bytes`` as its sender told, if it did."""
 
     bucket: str
     key: str
+    size_bytes: int | None = field(default=None, compare=False)
 
 
 @runtime_checkable

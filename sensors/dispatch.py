@@ -22,7 +22,7 @@ from resources.depot.mail import Arrival, Boarded, Departure, Message, Underway
 from resources.errors import BusError, Misconfigured, Poison
 from resources.queue_seam import MessageQueue, Outgoing, Received
 from sensors.ahead import Ahead
-from sensors.envelopes import NO_GROUP, carried
+from sensors.envelopes import NO_GROUP, Fetch, carried
 from sensors.judging import BREAKER, Decision, Pause, Policy, Retry, Split, Strand, Unclaimed, judge, judge_unclaimed
 from sensors.keeping import Keeping, Kept, total
 
@@ -50,7 +50,7 @@ REFUSALS = 10
 class Above:
     """What is passed down from those who know routes and runs.
 
-    ``unwrap``, ``archive``  as in :class:`sensors.keeping.Keeping`.
+    ``unwrap``, ``fetch``, ``archive``  as in :class:`sensors.keeping.Keeping`.
     ``corrected``    note in the archive which messages the depot takes instead of those that it had under their keys.
     ``end``          end an attempt for good; True if it turned out to have published: then the depot knows, and it only rolls forward.
     ``unclaimed``    of a trip that nobody has claimed, and its newest attempt: the runs since then, if the one that was asked for last
@@ -60,7 +60,8 @@ class Above:
     ``report_dead``  close the run of an attempt that was ended, where it still seems to run.
     """
 
-    unwrap: Callable[[Received], Sequence[Arrival]]
+    unwrap: Callable[[Received, Fetch], Sequence[Arrival]]
+    fetch: Fetch
     archive: Callable[[Sequence[Arrival]], None]
     corrected: Callable[[Sequence[Arrival]], None]
     end: Callable[[Trip, Attempt], bool]
@@ -231,7 +232,7 @@ def board(policy: Policy, inbox: Inbox, queue: Ahead, above: Above, wait_seconds
         return Kept()
     received = queue.receive(room, wait_seconds, enough=enough)
     boards = partial(inbox.board, policy.route, corrected=above.corrected)
-    return Keeping(above.unwrap, above.archive, boards, queue.delete).keep(received)
+    return Keeping(above.unwrap, above.fetch, above.archive, boards, queue.delete).keep(received)
 
 
 # Dispatching

@@ -81,7 +81,8 @@ def protocol(bus: Bus, route: Route, queue: Queue, instance: Any) -> Above:
             instance.report_run_failed(run, said)
 
     return Above(
-        unwrap=partial(unwrap, decode=queue.decode.kind, identity=queue.identity, fetch=bus.systems[queue.system].fetch),
+        unwrap=lambda received, fetch: unwrap(received, queue.decode.kind, queue.identity, fetch),
+        fetch=bus.systems[queue.system].fetch,
         archive=partial(archive.keep, bus.staging, route.name),
         corrected=partial(archive.correct, bus.staging, route.name),
         end=end,

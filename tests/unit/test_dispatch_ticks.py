@@ -26,6 +26,7 @@ from resources.errors import Misconfigured, Transient
 from resources.queue_seam import Outgoing, Pointer
 from sensors.dispatch import CLAIM_SECONDS, RUN_SECONDS, Above, Tick, tick
 from sensors.envelopes import unwrap
+from sensors.json_text import parse
 from sensors.judging import BREAKER, DEATHS, LOST_RUNS, Policy, Unclaimed
 from sensors.keeping import FETCHED_AT_ONCE, OPENING_SECONDS
 from tests.depots import sqlite_depot
@@ -99,16 +100,17 @@ class Street:
     def send(self, *bodies: str, group: str | None = None) -> None:
         self.queue.send([Outgoing(json.dumps({"say": body}), group=group) for body in bodies])
 
-    def send_large(self, name: str, group: str | None = None) -> None:
-        """A message whose body waits in a bucket."""
+    def send_large(self, name: str, group: str | None = None, size: str = "9") -> None:
+        """A message whose body waits in a bucket; its sender says that it has ``size`` bytes."""
         said = ["software.amazon.payloadoffloading.PayloadS3Pointer", {"s3BucketName": "b", "s3Key": name}]
         self.queue.large_bodies[Pointer("b", name)] = json.dumps({"say": name}).encode()
-        self.queue.send([Outgoing(json.dumps(said), {"ExtendedPayloadSize": "9"}, group)])
+        self.queue.send([Outgoing(json.dumps(said), {"ExtendedPayloadSize": size}, group)])
 
     def tick(self, cut: Cut | None = None) -> Tick:
         cut = cut or Cut(0, False)
         above = Above(
-            unwrap=lambda received: unwrap(received, "json", None, self.fetch),
+            unwrap=lambda received, fetch: unwrap(received, "json", None, fetch),
+            fetch=self.fetch,
             archive=cut.wrapped(self.archived.extend, "archive"),
             corrected=lambda arrivals: None,
             end=cut.wrapped(self._end, "end"),
@@ -457,6 +459,46 @@ def test_bodies_are_fetched_several_at_once(tmp_path):
     street.fetch = fetch
     street.run(street.tick().departures[0])
     assert street.order == [str(number) for number in range(FETCHED_AT_ONCE)]
+
+
+@pytest.mark.parametrize(("size", "at_once"), [("9", FETCHED_AT_ONCE), ("9000000", 3), ("40000000", 1), ("many", 1)])
+def test_bodies_on_their_way_are_few_where_they_are_large_and_are_parsed_one_at_a_time(tmp_path, monkeypatch, size, at_once):
+    """The sender tells the size; where it does not, a body may be of the largest."""
+    street, together = Street(tmp_path, batch=100), threading.Barrier(at_once)
+    now, running, parsing = list[str](), list[int](), set[str]()
+
+    def fetch(pointer: Pointer) -> bytes:
+        now.append(pointer.key)
+        running.append(len(now))
+        together.wait(timeout=5)
+        now.remove(pointer.key)
+        return street.queue.fetch(pointer)
+
+    def parsed(text: str) -> Any:
+        parsing.add(threading.current_thread().name)
+        return parse(text)
+
+    monkeypatch.setattr("sensors.envelopes.parse", parsed)
+    for number in range(24):
+        street.send_large(str(number), size=size)
+    street.fetch = fetch
+    street.run(street.tick().departures[0])
+    assert street.order == [str(number) for number in range(24)]
+    assert max(running) == at_once
+    assert parsing == {threading.current_thread().name}
+
+
+def test_a_body_that_waits_inside_one_that_waited_is_fetched_too(tmp_path):
+    street = Street(tmp_path)
+    street.send_large("inner")
+    (pointing,) = street.queue.receive(1)
+    street.queue.delete([pointing])
+    told = {"ExtendedPayloadSize": {"Type": "Number", "Value": "9"}}
+    notification = {"Type": "Notification", "TopicArn": "t", "MessageId": "n-1", "Message": pointing.body, "MessageAttributes": told}
+    street.send_large("outer")
+    street.queue.large_bodies[Pointer("b", "outer")] = json.dumps(notification).encode()
+    street.run(street.tick().departures[0])
+    assert street.applied == {"inner": 1}
 
 
 def test_bodies_for_which_a_tick_has_no_time_come_again(tmp_path, monkeypatch):
