@@ -234,8 +234,8 @@ class Inbox:
     def delivered(self, trip: str, rejected: Mapping[int, int], quarantined: Mapping[int, str], *, kept: bool = True) -> int:
         """The trip is published: every message aboard is delivered, with its number of ``rejected`` rows, or quarantined for a reason.
 
-        The route's failures in a row are over; unless nothing of the trip was ``kept``: then it is one of them itself. How many there
-        are now. Saying it again changes nothing. The trip's own state is ``Depot.finish_trip``'s.
+        The route's failures in a row are over; unless nothing of the trip was ``kept``: then it is one of them itself, if more than one
+        message is aboard. How many there are now. Saying it again changes nothing. The trip's own state is ``Depot.finish_trip``'s.
         """
         with self._connections.writing() as connection:
             return settling.delivered(connection, trip, rejected, quarantined, kept=kept)

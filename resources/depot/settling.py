@@ -112,7 +112,8 @@ def _riding_on(groups: Mapping[int, str | None], stranded: set[int], halts_group
 def delivered(connection: sa.Connection, trip: str, rejected: Mapping[int, int], quarantined: Mapping[int, str], *, kept: bool) -> int:
     found = trip_of(connection, trip)
     route, failures = found.route, routes.lock(connection, found.route)["failures_in_row"]
-    if not _groups(connection, trip):
+    number_aboard = len(_groups(connection, trip))
+    if not number_aboard:
         return failures
     aboard = (messages.c.trip == trip) & (messages.c.state == "aboard")
     one = aboard & (messages.c.id == sa.bindparam("number"))
@@ -127,7 +128,8 @@ def delivered(connection: sa.Connection, trip: str, rejected: Mapping[int, int],
     if kept:
         routes.succeeded(connection, route)
         return 0
-    return failures if found.failures else routes.failed_in_row(connection, route)  # a trip that failed before is counted already
+    # A trip that failed before is counted already; a message by itself tells of no other.
+    return failures if found.failures or number_aboard == 1 else routes.failed_in_row(connection, route)
 
 
 def applied(connection: sa.Connection, trip: str, ids: Sequence[int]) -> int:

@@ -138,11 +138,20 @@ def test_trips_of_nothing_but_rejected_rows_pause_the_route_before_all_that_wait
 
 
 def test_a_good_trip_between_them_does_not_let_rejected_rows_pause_the_route(tmp_path):
-    world = QueueWorld(tmp_path, events(batch=1, max_in_flight=1))
-    world.send(*[BROKEN] * (BREAKER - 1), order(1), *[BROKEN] * (BREAKER - 1))
+    world = QueueWorld(tmp_path, events(batch=2, max_in_flight=1))
+    world.send(*[BROKEN] * 2 * (BREAKER - 1), order(1), BROKEN, *[BROKEN] * 2 * (BREAKER - 1))
     world.deliver()
     assert world.bus.depot.inbox.paused("events") is None
-    assert world.states() == {"delivered": 1, "quarantined": 2 * (BREAKER - 1)}
+    assert world.states() == {"delivered": 1, "quarantined": 4 * (BREAKER - 1) + 1}
+
+
+def test_bad_messages_that_ride_alone_pause_nothing_however_many_come_in_a_row(tmp_path):
+    """Each is set aside by itself: what is wrong with it need not be wrong with the next."""
+    world = QueueWorld(tmp_path, events(batch=1, max_in_flight=1))
+    world.send(*[BROKEN] * BREAKER, order(1))
+    world.deliver()
+    assert world.bus.depot.inbox.paused("events") is None
+    assert world.states() == {"delivered": 1, "quarantined": BREAKER}
 
 
 def test_a_message_without_rows_among_rejected_ones_is_no_good_trip(tmp_path):
@@ -154,10 +163,12 @@ def test_a_message_without_rows_among_rejected_ones_is_no_good_trip(tmp_path):
 
 
 def test_a_trip_of_rejected_rows_leaves_the_failures_before_it_counted(tmp_path):
+    """Also that of one message, which is none itself."""
     world = QueueWorld(tmp_path, events(batch=1, max_in_flight=1, attempts=1))
-    world.send(*[order(666)] * (BREAKER - 1), BROKEN, order(1))
+    world.send(*[order(666)] * (BREAKER - 1), BROKEN, order(666), order(1))
     world.deliver(ticks=20)
-    assert "trips in a row delivered nothing" in world.bus.depot.inbox.paused("events")[1]
+    assert "666 is too much for me" in world.bus.depot.inbox.paused("events")[1]
+    assert world.states()["quarantined"] == 1
     assert world.logged() == []
 
 
