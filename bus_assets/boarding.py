@@ -26,7 +26,7 @@ from bus_assets.drive import (
 )
 from bus_assets.queues import MESSAGES, Queue
 from bus_assets.route import Route
-from resources.depot.entries import AlreadyDelivered, Attempt, AttemptEnded, AttemptLive, Kind, Trip
+from resources.depot.entries import AlreadyDelivered, Attempt, AttemptEnded, AttemptLive, Kind, Trip, TripOver
 from resources.depot.process import this_process
 from resources.errors import BusError, ChecksFailed, Misconfigured, Poison, Refused, Transient
 from resources.receipts import AlreadySettled
@@ -127,6 +127,10 @@ def _claimed(bus: Bus, route: Route, trip: Trip, boarding: Boarding, mode: Mode)
         attempt = bus.depot.claim(trip.id, boarding.run, lease_seconds=LEASE_SECONDS, host=process.host, **dies_with)
     except AlreadyDelivered as delivered:
         return Drive(bus, route, delivered.trip, before.attempt if before else 1, boarding.run, "delivered", boarding.selected)
+    except TripOver as over:
+        # One that was asked to stop, and has no messages to be settled, ends here; one that is over stays what it is.
+        bus.depot.finish_trip(trip.id, "failed", over.message)
+        raise
     how = "delivered" if attempt.outcome == "published" else "forward" if bus.depot.publications(trip.id) else mode
     return Drive(bus, route, bus.depot.trip(trip.id), attempt.attempt, boarding.run, how, boarding.selected)
 

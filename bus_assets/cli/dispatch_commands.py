@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bus_assets.drive import Bus
     from bus_assets.queues import Queue
     from bus_assets.route import Route
+    from resources.depot.entries import Trip
     from resources.depot.store import Depot
     from sensors.dispatch import Tick
 
@@ -128,7 +129,7 @@ def resume(route: RouteName, module: Module = None, as_json: AsJson = False) -> 
 
 
 def cancel(trip_id: TripId, reason: Reason, as_json: AsJson = False) -> None:
-    """Stop a trip of messages for good. Its messages are stranded, and can be redriven.
+    """Stop a trip for good. Its messages are stranded, and can be redriven.
 
     A run that drives it stops at its next rows or its next stop, and before it commits; its messages are stranded once it has ended. If it
     commits in the very moment of the request, publishing wins: then the trip is delivered.
@@ -141,9 +142,17 @@ def cancel(trip_id: TripId, reason: Reason, as_json: AsJson = False) -> None:
         print_json({"trip": found.id, "state": found.state, "cancelled": found.cancelled})
         return
     if found.state == "cancelled":
-        say(f"trip {found.id} is cancelled, its messages stranded; `bus redrive {found.route} --state stranded --reason …` sends them on")
+        say(f"trip {found.id} is cancelled{_what_becomes_of_it(found)}")
     else:
         say(
             f"trip {found.id} was asked to stop; a run drives it now, and stops before it publishes, unless it is committing at this "
             f"moment: `bus trip {found.id}` says what it came to, cancelled or delivered"
         )
+
+
+def _what_becomes_of_it(trip: Trip) -> str:
+    if trip.trigger == "queue":
+        return f", its messages stranded; `bus redrive {trip.route} --state stranded --reason …` sends them on"
+    if trip.trigger == "release":
+        return f"; `bus quarantine unrelease {trip.id}` holds again the rows that it was to release"
+    return ": it cannot be driven again"

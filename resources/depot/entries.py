@@ -12,7 +12,7 @@ from resources.errors import Misconfigured, Refused
 
 TripState = Literal["formed", "departed", "driving", "delivered", "failed", "rehearsed", "stuck", "split", "stranded", "cancelled", "empty"]
 OVER: tuple[TripState, ...] = ("split", "stranded", "cancelled", "empty")
-"""Ends of a trip of messages that nothing changes any more: its messages ride elsewhere, or not at all."""
+"""Ends that nothing changes any more, of trips of messages, whose messages ride elsewhere or not at all; any trip may be cancelled."""
 
 Kind = Literal["transient", "poison", "checks", "misconfigured", "refused", "conflict", "died"]
 """Why an attempt failed, sorted by what to do next."""

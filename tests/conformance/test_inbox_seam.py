@@ -978,6 +978,20 @@ def test_a_request_to_stop_that_comes_too_late_is_void(depot, inbox):
         inbox.cancel(trip, "stop it")
 
 
+def test_a_cancelled_trip_without_messages_is_ended_by_the_word_of_its_run(depot, inbox):
+    """Nobody settles it. One that is published is not stopped any more."""
+    trip, other = (depot.start_trip("orders", "cron", {}).id for _ in range(2))
+    for one in (trip, other):
+        depot.claim(one, "run-1", lease_seconds=60)
+        assert inbox.cancel(one, "stop it").state == "driving"
+    depot.record_publication(other, 1, "warehouse", {})
+    assert depot.finish_trip(other, "failed", "second database", attempt=1).state == "stuck"
+    ended = depot.finish_trip(trip, "failed", "stopped", attempt=1)
+    assert (ended.state, ended.error, ended.ended_at is None) == ("cancelled", "stop it", False)
+    attempt = depot.newest_attempt(trip)
+    assert (attempt.outcome, attempt.error) == ("failed", "stop it")
+
+
 def test_cancelling_needs_a_reason_and_something_to_cancel(depot, inbox):
     trip, ids = riding(inbox)
     with pytest.raises(Misconfigured, match="reason"):

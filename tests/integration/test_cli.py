@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bus_assets.cli import main
+from bus_assets.cli.loading import open_depot
 
 # One world, driven once: its tests stay in one process.
 pytestmark = pytest.mark.xdist_group("cli")
@@ -312,6 +313,18 @@ def test_a_failed_trip_is_driven_again_by_its_id(call, place):
     assert (again["trip"], again["state"]) == (failed["trip"], "delivered")
     assert place.rows("SELECT qty FROM totals WHERE order_id = 'O-71'") == [(2,)]
     assert "keeps the parameters it was started with" in call("drive", "shop", "--trip", failed["trip"], "--set", "day=1")[2]
+
+
+def test_a_trip_without_messages_is_cancelled_and_said_to_be_over(call):
+    depot = open_depot()
+    trip, release = (depot.start_trip("strict", trigger, {}).id for trigger in ("cron", "release"))
+    depot.claim(trip, "run", lease_seconds=60)
+    assert "asked to stop; a run drives it now" in call("cancel", trip, "--reason", "not today")[1]
+    depot.finish_trip(trip, "failed", "the bus broke down", attempt=1)
+    assert call("cancel", trip, "--reason", "again")[1] == f"trip {trip} is cancelled: it cannot be driven again\n"
+    code, out, err = call("trip", trip)
+    assert (code, "error: not today" in out, "drives it again" in err) == (0, True, False)
+    assert f"`bus quarantine unrelease {release}` holds again" in call("cancel", release, "--reason", "not today")[1]
 
 
 def test_parameters_are_typed_and_named(call):

@@ -13,7 +13,7 @@ from bus_assets import stage as stage_module
 from bus_assets.boarding import settle
 from bus_assets.halting import pick_up, transform
 from bus_assets.publish import publish
-from resources.depot.entries import AttemptLive
+from resources.depot.entries import AttemptLive, TripOver
 from resources.errors import BusError, ChecksFailed, Misconfigured, Poison, Refused
 from tests.world import GOOD, ORDERS, PRICED, World, shop
 
@@ -99,6 +99,51 @@ def test_a_person_may_insist(world):
     second = world.drive(shop(), tagged=first.trip.id, take_over=True)
     assert second.attempt == 2
     assert len(world.rows("log")) == 3
+
+
+def cancelled(world, trip):
+    """Over, with the person's reason; nothing is written, and no run drives it any more."""
+    found = world.depot.trip(trip)
+    assert (found.state, found.error, found.cancelled) == ("cancelled", "wrong file", "wrong file")
+    assert world.depot.newest_attempt(trip).ended_at is not None
+    with pytest.raises(TripOver, match=r"is cancelled \(wrong file\)"):
+        world.drive(shop(), tagged=trip)
+    assert world.rows("log") == []
+
+
+def test_a_trip_without_messages_that_is_cancelled_is_ended_by_its_run_at_the_next_stop(world):
+    """No tick settles it. Each stop boards anew."""
+    drive = world.board(shop(), run="run")
+    pick_up(drive, shop()["orders"])
+    assert world.depot.inbox.cancel(drive.trip.id, "wrong file").state == "driving"
+    with pytest.raises(TripOver, match=r"asked to stop \(wrong file\)"):
+        world.board(shop(), run="run")
+    cancelled(world, drive.trip.id)
+
+
+def test_a_trip_without_messages_that_is_cancelled_is_ended_by_its_run_before_it_commits(world):
+    def a_person_cancels(drive, at):
+        if at == "warehouse":
+            world.depot.inbox.cancel(drive.trip.id, "wrong file")
+
+    with pytest.raises(Refused, match=r"asked to stop \(wrong file\)"):
+        world.drive(shop(), before=a_person_cancels)
+    cancelled(world, world.depot.trips()[0].id)
+
+
+def test_a_cancelled_trip_without_messages_whose_process_died_is_ended_by_whoever_drives_it_again(world):
+    trip = world.board(shop()).trip.id
+    world.depot.inbox.cancel(trip, "wrong file")
+    with pytest.raises(TripOver, match=r"asked to stop \(wrong file\)"):
+        world.drive(shop(), tagged=trip, run_is_over=lambda run: True)
+    cancelled(world, trip)
+
+
+def test_a_trip_without_messages_that_failed_is_cancelled_at_once(world):
+    trip = world.board(shop()).trip.id
+    world.depot.finish_trip(trip, "failed", "the bus broke down", attempt=1)
+    assert world.depot.inbox.cancel(trip, "wrong file").state == "cancelled"
+    cancelled(world, trip)
 
 
 def test_a_deleted_verdict_refuses_to_publish(world):
