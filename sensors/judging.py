@@ -59,7 +59,8 @@ class Pause:
 
 @dataclass(frozen=True)
 class Unclaimed:
-    """``runs`` of a trip in a row that failed, or were cancelled, before they claimed it; ``error`` is why the newest was."""
+    """``runs`` of a trip in a row that failed, or were cancelled, before they claimed it, and were asked for since the route was last
+    resumed; ``error`` is why the newest was."""
 
     runs: int
     error: str

@@ -68,7 +68,9 @@ def protocol(bus: Bus, route: Route, queue: Queue, instance: Any) -> Above:
                 return None
             ended += [] if run.is_success else [run]  # one that had nothing to do ends well
         is_over = any(run.tags.get(LAUNCH_TAG) == str(trip.launches) for run in ended)
-        return Unclaimed(len(ended), _why_it_ended(instance, ended[0])) if is_over else None
+        forgiven = {str(launch) for launch in range(1, trip.launches_before_resume + 1)}
+        counted = [run for run in ended if run.tags.get(LAUNCH_TAG) not in forgiven]
+        return Unclaimed(len(counted), _why_it_ended(instance, ended[0])) if is_over else None
 
     def run_is_over(run_id: str) -> bool:
         run = instance.get_run_by_id(run_id)

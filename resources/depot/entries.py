@@ -30,7 +30,8 @@ class Trip:
     that was split into this one.
 
     A trip of messages is formed first: it departs when ``not_before`` has come. ``launches`` is how many runs were asked for,
-    ``failures`` and ``deaths`` what its retries have spent. ``cancelled`` is why it was asked to stop.
+    ``failures`` and ``deaths`` what its retries have spent. ``cancelled`` is why it was asked to stop. ``launches_before_resume`` of its
+    launches are from before a person last resumed the route.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Trip:
     failures: int = 0
     deaths: int = 0
     cancelled: str | None = None
+    launches_before_resume: int = 0
 
 
 @dataclass(frozen=True)

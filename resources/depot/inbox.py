@@ -290,6 +290,7 @@ class Inbox:
             routes.pause(connection, checked_name(route, "route"), reason)
 
     def resume(self, route: str) -> None:
+        """Let trips depart again. Failures in a row are counted anew, and so are runs that end before they claim their trip."""
         with self._connections.writing() as connection:
             routes.resume(connection, checked_name(route, "route"))
 

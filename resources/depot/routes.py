@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from resources.depot.connections import now
-from resources.depot.schema import routes
+from resources.depot.schema import routes, trips
 
 
 def lock(connection: sa.Connection, route: str) -> sa.RowMapping:
@@ -52,6 +52,8 @@ def pause(connection: sa.Connection, route: str, reason: str) -> None:
 def resume(connection: sa.Connection, route: str) -> None:
     lock(connection, route)
     _set(connection, route, {"paused_at": None, "paused_reason": None, "failures_in_row": 0})
+    unclaimed = (trips.c.route == route) & trips.c.state.in_(("formed", "departed"))
+    connection.execute(sa.update(trips).where(unclaimed).values(launches_before_resume=trips.c.launches))
 
 
 def paused(connection: sa.Connection, route: str) -> tuple[datetime, str] | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-REVISION = "0004"
+REVISION = "0005"
 """The migration that yields these tables. A test holds it against ``migrations/versions``."""
 
 VERSION_TABLE = "depot_version"
@@ -94,6 +94,7 @@ trips = sa.Table(
     _count("failures", sa.Integer),
     _count("deaths", sa.Integer),
     sa.Column("cancelled", AnyText),
+    _count("launches_before_resume", sa.Integer),
     sa.Index("ix_depot_trips_route_run", "route", "run", unique=True),
     sa.Index("ix_depot_trips_route_created_at", "route", "created_at"),
     sa.Index("ix_depot_trips_state", "state"),

@@ -590,6 +590,19 @@ def test_nothing_forms_or_departs_while_the_route_is_paused(inbox):
         inbox.pause("orders", " ")
 
 
+def test_resuming_notes_how_often_the_trips_of_the_route_were_launched_before(depot, inbox):
+    trip, _ = riding(inbox)
+    inbox.retry(trip, 0, spent=None)
+    assert departed(inbox) == [trip]
+    inbox.resume("invoices")
+    assert depot.trip(trip).launches_before_resume == 0
+    inbox.resume("orders")
+    assert depot.trip(trip).launches_before_resume == 2
+    inbox.retry(trip, 0, spent=None)
+    assert departed(inbox) == [trip]
+    assert (depot.trip(trip).launches, depot.trip(trip).launches_before_resume) == (3, 2)
+
+
 def test_failures_in_a_row_end_with_a_delivery_or_a_person(depot, inbox):
     assert [inbox.failed_in_row("orders") for _ in range(3)] == [1, 2, 3]
     assert inbox.counts("orders").failures_in_row == 3

@@ -662,7 +662,7 @@ def test_a_message_that_is_in_one_database_of_two_is_rebuilt_to_roll_forward(tmp
 
 def test_an_upgrade_makes_a_depot_and_says_at_which_revision_it_is(world):
     world.lose_the_depot()
-    assert world.told("depot", "upgrade")["revision"] == "0004"
+    assert world.told("depot", "upgrade")["revision"] == "0005"
 
 
 # Purging

@@ -347,6 +347,25 @@ def test_a_resource_that_cannot_be_made_is_told_and_the_trip_departs_again(town,
     assert town.depot.trip(trip.id).error == why
 
 
+def test_after_a_route_is_resumed_runs_that_end_before_their_claim_are_counted_anew(town, impatient, monkeypatch):
+    """A person has mended what ended them: the next one that a deploy kills is asked for again."""
+    monkeypatch.setattr("sensors.judging.LOST_RUNS", 2)
+    monkeypatch.setattr("sensors.judging.delay_seconds", lambda before: 0.0)
+
+    def lost(ticked):
+        (request,) = ticked.run_requests
+        run = town.instance.create_run_for_job(town.defs.resolve_job_def("events"), tags=dict(request.tags))
+        town.instance.report_run_failed(run, "the broker refused it")
+        return town.tick()
+
+    town.send(order(1))
+    for _ in range(2):
+        paused = lost(lost(town.tick()))
+        assert "2 times in a row" in town.depot.inbox.paused("events")[1]
+        assert "paused the route" in paused.skip_message
+        town.depot.inbox.resume("events")
+
+
 class Broken(dg.ConfigurableResource):
     def setup_for_execution(self, context):
         raise Exception("no such warehouse")
@@ -393,5 +412,6 @@ def test_only_runs_since_the_last_claim_count_and_only_the_last_launch(town, imp
     ended(4, dg.DagsterRunStatus.CANCELED)
     assert above.unclaimed(launched, attempt).runs == 2
     assert above.unclaimed(launched, None).runs == 4
+    assert above.unclaimed(dataclasses.replace(launched, launches_before_resume=3), None).runs == 1
     ended(4, dg.DagsterRunStatus.STARTING)  # a person had it run again
     assert above.unclaimed(launched, attempt) is None
