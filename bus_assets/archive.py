@@ -2,7 +2,8 @@
 
 ``archive/{route}/{YYYY-MM-DD}/{ULID}.jsonl``, one object a line. Written once, never changed; ``bus purge`` removes old days. What
 arrives under a known key is in there too, most often as a duplicate that changed nothing. Which of them the depot took instead of the
-body that it had, stands once more in ``{ULID}.corrected.jsonl``.
+body that it had, stands once more in ``{ULID}.corrected.jsonl``, with the moment at which it did: names of files are of the clock of
+the machine that wrote them.
 """
 
 from __future__ import annotations
@@ -10,40 +11,42 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import Any, TypeVar
 
-from resources.depot.mail import Arrival
+from resources.depot.mail import Arrival, Taken
 from resources.depot.trips import new_trip_id
 from resources.errors import Refused
 from resources.staging import Staging
 
 FOLDER, CORRECTED = "archive", ".corrected.jsonl"
 
+Read = TypeVar("Read", Arrival, Taken)
+
 
 @dataclass(frozen=True)
 class Correction:
-    """Where the body is that the depot took last under a key for which it had another one; ``digest`` is that body's."""
+    """Where the body is that the depot took last under a key for which it had another one, and when; ``digest`` is that body's."""
 
     path: str
     digest: bytes
+    at: datetime
 
 
 def keep(staging: Staging, route: str, arrivals: Sequence[Arrival]) -> None:
     """Write ``arrivals`` durably; nothing for those that are only counted. Raises what ``Staging.write`` raises."""
-    _keep(staging, route, arrivals, ".jsonl")
+    _write(staging, route, [_plain(arrival) for arrival in arrivals if arrival.ignored is None], ".jsonl")
 
 
-def correct(staging: Staging, route: str, arrivals: Sequence[Arrival]) -> None:
+def correct(staging: Staging, route: str, taken: Sequence[Taken]) -> None:
     """Note, beside what ``keep`` has written, that the depot takes these. Raises as ``keep`` does."""
-    _keep(staging, route, arrivals, CORRECTED)
+    _write(staging, route, [{**_plain(one.arrival), "taken_at": one.at.isoformat()} for one in taken], CORRECTED)
 
 
-def _keep(staging: Staging, route: str, arrivals: Sequence[Arrival], suffix: str) -> None:
-    lines = [json.dumps(_plain(arrival), separators=(",", ":")) for arrival in arrivals if arrival.ignored is None]
-    if lines:
+def _write(staging: Staging, route: str, said: Sequence[Mapping[str, Any]], suffix: str) -> None:
+    if lines := [json.dumps(one, separators=(",", ":")) for one in said]:
         day = datetime.now(UTC).date().isoformat()
         staging.write(f"{FOLDER}/{route}/{day}/{new_trip_id()}{suffix}", "\n".join(lines).encode())
 
@@ -52,20 +55,22 @@ def kept(staging: Staging, route: str, since: date | None = None) -> Iterator[li
     """Everything that was kept of ``route`` on ``since`` or later, oldest first, file by file. Refused for a file that is not ours."""
     for path in staging.list(f"{FOLDER}/{route}"):
         if since is None or path.split("/")[2] >= since.isoformat():
-            yield _read(staging, path)
+            yield _read(staging, path, _arrival)
 
 
 def corrections(staging: Staging, route: str) -> dict[str, Correction]:
-    """By key, the newest of each message that was corrected. Refused for a file that is not ours."""
-    found = {}
+    """By key, the newest of each message that was corrected, by the depot's clock. Refused for a file that is not ours."""
+    found = dict[str, Correction]()
     for path in staging.list(f"{FOLDER}/{route}"):
-        if path.endswith(CORRECTED):
-            found |= {arrival.key: Correction(path, digest(arrival.body)) for arrival in _read(staging, path)}
+        for taken in _read(staging, path, _taken) if path.endswith(CORRECTED) else ():
+            key, one = taken.arrival.key, Correction(path, digest(taken.arrival.body), taken.at)
+            found[key] = max(found.get(key, one), one, key=lambda known: known.at)
     return found
 
 
 def corrected(staging: Staging, key: str, correction: Correction) -> Arrival:
-    return next(arrival for arrival in _read(staging, correction.path) if arrival.key == key)
+    arrivals = _read(staging, correction.path, _arrival)
+    return next(arrival for arrival in arrivals if arrival.key == key and digest(arrival.body) == correction.digest)
 
 
 def digest(body: bytes) -> bytes:
@@ -82,7 +87,7 @@ def days(staging: Staging, route: str) -> dict[date, list[str]]:
 
 def keys(staging: Staging, paths: Iterable[str]) -> set[str]:
     """Of the messages in these files. Refused for a file that is not ours."""
-    return {arrival.key for path in paths for arrival in _read(staging, path)}
+    return {arrival.key for path in paths for arrival in _read(staging, path, _arrival)}
 
 
 def forget(staging: Staging, route: str, day: date) -> int:
@@ -90,9 +95,9 @@ def forget(staging: Staging, route: str, day: date) -> int:
     return staging.delete_prefix(f"{FOLDER}/{route}/{day.isoformat()}")
 
 
-def _read(staging: Staging, path: str) -> list[Arrival]:
+def _read(staging: Staging, path: str, made: Callable[[dict[str, Any]], Read]) -> list[Read]:
     try:
-        return [_arrival(json.loads(line)) for line in staging.local(path).read_text().splitlines()]
+        return [made(json.loads(line)) for line in staging.local(path).read_text().splitlines()]
     except (ValueError, TypeError, KeyError) as error:
         raise Refused("the archived messages do not read; was the file changed?", place=path) from error
 
@@ -113,7 +118,12 @@ def _plain(arrival: Arrival) -> dict[str, Any]:
 
 def _arrival(said: dict[str, Any]) -> Arrival:
     moments = {name: datetime.fromisoformat(said[name]) if said[name] else None for name in ("sent_at", "event_at")}
-    return Arrival(**{**said, **moments, "body": base64.b64decode(said["body"])})
+    known = {name: value for name, value in said.items() if name != "taken_at"}
+    return Arrival(**{**known, **moments, "body": base64.b64decode(said["body"])})
+
+
+def _taken(said: dict[str, Any]) -> Taken:
+    return Taken(_arrival(said), datetime.fromisoformat(said["taken_at"]))
 
 
 def _iso(moment: datetime | None) -> str | None:

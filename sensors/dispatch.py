@@ -18,7 +18,7 @@ from functools import partial
 
 from resources.depot.entries import Attempt, Trip
 from resources.depot.inbox import Inbox
-from resources.depot.mail import Arrival, Boarded, Departure, Message, Underway
+from resources.depot.mail import Arrival, Boarded, Departure, Message, Taken, Underway
 from resources.errors import BusError, Misconfigured, Poison
 from resources.queue_seam import MessageQueue, Outgoing, Received
 from sensors.ahead import Ahead
@@ -63,7 +63,7 @@ class Above:
     unwrap: Callable[[Received, Fetch], Sequence[Arrival]]
     fetch: Fetch
     archive: Callable[[Sequence[Arrival]], None]
-    corrected: Callable[[Sequence[Arrival]], None]
+    corrected: Callable[[Sequence[Taken]], None]
     end: Callable[[Trip, Attempt], bool]
     unclaimed: Callable[[Trip, Attempt | None], Unclaimed | None]
     run_is_over: Callable[[str], bool]

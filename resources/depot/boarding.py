@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from resources.depot import decisions, many, quarantine, routes
 from resources.depot.connections import now
-from resources.depot.mail import Arrival, Boarded, MessageState, Remembered
+from resources.depot.mail import Arrival, Boarded, MessageState, Remembered, Taken
 from resources.depot.many import among, looked_up
 from resources.depot.messages import has_newer, stored, waiting_again
 from resources.depot.quarantine import UPDATE_IDS, chunks
@@ -54,7 +54,7 @@ def board(
     arrivals: Sequence[Arrival],
     horizon_seconds: float | None,
     reason: str | None,
-    corrected: Callable[[Sequence[Arrival]], None] | None,
+    corrected: Callable[[Sequence[Taken]], None] | None,
 ) -> Boarded:
     kept = routes.lock(connection, route)["horizon"]
     moment = now(connection)
@@ -76,7 +76,7 @@ def board(
     fresh = superseded & found.fresh.keys()
     if corrected is not None and found.corrections:
         # Before the commit, and in the order in which they are taken: nobody else boards for this route until then.
-        corrected(found.corrections)
+        corrected([Taken(arrival, moment) for arrival in found.corrections])
     return Boarded(
         waiting=states["waiting"],
         **repeated,

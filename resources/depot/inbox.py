@@ -23,6 +23,7 @@ from resources.depot.mail import (
     Remembered,
     Riders,
     Spent,
+    Taken,
     Underway,
 )
 from resources.errors import Misconfigured
@@ -52,7 +53,7 @@ class Inbox:
         horizon_seconds: float | None = None,
         *,
         dead_letters: str | None = None,
-        corrected: Callable[[Sequence[Arrival]], None] | None = None,
+        corrected: Callable[[Sequence[Taken]], None] | None = None,
     ) -> Boarded:
         """Keep ``arrivals``, all in one transaction; afterwards they may be deleted from their queue.
 

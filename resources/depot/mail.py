@@ -49,6 +49,14 @@ class Arrival:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """An arrival that the depot took instead of the body that it had under the key: ``at``, by its own clock."""
+
+    arrival: Arrival
+    at: datetime
+
+
+@dataclass(frozen=True)
 class Boarded:
     """What became of the arrivals of one call: they add up to how many there were, but for the last two.
 

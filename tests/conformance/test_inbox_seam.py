@@ -1536,7 +1536,8 @@ def test_who_boards_hears_of_corrections_before_they_are_kept(inbox):
         inbox.board("orders", came, corrected=refuse)
     assert counted(inbox) == {"quarantined": 3, "waiting": 1}
     assert inbox.board("orders", [*came, Arrival("new", b"1")], corrected=told.extend).redriven == 3
-    assert told == [Arrival("other", b"2"), Arrival("twice", b"2")]
+    assert [one.arrival for one in told] == [Arrival("other", b"2"), Arrival("twice", b"2")]
+    assert {one.at for one in told} == {message.changed_at for message in inbox.messages() if message.key in ("other", "twice")}
     assert {message.key: message.body for message in inbox.messages()} == {
         "same": b"{",
         "other": b"2",

@@ -597,6 +597,26 @@ def test_a_message_that_was_corrected_since_yesterday_rides_with_the_body_that_w
     assert corrected.told("account", "events")["balanced"]
 
 
+def test_the_newest_correction_is_told_by_the_depots_clock_alone(world):
+    """Who took the first one writes files with a name of tomorrow."""
+    world.deploy(events(dead_letters="dead", attempts=1, identity="order_id"))
+    for quantity in (0, -1):
+        world.send(order(1, qty=quantity))
+        world.deliver()
+    (early,) = (world.root / "staging" / "archive").rglob("*.corrected.jsonl")
+    early.rename(early.with_name("7ZZZZZZZZZZZZZZZZZZZZZZZZZ.corrected.jsonl"))
+    copy = copy_of_the_depot(world)
+    world.send(order(1, qty=2))
+    world.tick()
+    assert world.told("account", "events")["balanced"]
+    restore(world, copy)
+    assert world.told("depot", "rebuild")[0]["corrected"] == 1
+    world.lose_the_depot()
+    world.told("depot", "rebuild")
+    world.deliver()
+    assert totals(world) == [3]
+
+
 def test_a_correction_that_was_delivered_since_yesterday_is_not_delivered_again(corrected):
     corrected.run(corrected.departure)
     restore(corrected, corrected.copy)
