@@ -41,7 +41,7 @@ def keep(staging: Staging, route: str, arrivals: Sequence[Arrival]) -> None:
 
 
 def correct(staging: Staging, route: str, taken: Sequence[Taken]) -> None:
-    """Note, beside what ``keep`` has written, that the depot takes these. Raises as ``keep`` does."""
+    """Note, beside what ``keep`` has written, that the depot has taken these. Raises as ``keep`` does."""
     _write(staging, route, [{**_plain(one.arrival), "taken_at": one.at.isoformat()} for one in taken], CORRECTED)
 
 

@@ -158,15 +158,10 @@ def _by_body(bus: Bus, route: Route) -> Iterator[Counted]:
     """Whether the depot has the newest body of each message that was corrected; nothing if none was."""
     if not (corrected := len(archive.corrections(bus.staging, route.name))):
         return
-    older = [message.key for message, _ in outdated(bus, route) if _is_unmoved(bus, message)]
+    older = [message.key for message, _ in outdated(bus, route)]
     which = f"{len(older):,} (the first: {', '.join(older[:3])})"
     why = f"the depot has an older body of {which}: `bus depot rebuild {route.name}` takes the newest"
     yield _compared("corrected", "the archive, by body", corrected, corrected - len(older), why)
-
-
-def _is_unmoved(bus: Bus, message: Message) -> bool:
-    """One that was sent round again since it was read was perhaps corrected just then."""
-    return [found.generation for found in bus.depot.inbox.messages(message.route, key=message.key)] == [message.generation]
 
 
 def _near(day: date, there: set[date]) -> bool:

@@ -56,16 +56,15 @@ def rebuild(bus: Bus, route: Route) -> Rebuilt:
 
 def outdated(bus: Bus, route: Route) -> Iterator[tuple[Message, Arrival]]:
     """Messages that are in this depot as they were before they were corrected, without their bodies; and what they were corrected to."""
-    inbox, found = bus.depot.inbox, dict[str, tuple[Message, bytes]]()
-    for key in archive.corrections(bus.staging, route.name):
-        for message in inbox.messages(route.name, key=key):
-            if message.body is not None:
-                found[key] = replace(message, body=None), archive.digest(message.body)
-    # Once more, now that the messages are read: what was taken before that is noted by now.
+    inbox = bus.depot.inbox
     for key, correction in archive.corrections(bus.staging, route.name).items():
-        message, digest = found.get(key, (None, b""))
-        if message is not None and digest != correction.digest:
-            yield message, archive.corrected(bus.staging, key, correction)
+        for message in inbox.messages(route.name, key=key):
+            if message.body is None or archive.digest(message.body) == correction.digest:
+                continue
+            # What this depot took later is perhaps not in the archive yet.
+            taken = [one.at for one in inbox.decisions([message.id]).get(message.id, ()) if one.what == "corrected"]
+            if all(at < correction.at for at in taken):
+                yield replace(message, body=None), archive.corrected(bus.staging, key, correction)
 
 
 def _correct(bus: Bus, route: Route) -> tuple[int, tuple[str, ...]]:

@@ -51,7 +51,7 @@ class Above:
     """What is passed down from those who know routes and runs.
 
     ``unwrap``, ``fetch``, ``archive``  as in :class:`sensors.keeping.Keeping`.
-    ``corrected``    note in the archive which messages the depot takes instead of those that it had under their keys.
+    ``corrected``    note in the archive which messages the depot has taken instead of those that it had under their keys.
     ``end``          end an attempt for good; True if it turned out to have published: then the depot knows, and it only rolls forward.
     ``unclaimed``    of a trip that nobody has claimed, and its newest attempt: the runs since then, if the one that was asked for last
                      has ended and none may still claim it; else None.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -25,13 +25,15 @@ CORRECTABLE: tuple[MessageState, ...] = ("waiting", "stranded", "quarantined", "
 @dataclass
 class _Sorted:
     """What is to be done with the arrivals: ``fresh`` by key, ``redriven`` by id, ``duplicates`` of known ids, and which of those are
-    ``others``, with another body. ``corrections`` are redriven with another body than was known."""
+    ``others``, with another body. ``corrections`` by id are redriven with another body than was known; ``repeated`` by id came with the
+    known one, after the message was sent round again."""
 
     fresh: dict[str, dict[str, Any]] = field(default_factory=dict)
     redriven: dict[int, dict[str, Any]] = field(default_factory=dict)
     duplicates: Counter[int] = field(default_factory=Counter)
     others: Counter[int] = field(default_factory=Counter)
-    corrections: list[Arrival] = field(default_factory=list)
+    corrections: dict[int, Arrival] = field(default_factory=dict)
+    repeated: dict[int, Arrival] = field(default_factory=dict)
     ignored: int = 0
 
     @property
@@ -54,8 +56,8 @@ def board(
     arrivals: Sequence[Arrival],
     horizon_seconds: float | None,
     reason: str | None,
-    corrected: Callable[[Sequence[Taken]], None] | None,
-) -> Boarded:
+) -> tuple[Boarded, list[Taken]]:
+    """What became of the arrivals, and which of them the archive has to tell as corrections."""
     kept = routes.lock(connection, route)["horizon"]
     moment = now(connection)
     horizons = [kept] if kept else []
@@ -68,16 +70,14 @@ def board(
     _count_more(connection, messages.c.other_bodies, found.others)
     if reason is not None:
         decisions.keep_of_keys(connection, route, found.keys, "from the dead letters", reason, moment)
+    taken = _taken(connection, found, moment)
     superseded, replaced = _supersede(connection, route, found, moment)
     repeated = {"duplicates": found.every_duplicate, "other_bodies": found.every_other_body}
     more = {"received": len(found.fresh), "superseded": len(superseded) + replaced, **repeated}
     routes.count(connection, route, ignored=found.ignored, **more)
     states = Counter(values["state"] for key, values in found.fresh.items() if key not in superseded)
     fresh = superseded & found.fresh.keys()
-    if corrected is not None and found.corrections:
-        # Before the commit, and in the order in which they are taken: nobody else boards for this route until then.
-        corrected([Taken(arrival, moment) for arrival in found.corrections])
-    return Boarded(
+    boarded = Boarded(
         waiting=states["waiting"],
         **repeated,
         redriven=len(found.redriven) - (len(superseded) - len(fresh)),
@@ -87,6 +87,7 @@ def board(
         held=states["held"],
         replaced=replaced,
     )
+    return boarded, taken
 
 
 def rebuild(
@@ -115,6 +116,7 @@ def correct(connection: sa.Connection, route: str, number: int, generation: int,
     moment = now(connection)
     found = _Sorted(redriven={number: _values(arrival, stored(arrival.key))})
     _redrive(connection, found.redriven, moment)
+    decisions.keep(connection, messages.c.id == number, "corrected", "the archive has a newer body", moment)
     superseded, replaced = _supersede(connection, route, found, moment)
     routes.count(connection, route, superseded=len(superseded) + replaced)
     return True
@@ -133,7 +135,9 @@ def _sorted(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], 
     keyed = [(stored(arrival.key), arrival) for arrival in arrivals if arrival.ignored is None]
     known = _known(connection, route, (key for key, _ in keyed))
     for key, arrival in keyed:
-        number, state, body = known.get(key, (None, None, None))
+        number, state, body, generation = known.get(key, (None, None, None, 0))
+        if number is not None and generation and arrival.body == body and number not in found.redriven:
+            found.repeated[number] = arrival
         if number is None:
             if key in found.fresh:
                 found.fresh[key]["duplicates"] += 1
@@ -142,7 +146,7 @@ def _sorted(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], 
                 found.fresh[key] = _values(arrival, key) | _fresh_state(arrival, horizon)
         elif state in ("stranded", "quarantined") and arrival.problem is None and number not in found.redriven:
             found.redriven[number] = _values(arrival, key)
-            found.corrections += [arrival] if arrival.body != body else []
+            found.corrections |= {number: arrival} if arrival.body != body else {}
         else:
             found.duplicates[number] += 1
             known_body = found.redriven[number]["body"] if number in found.redriven else body
@@ -150,13 +154,13 @@ def _sorted(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], 
     return found
 
 
-def _known(connection: sa.Connection, route: str, keys: Iterable[str]) -> dict[str, tuple[int, str, bytes | None]]:
-    """By key: the id, the state and, until it is purged, the body."""
-    known: dict[str, tuple[int, str, bytes | None]] = {}
-    of_route, told = messages.c.route == route, (messages.c.key, messages.c.id, messages.c.state, messages.c.body)
+def _known(connection: sa.Connection, route: str, keys: Iterable[str]) -> dict[str, tuple[int, str, bytes | None, int]]:
+    """By key: the id, the state, until it is purged the body, and the generation."""
+    known: dict[str, tuple[int, str, bytes | None, int]] = {}
+    of_route, told = messages.c.route == route, [messages.c[name] for name in ("key", "id", "state", "body", "generation")]
     for some in chunks(dict.fromkeys(keys), UPDATE_IDS):
         found = connection.execute(looked_up(connection, told, of_route, messages.c.key, some))
-        known.update({row.key: (row.id, row.state, row.body) for row in found})
+        known.update({row.key: (row.id, row.state, row.body, row.generation) for row in found})
     return known
 
 
@@ -200,6 +204,19 @@ def _redrive(connection: sa.Connection, redriven: dict[int, dict[str, Any]], mom
     rows = [{"number": number, **{f"new_{name}": values[name] for name in arrived}} for number, values in redriven.items()]
     connection.execute(statement, rows)
     quarantine.discard_of_messages(connection, list(redriven), "message redriven: it arrived again")
+
+
+def _taken(connection: sa.Connection, found: _Sorted, moment: datetime) -> list[Taken]:
+    """The corrections, which are noted as decisions; and those whose body came again: who took it may have died before the archive knew."""
+    if not found.corrections and not found.repeated:
+        return []
+    before = decisions.newest(connection, [*found.corrections, *found.repeated], "corrected")
+    # Later than what they correct, even where the clock was set back.
+    at = max([moment, *(before[number] + timedelta(microseconds=1) for number in found.corrections if number in before)])
+    for some in chunks(found.corrections, UPDATE_IDS):
+        decisions.keep(connection, among(connection, messages.c.id, some), "corrected", "it arrived again with another body", at)
+    again = [Taken(arrival, before[number]) for number, arrival in found.repeated.items() if number in before]
+    return again + [Taken(arrival, at) for arrival in found.corrections.values()]
 
 
 def _count_more(connection: sa.Connection, counter: sa.Column[int], times_of: Counter[int]) -> None:

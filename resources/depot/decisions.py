@@ -1,4 +1,4 @@
-"""The SQL of what people decide about messages, kept as long as the message is. Every function runs in the caller's transaction."""
+"""The SQL of what is decided about messages, kept as long as the message is. Every function runs in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -32,6 +32,11 @@ def of_messages(connection: sa.Connection, ids: Sequence[int]) -> dict[int, list
         for row in connection.execute(sa.select(decisions).where(among(connection, decisions.c.message, some)).order_by(*order)):
             found.setdefault(row.message, []).append(Decision(row.what, row.reason, row.generation, row.at))
     return found
+
+
+def newest(connection: sa.Connection, ids: Sequence[int], what: Decided) -> dict[int, datetime]:
+    """When ``what`` was last decided of each of the messages; one of which it never was is not in it."""
+    return {number: one.at for number, said in of_messages(connection, ids).items() for one in said if one.what == what}
 
 
 def forget(connection: sa.Connection, of: sa.ColumnElement[bool]) -> None:

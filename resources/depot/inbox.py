@@ -62,12 +62,15 @@ class Inbox:
         second of two with one key in one call is a duplicate. A new key sent before ``horizon_seconds`` ago, or before keys were
         purged, is held: nobody can tell any more whether it was delivered. One older than a known message of its subject is
         superseded; those of its subject that wait and are older become superseded. ``dead_letters``: a person brings them back from
-        there, for this reason; it is kept. ``corrected`` is told, before the commit, of those that wait again with another body; what
-        it raises is raised, and nothing was kept.
+        there, for this reason; it is kept. ``corrected`` is told, after the commit, of those that wait again with another body, and is
+        told again when that body comes again: what it raises is raised, and then the arrivals must not be deleted.
         """
         checked_name(route, "route")
         with self._connections.writing() as connection:
-            return boarding.board(connection, route, arrivals, horizon_seconds, dead_letters, corrected)
+            boarded, taken = boarding.board(connection, route, arrivals, horizon_seconds, dead_letters)
+        if taken and corrected is not None:
+            corrected(taken)
+        return boarded
 
     def rebuild(self, route: str, arrivals: Sequence[Arrival], remembered: Mapping[str, Remembered]) -> dict[MessageState, int]:
         """Keep those of ``arrivals`` whose keys this depot does not know, as ``board`` does; how many came to be in which state.

@@ -21,8 +21,8 @@ from resources.depot.entries import Attempt, Trip
 MessageState = Literal["waiting", "aboard", "delivered", "quarantined", "stranded", "superseded", "held"]
 Spent = Literal["failure", "death"]
 """What a retry takes from a trip: one of its own attempts, or one of the infrastructure's deaths."""
-Decided = Literal["redriven", "from the dead letters", "delivered again", "cancelled"]
-"""What a person decides about messages."""
+Decided = Literal["redriven", "from the dead letters", "delivered again", "cancelled", "corrected"]
+"""What a person decides about messages; and that one was corrected, which its sender decided."""
 TRIP_RECEIPT = "trip:"
 """How the receipts of whole trips, and of rows released one by one, begin; no key of a message does, see :mod:`sensors.envelopes`."""
 
@@ -111,7 +111,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a person decided about a message, why, and the generation that it got by it (or had, when its trip was cancelled)."""
+    """What was decided about a message, why, and the generation that it got by it (or had, when its trip was cancelled)."""
 
     what: Decided
     reason: str

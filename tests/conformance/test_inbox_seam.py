@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from resources.depot import schema
+from resources.depot import boarding, schema
 from resources.depot import trips as trips_sql
 from resources.depot.entries import AttemptEnded, AttemptLive, Forgotten, NoSuchTrip, QuarantinedRow, Reason, TripOver, Verdict
 from resources.depot.mail import Arrival, Boarded, Halt, Purged, Remembered
@@ -1522,29 +1522,48 @@ def quarantined(inbox, *keys, **more):
     inbox.board("orders", [Arrival(key, b"{", problem="no JSON", **more) for key in keys])
 
 
-def test_who_boards_hears_of_corrections_before_they_are_kept(inbox):
-    """Of what waits again with another body, and of nothing else."""
+def test_who_boards_hears_of_corrections_once_they_are_kept(inbox):
+    """Of what waits again with another body, and of nothing else; others board meanwhile."""
     quarantined(inbox, "same", "other", "twice")
     inbox.board("orders", [Arrival("waits", b"1")])
-    told = []
+    told, refused = [], []
     came = [Arrival("same", b"{"), Arrival("other", b"2"), Arrival("twice", b"2"), Arrival("twice", b"3"), Arrival("waits", b"2")]
 
-    def refuse(arrivals):
+    def refuse(taken):
+        refused.extend(taken)
+        inbox.board("orders", [Arrival("meanwhile", b"1")])
         raise Transient("the archive does not answer")
 
     with pytest.raises(Transient, match="does not answer"):
         inbox.board("orders", came, corrected=refuse)
-    assert counted(inbox) == {"quarantined": 3, "waiting": 1}
-    assert inbox.board("orders", [*came, Arrival("new", b"1")], corrected=told.extend).redriven == 3
-    assert [one.arrival for one in told] == [Arrival("other", b"2"), Arrival("twice", b"2")]
-    assert {one.at for one in told} == {message.changed_at for message in inbox.messages() if message.key in ("other", "twice")}
+    assert counted(inbox) == {"waiting": 5}
+    assert [one.arrival for one in refused] == [Arrival("other", b"2"), Arrival("twice", b"2")]
+    assert {one.at for one in refused} == {message.changed_at for message in inbox.messages() if message.key in ("other", "twice")}
+    assert inbox.board("orders", [*came, Arrival("new", b"1")], corrected=told.extend).duplicates == 5
+    assert told == refused
     assert {message.key: message.body for message in inbox.messages()} == {
         "same": b"{",
         "other": b"2",
         "twice": b"2",
         "waits": b"1",
+        "meanwhile": b"1",
         "new": b"1",
     }
+
+
+def test_what_corrects_a_correction_is_later_even_where_the_clock_was_set_back(inbox, monkeypatch):
+    quarantined(inbox, "a")
+    told = []
+    inbox.board("orders", [Arrival("a", b"1")], corrected=told.extend)
+    formed(inbox, batch=1)
+    (trip,) = departed(inbox)
+    inbox.cancel(trip, "set aside")
+    monkeypatch.setattr(boarding, "now", lambda connection: datetime(2020, 1, 1, tzinfo=UTC))
+    inbox.board("orders", [Arrival("a", b"1", problem="no JSON"), Arrival("a", b"2")], corrected=told.extend)
+    first, again, second = told
+    assert (again.arrival.body, again.at, second.arrival.body) == (b"1", first.at, b"2")
+    assert second.at > first.at
+    assert [one.generation for one in inbox.decisions([1])[1] if one.what == "corrected"] == [1, 2]
 
 
 def test_a_message_is_corrected_unless_it_rides_or_has_ended(depot, inbox):

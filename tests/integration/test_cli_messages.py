@@ -617,6 +617,36 @@ def test_the_newest_correction_is_told_by_the_depots_clock_alone(world):
     assert totals(world) == [3]
 
 
+def test_a_correction_that_the_archive_does_not_have_yet_is_not_taken_back(world, monkeypatch):
+    """Whoever took it was killed before it was noted; when it comes again it is, and then a lost depot is rebuilt with it."""
+    world.deploy(events(dead_letters="dead", attempts=1, identity="order_id"))
+    for quantity in (0, -1):
+        world.send(order(1, qty=quantity))
+        world.deliver()
+    world.send(order(1, qty=2))
+    write = world.bus.staging.write
+
+    def killed(path, content):
+        if path.endswith(".corrected.jsonl"):
+            raise Transient("killed")
+        write(path, content)
+
+    with monkeypatch.context() as patch, pytest.raises(BusError, match="killed"):
+        patch.setattr(world.bus.staging, "write", killed)
+        world.tick()
+    assert world.states() == {"waiting": 1}
+    assert world.told("account", "events")["balanced"]
+    assert world.told("depot", "rebuild")[0]["corrected"] == 0
+    world.queue.expire()
+    assert "duplicates 1" in world.tick().said
+    assert "it arrived again with another body" in world.bus_says("message", "1")[1]
+    world.lose_the_depot()
+    world.told("depot", "rebuild")
+    world.deliver()
+    assert totals(world) == [3]
+    assert world.told("account", "events")["balanced"]
+
+
 def test_a_correction_that_was_delivered_since_yesterday_is_not_delivered_again(corrected):
     corrected.run(corrected.departure)
     restore(corrected, corrected.copy)

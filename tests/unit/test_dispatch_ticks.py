@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 from resources.depot import boarding, forming, settling
 from resources.depot.inbox import Inbox
-from resources.depot.mail import Arrival, Departure
+from resources.depot.mail import Arrival, Departure, Taken
 from resources.depot.store import Depot
 from resources.errors import Misconfigured, Transient
 from resources.queue_seam import Outgoing, Pointer
@@ -41,11 +41,12 @@ class Killed(BaseException):
 
 @dataclass
 class Cut:
-    """Lets the ``at``-th call of anything it wraps raise ``error``, before or after it is done."""
+    """Lets the ``at``-th call of anything it wraps, or of ``only`` that, raise ``error``, before or after it is done."""
 
     at: int
     after: bool
     error: type[BaseException] = Killed
+    only: str = ""
     calls: int = 0
     where: str = ""
 
@@ -54,8 +55,9 @@ class Cut:
 
     def wrapped(self, call: Callable[..., Any], name: str) -> Callable[..., Any]:
         def made(*args: Any, **more: Any) -> Any:
-            self.calls += 1
-            now = self.calls == self.at
+            counts = self.only in ("", name)
+            self.calls += counts
+            now = counts and self.calls == self.at
             if now:
                 self.where = f"{'after' if self.after else 'before'} {name}"
             if now and not self.after:
@@ -91,6 +93,8 @@ class Street:
         self.applied = Counter[str]()
         self.order: list[str] = []
         self.archived: list[Arrival] = []
+        self.corrected: list[Taken] = []
+        self.identity: str | None = None
         self.over = set[str]()
         self.unclaimed = dict[int, Unclaimed]()
         self.bad = lambda body: body == "poison"
@@ -109,10 +113,10 @@ class Street:
     def tick(self, cut: Cut | None = None) -> Tick:
         cut = cut or Cut(0, False)
         above = Above(
-            unwrap=lambda received, fetch: unwrap(received, "json", None, fetch),
+            unwrap=lambda received, fetch: unwrap(received, "json", self.identity, fetch),
             fetch=self.fetch,
             archive=cut.wrapped(self.archived.extend, "archive"),
-            corrected=lambda arrivals: None,
+            corrected=cut.wrapped(self.corrected.extend, "corrected"),
             end=cut.wrapped(self._end, "end"),
             unclaimed=lambda trip, attempt: self.unclaimed.get(trip.launches),
             run_is_over=lambda run: run in self.over,
@@ -228,6 +232,40 @@ def test_a_dispatcher_cut_at_any_call_loses_and_doubles_nothing(error, after):
         cut_at.add(cut.where.split()[1])
     assert cut_at >= {"underway", "end", "report_dead", "failed_in_row", "retry", "split", "strand", "paused", "live"}
     assert cut_at >= {"receive", "archive", "board", "delete", "form", "depart", "dead_letters", "send", "sent_to_dead_letters"}
+
+
+@pytest.mark.parametrize("step", ["archive", "board", "corrected", "delete"])
+def test_a_correction_is_noted_wherever_its_dispatcher_is_killed(tmp_path, step):
+    """Before 'corrected', which is between the depot's commit and the note, too: then the body comes again, and is noted."""
+    street, cut = Street(tmp_path, attempts=1), Cut(1, after=False, only=step)
+    street.identity = "id"
+    street.queue.send([Outgoing('{"id": 1, "say": "poison"}')])
+    street.deliver()
+    street.queue.send([Outgoing('{"id": 1, "say": "one"}')])
+    street.deliver(cut=cut)
+    assert cut.where == f"before {step}"
+    (message,) = street.depot.inbox.messages(ROUTE)
+    assert (message.state, message.body, message.generation) == ("delivered", b'{"id": 1, "say": "one"}', 1)
+    assert street.queue.depth().waiting == 0
+    (decided,) = street.depot.inbox.decisions([message.id])[message.id]
+    assert {(one.arrival.key, one.arrival.body, one.at) for one in street.corrected} == {(message.key, message.body, decided.at)}
+
+
+def test_a_correction_that_was_set_aside_before_it_is_noted_is_noted_then(tmp_path):
+    street = Street(tmp_path, attempts=1)
+    street.identity, street.bad = "id", lambda body: True
+    street.queue.send([Outgoing('{"id": 1, "say": "poison"}')])
+    street.deliver()
+    street.queue.send([Outgoing('{"id": 1, "say": "one"}')])
+    with pytest.raises(Killed):
+        street.tick(Cut(1, after=False, only="corrected"))
+    (departure,) = street.tick().departures
+    street.run(departure)
+    street.tick()
+    assert street.states() == {"stranded": 1}
+    street.hurry()
+    street.tick()
+    assert [one.arrival.body for one in street.corrected] == [b'{"id": 1, "say": "one"}']
 
 
 def test_another_dispatcher_that_settles_in_between_is_no_failure(tmp_path, monkeypatch):
