@@ -184,6 +184,14 @@ def _stuck(seen: OfRoute) -> Iterator[Finding]:
         yield Finding(seen.name, said, f"`bus drive {seen.name} --trip {trip.id}` rolls it forward", trip.created_at)
 
 
+def _failed(seen: OfRoute) -> Iterator[Finding]:
+    """The newest trip that no message started; what failed before a later one delivered is history."""
+    newest = next((trip for trip in seen.depot.trips(seen.name, limit=EXAMPLES) if trip.trigger != "queue"), None)
+    if newest is not None and newest.state == "failed":
+        said = f"its newest trip, {newest.id}, failed: {_line(newest.error) or 'its process died'}"
+        yield Finding(seen.name, said, f"mend that, then `bus drive {seen.name} --trip {newest.id}`", newest.ended_at or newest.created_at)
+
+
 def _underway(seen: OfRoute) -> Iterator[Finding]:
     for found in seen.depot.inbox.underway(seen.name):
         if found.trip.state == "departed" and found.departed_seconds > UNCLAIMED_SECONDS:
@@ -311,5 +319,5 @@ def _seconds_since(moment: datetime | None) -> float:
 
 
 OF_THE_DEPLOYMENT = (_depot, _disk, _daemon, _sensors)
-OF_A_ROUTE = (_paused, _stuck, _underway, _failing, _given_up, _halted, _waiting)
+OF_A_ROUTE = (_paused, _stuck, _failed, _underway, _failing, _given_up, _halted, _waiting)
 OF_ITS_SYSTEMS = (_unreachable, _queues, _unsent)

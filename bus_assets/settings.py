@@ -6,6 +6,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+DEMO = "bus_assets.definitions"
+"""The module that answers where none is named."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -50,7 +53,7 @@ def settings() -> Settings:
         staging_url=read("BUS_STAGING_URL") or str(home / "staging"),
         warehouse_url=read("BUS_WAREHOUSE_URL") or f"sqlite:///{home}/warehouse.db",
         airports_url=read("BUS_AIRPORTS_URL") or "http://127.0.0.1:8018",
-        module=read("BUS_MODULE") or "bus_assets.definitions",
+        module=read("BUS_MODULE") or DEMO,
         dagster_home=Path(read("DAGSTER_HOME") or home / "dagster").absolute(),
         cloud=read("BUS_CLOUD") or "embedded",
         cloud_url=read("AWS_ENDPOINT_URL") or None,

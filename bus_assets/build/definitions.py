@@ -44,6 +44,8 @@ def build_definitions(
     ``depot``, ``staging``  default: what :mod:`bus_assets.settings` says, where the ``bus`` command looks too.
     Raises :class:`Misdeclared` if a route needs a resource that is not bound, or two routes share a name or an asset key.
     """
+    if isinstance(routes, Route):
+        raise Misdeclared(f"build_definitions takes several routes, and got route {routes.name!r} alone; a comma makes a tuple: (route,)")
     routes = tuple(routes)
     _check(routes, resources)
     bound = {

@@ -92,9 +92,13 @@ def _instance() -> Any:
 
 def _of_systems(depot: Depot, loaded: Loaded | None, name: str) -> list[Finding]:
     from bus_assets.cli.loading import open_bus
-    from bus_assets.doctor import OF_ITS_SYSTEMS, Systems, examined
+    from bus_assets.doctor import OF_ITS_SYSTEMS, Finding, Systems, examined
+    from resources.errors import Misconfigured
 
     if loaded is None or name not in loaded.routes:
         return []
-    with open_bus(loaded, loaded.routes[name]) as bus:
-        return examined(Systems(depot, loaded.routes[name], bus.systems), OF_ITS_SYSTEMS, name)
+    try:
+        with open_bus(loaded, loaded.routes[name]) as bus:
+            return examined(Systems(depot, loaded.routes[name], bus.systems), OF_ITS_SYSTEMS, name)
+    except Misconfigured as error:
+        return [Finding(name, error.message, "no run can start until then, here or where the runs are")]

@@ -66,8 +66,10 @@ def _pairs(given: list[str]) -> dict[str, str]:
 def drive_and_tell(loaded: Loaded, route: Route, wish: Wish) -> Driven:
     """Drive, with progress on stderr."""
     from bus_assets.cli.driving import drive_route
+    from bus_assets.cli.loading import check_environment
     from bus_assets.cli.progress_view import progress_view
 
+    check_environment(loaded, route)
     with progress_view() as watcher:
         return drive_route(loaded, route, wish, watcher)
 

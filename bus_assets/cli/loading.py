@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bus_assets.cli.output import notice
-from bus_assets.settings import settings
+from bus_assets.settings import DEMO, settings
 from resources.errors import BusError, Misconfigured
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ class Loaded:
     routes: dict[str, Route]
 
     def route(self, name: str) -> Route:
-        return self.routes[one_of(name, self.routes, "route", f"module {self.name}")]
+        is_demo = self.name == DEMO and not os.environ.get("BUS_MODULE")
+        where = f"module {self.name}{', the demo, as BUS_MODULE is not set,' if is_demo else ''}"
+        return self.routes[one_of(name, self.routes, "route", where)]
 
 
 def load(module: str | None) -> Loaded:
@@ -140,10 +142,24 @@ def open_bus(loaded: Loaded, route: Route) -> Iterator[Bus]:
     from bus_assets.build.keys import DEPOT, STAGING
     from bus_assets.drive import Bus
 
+    check_environment(loaded, route)
     resources = loaded.defs.resources or {}
     with build_resources({name: resources[name] for name in (DEPOT, STAGING, *route.systems)}) as bound:
         systems = {name: getattr(bound, name) for name in route.systems}
         yield Bus(getattr(bound, DEPOT).depot(), getattr(bound, STAGING).open(), systems)
+
+
+def check_environment(loaded: Loaded, route: Route) -> None:
+    """Misconfigured if a resource that ``route`` needs is made from a variable that is not set: Dagster would say so at length."""
+    from dagster import EnvVar
+
+    from bus_assets.build.keys import DEPOT, STAGING
+
+    for name in (DEPOT, STAGING, *route.systems):
+        for option, value in getattr((loaded.defs.resources or {}).get(name), "__dict__", {}).items():
+            if isinstance(value, EnvVar) and value.env_var_name not in os.environ:
+                said = f"resource '{name}': {option} is the environment variable {value.env_var_name}, which is not set; export it"
+                raise Misconfigured(said, route=route.name)
 
 
 def open_instance() -> DagsterInstance:

@@ -208,6 +208,36 @@ def test_a_map_is_drawn_as_text_mermaid_and_json(call):
     assert parsed(call("map", "shop", "--json"))["stops"][0]["stop"] == "orders"
 
 
+def test_without_a_module_an_unknown_route_says_that_it_is_the_demo_that_answers(call, monkeypatch):
+    monkeypatch.delenv("BUS_MODULE")
+    assert "module bus_assets.definitions, the demo, as BUS_MODULE is not set, has no route 'shop'" in call("drive", "shop")[2]
+
+
+def test_a_variable_that_is_not_set_is_named_with_its_resource(call, monkeypatch, tmp_path):
+    module = """
+import dagster as dg
+from bus_assets import Contract, DropOff, Field, PickUp, Route, Table, TextFile, build_definitions
+from resources.database import Database
+from resources.files import LocalFiles
+stops = (PickUp("a", TextFile("landing", "*.csv"), Contract((Field("x"),))), DropOff("b", Table("warehouse", "b", create=True)))
+ROUTES = (Route(name="unset", stops=stops),)
+defs = build_definitions(ROUTES, {"landing": LocalFiles(root="."), "warehouse": Database(url=dg.EnvVar("WAREHOUSE_THAT_IS_NOT_SET"))})
+"""
+    (tmp_path / "unset_routes.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    said = "route 'unset': resource 'warehouse': url is the environment variable WAREHOUSE_THAT_IS_NOT_SET, which is not set; export it"
+    assert f"error: {said}\n" in call("drive", "unset", "--module", "unset_routes")[2]
+    assert said.removeprefix("route 'unset': ") in call("doctor", "--module", "unset_routes")[1]
+
+
+def test_the_doctor_tells_the_newest_trip_that_failed_until_a_later_one_delivers(call):
+    assert call("drive", "strict")[0] == 1
+    code, out, _ = call("doctor")
+    assert code == 1
+    assert "strict: its newest trip, " in out
+    assert "→ mend that, then `bus drive strict --trip " in out
+
+
 def test_an_unknown_route_names_the_nearest(call):
     code, out, err = call("map", "shp")
     assert (code, out) == (1, "")
