@@ -34,7 +34,7 @@ from tests.servers import fresh_database
 
 SQLITE, POSTGRES = "on SQLite", "on Postgres"
 KINDS = (SQLITE, POSTGRES)
-TWINS_SECONDS = 240
+TWINS_SECONDS = 600
 LEASE_OVER_SECONDS = 4.0
 REACH_SECONDS = 0.03
 """After a kill: what a dead process has asked of a server is done by then."""
