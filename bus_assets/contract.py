@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 from zoneinfo import available_timezones
 
-from bus_assets.declare import Misdeclared, declaration
+from bus_assets.declare import Misdeclared, about, declaration
 from bus_assets.types import Type, parse_type
 from resources.table_names import checked_identifier, name_parts
 
@@ -76,10 +76,8 @@ class Field:
         me = f"field {self.name!r}"
         if not FIELD_NAME.fullmatch(self.name):
             raise Misdeclared(f"{me}: a name has letters, digits and underscores, starts with a letter, and has at most 63 characters")
-        try:
+        with about(me):
             kind = self.parsed_type
-        except Misdeclared as error:
-            raise Misdeclared(f"{me}: {error}") from None
         if self.pattern is not None:
             if kind.kind != "string":
                 raise Misdeclared(f"{me}: pattern needs type string, not {kind}; check it in a transform, or read it as string")

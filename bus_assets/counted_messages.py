@@ -156,12 +156,12 @@ def _by_archive(bus: Bus, route: Route, before: Mapping[str, date], seen: _Seen)
 
 def _by_body(bus: Bus, route: Route) -> Iterator[Counted]:
     """Whether the depot has the newest body of each message that was corrected; nothing if none was."""
-    if not (corrected := len(archive.corrections(bus.staging, route.name))):
+    if not (corrections := archive.corrections(bus.staging, route.name)):
         return
-    older = [message.key for message, _ in outdated(bus, route)]
+    older = [message.key for message, _ in outdated(bus, route, corrections)]
     which = f"{len(older):,} (the first: {', '.join(older[:3])})"
     why = f"the depot has an older body of {which}: `bus depot rebuild {route.name}` takes the newest"
-    yield _compared("corrected", "the archive, by body", corrected, corrected - len(older), why)
+    yield _compared("corrected", "the archive, by body", len(corrections), len(corrections) - len(older), why)
 
 
 def _near(day: date, there: set[date]) -> bool:

@@ -186,7 +186,7 @@ def _stuck(seen: OfRoute) -> Iterator[Finding]:
 
 def _failed(seen: OfRoute) -> Iterator[Finding]:
     """The newest trip that no message started; what failed before a later one delivered is history."""
-    newest = next((trip for trip in seen.depot.trips(seen.name, limit=EXAMPLES) if trip.trigger != "queue"), None)
+    newest = next((trip for trip in seen.depot.trips(seen.name, limit=MANY) if trip.trigger != "queue"), None)
     if newest is not None and newest.state == "failed":
         said = f"its newest trip, {newest.id}, failed: {_line(newest.error) or 'its process died'}"
         yield Finding(seen.name, said, f"mend that, then `bus drive {seen.name} --trip {newest.id}`", newest.ended_at or newest.created_at)

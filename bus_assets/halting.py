@@ -21,7 +21,7 @@ from bus_assets.reading import Target
 from bus_assets.rejects import RejectSpool
 from bus_assets.release import contract_for, release_stop, released_records
 from bus_assets.stage import EXAMPLES_OF_A_FAILED_STOP, Findings, Stager, author_checks, with_checks
-from bus_assets.stops import PickUp, Stop, Transform
+from bus_assets.stops import PickUp, Transform
 from resources.depot.entries import QuarantinedRow, Verdict
 from resources.errors import BusError, ChecksFailed, Refused
 from resources.records import Records
@@ -113,7 +113,8 @@ def _placed(
     drive: Drive, stop: Transform, quarantined: Iterable[QuarantinedRow], verdicts: Mapping[str, Verdict]
 ) -> Iterator[QuarantinedRow]:
     """Rows that a transform's gate rejected, with the place in the source at which they were picked up, as long as they have one."""
-    source, at = drive.route.identity_of(stop.name), _numbered_at(drive, stop)
+    source = drive.route.identity_of(stop.name)
+    at = drive.route.identity_of(stop.name, release_stop(drive.trip))  # released rows ride under new numbers
     if at.name == stop.name or not isinstance(source, PickUp):
         yield from quarantined  # rows released here came with their places
         return
@@ -123,14 +124,6 @@ def _placed(
         for row in rows:
             origin, position = places.get(int(row.row_id), (None, None))
             yield row if origin is None else replace(row, origin=origin, unit=unit, position=position)
-
-
-def _numbered_at(drive: Drive, stop: Transform) -> Stop:
-    """The stop on the way to ``stop`` at which its rows got their numbers: released rows ride under new ones."""
-    at: Stop = stop
-    while isinstance(at, Transform) and at.grain == "kept" and at.name != release_stop(drive.trip):
-        at = drive.route[drive.route.upstream(at.name)[0]]
-    return at
 
 
 def problem_of(drive: Drive, stopped: Stopped) -> ChecksFailed | None:

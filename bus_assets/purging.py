@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from bus_assets import archive
 from bus_assets.drive import Bus
 from bus_assets.route import Route
-from resources.depot.entries import NoSuchTrip, TripState
+from resources.depot.entries import OVER, NoSuchTrip, TripState
 from resources.depot.mail import Purged
 from resources.errors import Misconfigured
 
@@ -26,7 +26,7 @@ KEYS = timedelta(days=30)
 SHORTEST_KEYS = timedelta(days=28)
 """A message may lie 14 days on its queue, and 14 more among the dead letters: until then its key must be known."""
 RUNS_AT_ONCE = 500
-ENDED: tuple[TripState, ...] = ("delivered", "failed", "rehearsed", "split", "stranded", "cancelled", "empty")
+ENDED: tuple[TripState, ...] = ("delivered", "failed", "rehearsed", *OVER)
 
 
 @dataclass(frozen=True)

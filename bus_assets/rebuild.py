@@ -50,14 +50,14 @@ def rebuild(bus: Bus, route: Route) -> Rebuilt:
         if fresh:
             newest = [_newest(bus, arrival, corrections) for arrival in fresh]
             made.update(bus.depot.inbox.rebuild(route.name, newest, _remembered(bus, route, fresh, everywhere)))
-    corrected, left = _correct(bus, route)
+    corrected, left = _correct(bus, route, corrections)
     return Rebuilt(route.name, len(keys), len(keys) - made.total(), dict(made), corrected, left)
 
 
-def outdated(bus: Bus, route: Route) -> Iterator[tuple[Message, Arrival]]:
+def outdated(bus: Bus, route: Route, corrections: Mapping[str, archive.Correction]) -> Iterator[tuple[Message, Arrival]]:
     """Messages that are in this depot as they were before they were corrected, without their bodies; and what they were corrected to."""
     inbox = bus.depot.inbox
-    for key, correction in archive.corrections(bus.staging, route.name).items():
+    for key, correction in corrections.items():
         for message in inbox.messages(route.name, key=key):
             if message.body is None or archive.digest(message.body) == correction.digest:
                 continue
@@ -67,8 +67,8 @@ def outdated(bus: Bus, route: Route) -> Iterator[tuple[Message, Arrival]]:
                 yield replace(message, body=None), archive.corrected(bus.staging, key, correction)
 
 
-def _correct(bus: Bus, route: Route) -> tuple[int, tuple[str, ...]]:
-    done = {message.key: bus.depot.inbox.correct(message, arrival) for message, arrival in outdated(bus, route)}
+def _correct(bus: Bus, route: Route, corrections: Mapping[str, archive.Correction]) -> tuple[int, tuple[str, ...]]:
+    done = {message.key: bus.depot.inbox.correct(message, arrival) for message, arrival in outdated(bus, route, corrections)}
     return sum(done.values()), tuple(key for key, is_corrected in done.items() if not is_corrected)
 
 

@@ -216,11 +216,12 @@ class Route:
         """Names in an order in which they can be driven."""
         return tuple(TopologicalSorter({stop.name: self.needs(stop.name) for stop in self.stops}).static_order())
 
-    def identity_of(self, name: str) -> Stop:
-        """The stop at which the rows of ``name`` got their identity: a pick-up, or the last transform that changed the grain."""
+    def identity_of(self, name: str, anew: str | None = None) -> Stop:
+        """The stop at which the rows of ``name`` got their identity: a pick-up, or the last transform that changed the grain; or the stop
+        ``anew``, if it is on the way."""
         stop = self[name]
         keeps = isinstance(stop, DropOff) or (isinstance(stop, Transform) and stop.grain == "kept")
-        return self.identity_of(self.upstream(name)[0]) if keeps else stop
+        return self.identity_of(self.upstream(name)[0], anew) if keeps and name != anew else stop
 
     def ancestors(self, name: str) -> tuple[str, ...]:
         """All stops before ``name``, nearest last, in driving order."""

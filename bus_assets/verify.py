@@ -23,17 +23,6 @@ from resources.errors import Misconfigured
 
 BALANCE = "rows: picked up = kept + rejected"
 ONCE = "rows: each kept once"
-_SQL_TYPES = {
-    "string": "VARCHAR",
-    "integer": "BIGINT",
-    "number": "DOUBLE",
-    "boolean": "BOOLEAN",
-    "date": "DATE",
-    "time": "TIME",
-    "timestamp": "TIMESTAMP",
-    "timestamptz": "TIMESTAMP WITH TIME ZONE",
-    "binary": "BLOB",
-}
 _ROW_NUMBER = "row_number"
 _LARGEST_INTEGER = 2**63 - 1
 _EXACT = Context(prec=1000)
@@ -182,23 +171,13 @@ def _counted(
 
 def _mistyped(cursor: duckdb.DuckDBPyConnection, files: Sequence[str], contract: Contract) -> set[str]:
     """Fields whose column is missing or of another type in any of the files."""
-    promised = ", ".join(f"typeof(CAST(NULL AS {_sql_type(field.parsed_type)}))" for field in contract.fields)
+    promised = ", ".join(f"typeof(CAST(NULL AS {field.parsed_type.duckdb()}))" for field in contract.fields)
     types = dict(zip(contract.names, cursor.execute(f"SELECT {promised}").fetchall()[0], strict=True))
     wrong: set[str] = set()
     for file in files:
         found = {name: kind for name, kind, *_ in cursor.execute(f"DESCRIBE SELECT * FROM read_parquet({_paths([file])})").fetchall()}
         wrong |= {name for name, kind in types.items() if found.get(name) != kind}
     return wrong
-
-
-def _sql_type(kind: Type) -> str:
-    if kind.kind == "decimal":
-        return f"DECIMAL({kind.precision},{kind.scale})"
-    if kind.item is not None:
-        return f"{_sql_type(kind.item)}[]"
-    if kind.kind == "struct":
-        return f"STRUCT({', '.join(f'{_name(name)} {_sql_type(member)}' for name, member in kind.members)})"
-    return _SQL_TYPES[kind.kind]
 
 
 def _judge(statement: _Statement, rule: str, of: Field) -> None:
