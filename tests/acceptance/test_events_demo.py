@@ -6,9 +6,9 @@ import re
 import sqlite3
 import subprocess
 import sys
-from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
 from tests.acceptance.test_flights_demo import HERE, KEYS, REPOSITORY, expected_table, tables
@@ -64,5 +64,5 @@ def test_the_runs_that_it_names_were_started_by_warm_workers(told, home):
 
 
 def test_nothing_is_left_running(told, home):
-    left = subprocess.run(["pgrep", "-f", str(home)], capture_output=True, text=True, check=False).stdout.split()
-    assert [pid for pid in left if Path(f"/proc/{pid}").exists()] == []
+    left = [process for process in psutil.process_iter(["cmdline"]) if str(home) in " ".join(process.info["cmdline"] or ())]
+    assert left == []

@@ -290,7 +290,7 @@ def test_a_request_to_confirm_a_subscription_is_no_data() -> None:
 SECRET = "4111-1111"
 NASTY = {
     "": "not JSON: Expecting value at character 1",
-    f'{{"card": "{SECRET}", }}': "not JSON: Expecting property name enclosed in double quotes at character 23",
+    f'{{"card": "{SECRET}", x}}': "not JSON: Expecting property name enclosed in double quotes at character 23",
     f'"{SECRET}': "not JSON: Unterminated string starting at at character 1",
     f"{SECRET}": "not JSON: Extra data at character 5",
     '{"a": NaN}': "not JSON: NaN is no JSON value",
