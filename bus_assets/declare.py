@@ -1,22 +1,26 @@
 """How a declaration is made: a frozen value that checks itself whole when it is constructed.
 
-A declaration that does not hold raises :class:`Misdeclared`, whose text names the route, stop and field as far as they are
-known and says what to do. Declarations import neither dagster nor boto3 nor pandas: a route is cheap to import.
+A declaration that does not hold raises :class:`Misdeclared`, whose text names the line of the author's module, the route, stop and
+field as far as they are known, and says what to do. Declarations import neither dagster nor boto3 nor pandas: a route is cheap to
+import.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
+import os
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from resources.errors import Misconfigured
+from resources.errors import BusError, Misconfigured
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 """Names of routes, stops and fields: Dagster asset keys, SQL identifiers and file names at once (63 bytes: Postgres)."""
@@ -32,7 +36,7 @@ def about(me: str) -> Iterator[None]:
     try:
         yield
     except Misconfigured as error:
-        raise Misdeclared(f"{me}: {error}") from None
+        raise Misdeclared(f"{me}: {error.message}") from None
 
 
 T = TypeVar("T")
@@ -49,30 +53,49 @@ def declaration(cls: type[T]) -> type[T]:
         try:
             init(self, *args, **kwargs)
         except ValidationError as error:
-            raise Misdeclared(_sentences(made, args, kwargs, error)) from None
+            raise Misdeclared(_sentences(made, args, kwargs, error), place=_written_at()) from None
 
     made.__init__ = explained
     return made
 
 
+def _written_at() -> str:
+    """The line of the author's module that makes the declaration which is being refused."""
+    frame = sys._getframe(2)
+    while frame.f_back and frame.f_globals.get("__name__") == "dataclasses":  # its replace() makes one for the author
+        frame = frame.f_back
+    file, here = frame.f_code.co_filename, os.path.join(os.getcwd(), "")
+    return f"{file.removeprefix(here)}, line {frame.f_lineno}"
+
+
 def _sentences(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any], error: ValidationError) -> str:
-    name = kwargs.get("name", args[0] if args and isinstance(args[0], str) else None)
-    me = f"{cls.__name__}{f' {name!r}' if name else ''}"
     names = [field.name for field in dataclasses.fields(cls)]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    name = given.get("name") or given.get("path") or (args[0] if args else None)
+    me = f"{cls.__name__}{f' {name!r}' if isinstance(name, str) and name else ''}"
     said, declarations = list[str](), dict[str, list[str]]()
     for problem in error.errors():
         first, *rest = problem["loc"] or ("",)
         argument = names[first] if isinstance(first, int) and first < len(names) else str(first)
         cause = problem.get("ctx", {}).get("error")
         if isinstance(cause, Exception):
-            said.append(str(cause))
+            said.append(cause.message if isinstance(cause, BusError) else str(cause))
         elif problem["type"] == "dataclass_type":
             what = f"{me}: {'.'.join([argument, *(str(part) for part in rest if isinstance(part, int))])} is {problem['input']!r:.100}"
             declarations.setdefault(what, []).append(f"{problem.get('ctx', {})['class_name']}(…)")
+        elif problem["type"] == "unexpected_keyword_argument":
+            said.append(f"{me} has no option {argument!r}; {nearest(argument, names)}")
         else:
             said.append(f"{me}: {'.'.join([argument, *map(str, rest)])}: {problem['msg'].lower()}")
     said += [f"{what}; expected {' or '.join(expected)}" for what, expected in declarations.items()]
     return "; ".join(dict.fromkeys(said))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Which of ``known`` was probably meant by ``word``, if one is near, and what there is."""
+    names = list(known)
+    near = difflib.get_close_matches(word, names, 1)
+    return f"{f'did you mean {near[0]!r}? There' if near else 'there'} are {', '.join(names) or 'none'}"
 
 
 def checked_name(value: str, what: str) -> str:

@@ -7,6 +7,7 @@ import gc
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,7 +79,15 @@ def _imported(name: str) -> Any:
     except BusError:
         raise
     except Exception as error:  # the author's module may raise anything
-        raise Misconfigured(f"module {name} fails to import: {type(error).__name__}: {error}") from error
+        raise Misconfigured(f"module {name} fails to import: {type(error).__name__}: {error}", place=_written_at(error)) from error
+
+
+def _written_at(error: Exception) -> str | None:
+    """The line of the author's own code in which ``error`` was raised: files in this folder, installed ones left out."""
+    here = os.path.join(os.getcwd(), "")
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    mine = (frame for frame in frames if frame.filename.startswith(here) and "site-packages" not in frame.filename)
+    return next((f"{frame.filename.removeprefix(here)}, line {frame.lineno}" for frame in mine), None)
 
 
 @contextmanager

@@ -255,6 +255,18 @@ def test_a_module_that_fails_to_import_is_told_in_a_line(call, place):
     assert (code, err) == (1, "error: module broken_routes fails to import: No module named 'nothing_of_that_name'\n")
 
 
+def test_a_line_that_fails_in_a_module_of_routes_is_told(call, place):
+    (place.root / "misspelt_routes.py").write_text("from bus_assets import Field\n\nField('a', reqired=True)\n")
+    (place.root / "failing_routes.py").write_text("import misspelt_name\n")
+    (place.root / "misspelt_name.py").write_text("from bus_assets import build_definitions\nbuild_definitions((), resource={})\n")
+    code, _, err = call("routes", "-m", "misspelt_routes")
+    assert code == 1
+    assert err.startswith("error: misspelt_routes.py, line 3: Field 'a' has no option 'reqired'; did you mean 'required'? There are name, ")
+    said = "TypeError: build_definitions() got an unexpected keyword argument 'resource'"
+    code, _, err = call("routes", "-m", "failing_routes")
+    assert (code, err) == (1, f"error: misspelt_name.py, line 2: module failing_routes fails to import: {said}\n")
+
+
 def test_debug_shows_the_traceback(place, capsys):
     assert main(["map", "shp", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err

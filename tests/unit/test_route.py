@@ -1,5 +1,6 @@
 """A route that constructs can be built; one that cannot says what is wrong, where, and what to do."""
 
+import runpy
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError
@@ -313,7 +314,18 @@ WRONG = {
         lambda: PickUp("x", TextFile("l", "x", fields={"a": "B"}), ORDERS),
         "fields maps 'a', which the contract does not promise",
     ),
-    "a word too many": (lambda: PickUp("x", FILE, ORDERS, contrat=1), "PickUp 'x': contrat: unexpected keyword argument"),
+    "a word too many": (lambda: PickUp("x", FILE, ORDERS, contrat=1), "PickUp 'x' has no option 'contrat'; did you mean 'contract'?"),
+    "an option of a file": (
+        lambda: TextFile("l", "*.csv", delimeter=";"),
+        "TextFile '*.csv' has no option 'delimeter'; did you mean 'delimiter'? There are system, path, delimiter, quote, header, columns",
+    ),
+    "an option of a field": (lambda: Field("a", reqired=True), "Field 'a' has no option 'reqired'; did you mean 'required'? There are"),
+    "an option of a table": (lambda: Table("db", "t", kye="id"), "Table 't' has no option 'kye'; did you mean 'key'? There are database, "),
+    "an option of a queue": (lambda: queue(batchsize=5), "Queue 'q' has no option 'batchsize'; did you mean 'batch'? There are system, "),
+    "an option of nobody": (
+        lambda: Endpoint("crm", "/o", colour="red"),
+        "Endpoint '/o' has no option 'colour'; there are system, path, records, params, paging, fields",
+    ),
     "sql of an unpromised field": (
         lambda: route(orders(), Transform("x", "SELECT order_id, qyt AS qty, sku FROM orders", ORDERS)),
         'Referenced column "qyt" not found in FROM clause! Candidate bindings: "qty"; stop \'orders\' has order_id, qty, sku',
@@ -501,4 +513,20 @@ def test_a_foreign_resources_package_is_named(tmp_path):
 def test_an_argument_of_another_kind_is_named_and_told_what_it_should_be(declare, says):
     with pytest.raises(Misdeclared) as refused:
         declare()
-    assert str(refused.value).startswith(says)
+    assert refused.value.message.startswith(says)
+
+
+def test_the_line_of_what_is_refused_is_told(tmp_path, monkeypatch):
+    lines = {
+        "Field('a',\n      reqired=True)": 2,
+        "\nRoute('r', (PickUp('a', TextFile('l', 'x'), Contract((Field('a'),))),),\n      triggers=(Cron('0 5 * *'),))": 4,
+        "replace(Field('a'), pattern='(')": 2,
+        "A = Contract((Field('a'),))\nRoute('r', (PickUp('x', TextFile('l', 'x'), A), Transform('b', 'SELECT b FROM x', A)))": 3,
+    }
+    monkeypatch.chdir(tmp_path)
+    for number, (declared, line) in enumerate(lines.items()):
+        (tmp_path / f"declared_{number}.py").write_text(f"from dataclasses import replace; from bus_assets import *\n{declared}\n")
+        with pytest.raises(Misdeclared) as refused:
+            runpy.run_path(str(tmp_path / f"declared_{number}.py"))
+        assert refused.value.place == f"declared_{number}.py, line {line}"
+        assert str(refused.value).count(".py, line") == 1
