@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import itertools
 import os
 import re
 import sys
@@ -74,8 +75,11 @@ def _sentences(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any], error: 
     name = given.get("name") or given.get("path") or (args[0] if args else None)
     me = f"{cls.__name__}{f' {name!r}' if isinstance(name, str) and name else ''}"
     said, declarations = list[str](), dict[str, list[str]]()
+    told = 0  # so many of ``args`` need no word of their own any more
     for problem in error.errors():
         first, *rest = problem["loc"] or ("",)
+        if isinstance(first, int) and first < told:
+            continue
         argument = names[first] if isinstance(first, int) and first < len(names) else str(first)
         cause = problem.get("ctx", {}).get("error")
         if isinstance(cause, Exception):
@@ -83,12 +87,24 @@ def _sentences(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any], error: 
         elif problem["type"] == "dataclass_type":
             what = f"{me}: {'.'.join([argument, *(str(part) for part in rest if isinstance(part, int))])} is {problem['input']!r:.100}"
             declarations.setdefault(what, []).append(f"{problem.get('ctx', {})['class_name']}(…)")
+        elif problem["type"] == "tuple_type":
+            meant = tuple(itertools.takewhile(dataclasses.is_dataclass, args[first:])) if isinstance(first, int) else ()
+            told = first + len(meant) if isinstance(first, int) else told
+            said.append(f"{me}: {argument} is {_one_or_more(argument, meant or (problem['input'],))}")
         elif problem["type"] == "unexpected_keyword_argument":
             said.append(f"{me} has no option {argument!r}; {nearest(argument, names)}")
         else:
             said.append(f"{me}: {'.'.join([argument, *map(str, rest)])}: {problem['msg'].lower()}")
     said += [f"{what}; expected {' or '.join(expected)}" for what, expected in declarations.items()]
     return "; ".join(dict.fromkeys(said))
+
+
+def _one_or_more(argument: str, given: tuple[Any, ...]) -> str:
+    """What was given to ``argument`` instead of the tuple of it, and how that is written."""
+    inside = [f"{type(one).__name__}(…)" if dataclasses.is_dataclass(one) else f"{one!r:.100}" for one in given]
+    if len(given) == 1:
+        return f"{inside[0]}, which is no tuple, as a comma is missing: write {argument}=({inside[0]},)"
+    return f"no tuple, as its parentheses are missing: write {argument}=({', '.join(inside)})"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
