@@ -26,6 +26,23 @@ from resources.errors import BusError, Misconfigured
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 """Names of routes, stops and fields: Dagster asset keys, SQL identifiers and file names at once (63 bytes: Postgres)."""
 
+_ELSEWHERE = {
+    "string": "str text varchar nvarchar char character clob object category uuid",
+    "integer": "int int8 int16 int32 int64 tinyint smallint bigint long serial",
+    "number": "float float32 float64 double real",
+    "boolean": "bool bit",
+    "decimal(P,S)": "numeric money",
+    "timestamp": "datetime datetime2 datetime64",
+    "timestamptz": "datetime datetime64 datetimeoffset",
+    "binary": "bytes bytearray blob bytea varbinary",
+    "list<…>": "array",
+    "struct<…>": "dict map record",
+    "append": "insert",
+    "upsert": "merge update",
+    "replace": "overwrite truncate",
+}
+"""What is called otherwise in SQL, pandas or Python, by our word."""
+
 
 class Misdeclared(Misconfigured):
     """A declaration contradicts itself; nothing was built."""
@@ -93,6 +110,12 @@ def _sentences(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any], error: 
             said.append(f"{me}: {argument} is {_one_or_more(argument, meant or (problem['input'],))}")
         elif problem["type"] == "unexpected_keyword_argument":
             said.append(f"{me} has no option {argument!r}; {nearest(argument, names)}")
+        elif problem["type"] == "literal_error":
+            word, known = _word(problem["input"]), re.findall("'([^']+)'", problem.get("ctx", {})["expected"])
+            said.append(f"{me}: {argument} {word!r} is not known; {nearest(word, known)}")
+        elif problem["type"] == "string_type" and isinstance(problem["input"], type):
+            meant = " or ".join(map(repr, _meant(_word(problem["input"]), _ELSEWHERE)))
+            said.append(f"{me}: {argument} is Python's class {_word(problem['input'])}; write {meant or 'a word in quotes'}")
         else:
             said.append(f"{me}: {'.'.join([argument, *map(str, rest)])}: {problem['msg'].lower()}")
     said += [f"{what}; expected {' or '.join(expected)}" for what, expected in declarations.items()]
@@ -108,10 +131,19 @@ def _one_or_more(argument: str, given: tuple[Any, ...]) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Which of ``known`` was probably meant by ``word``, if one is near, and what there is."""
+    """Which of ``known`` was probably meant by ``word``, if that can be told, and what there is."""
     names = list(known)
-    near = difflib.get_close_matches(word, names, 1)
-    return f"{f'did you mean {near[0]!r}? There' if near else 'there'} are {', '.join(names) or 'none'}"
+    meant = " or ".join(map(repr, _meant(word, names)))
+    return f"{f'did you mean {meant}? There' if meant else 'there'} are {', '.join(names) or 'none'}"
+
+
+def _meant(word: str, known: Iterable[str]) -> list[str]:
+    names, lower = list(known), word.lower()
+    return [name for name in names if lower in (name, *_ELSEWHERE.get(name, "").split())] or difflib.get_close_matches(lower, names, 1)
+
+
+def _word(given: Any) -> str:
+    return given.__name__ if isinstance(given, type) else str(given)
 
 
 def checked_name(value: str, what: str) -> str:

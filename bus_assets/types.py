@@ -13,12 +13,13 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bus_assets.declare import Misdeclared
+from bus_assets.declare import Misdeclared, nearest
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 SCALARS = ("string", "integer", "number", "boolean", "date", "time", "timestamp", "timestamptz", "binary")
+KINDS = (*SCALARS, "decimal(P,S)", "list<…>", "struct<…>")
 MAX_DECIMAL_DIGITS = 38
 """Arrow's decimal128 and DuckDB's DECIMAL both end there."""
 
@@ -94,12 +95,12 @@ def parse_type(text: str) -> Type:
     while at < len(text.rstrip()):
         match = _TOKEN.match(text, at)
         if not match:
-            raise Misdeclared(f"type {text!r}: {text[at:]!r} was not understood")
+            raise Misdeclared(f"type {text!r}: {text[at:]!r} was not understood; {_nearest(text)}")
         tokens.append(match.group(1))
         at = match.end()
     parsed, rest = _parse(tokens, text)
     if rest:
-        raise Misdeclared(f"type {text!r}: nothing may follow {parsed}, found {' '.join(rest)!r}")
+        raise Misdeclared(f"type {text!r}: nothing may follow {parsed}, found {' '.join(rest)!r}; {_nearest(text)}")
     return parsed
 
 
@@ -133,7 +134,14 @@ def _parse(tokens: list[str], text: str) -> tuple[Type, list[str]]:
                 rest = rest[1:]
                 continue
             return Type("struct", members=tuple(members)), _expect(">", rest, text)
-    raise Misdeclared(f"type {kind!r} is not known; known are {', '.join(SCALARS)}, decimal(P,S), list<…>, struct<…>")
+    raise Misdeclared(f"type {kind!r} is not known; {_nearest(' '.join(tokens))}")
+
+
+def _nearest(text: str) -> str:
+    """The type that ``text`` probably means, and the types that there are."""
+    if digits := re.match(r"\w+\((\d+),(\d+)\)", text.replace(" ", "")):
+        return f"did you mean 'decimal({digits[1]},{digits[2]})'? There are {', '.join(KINDS)}"
+    return nearest("timestamptz" if "with time zone" in text.lower() else re.split(r"\W", text)[0], KINDS)
 
 
 def _expect(token: str, tokens: list[str], text: str) -> list[str]:

@@ -418,7 +418,22 @@ WRONG = {
     "cron of six": (lambda: Cron("0 0 5 * * *"), "five fields are needed"),
     "no such zone": (lambda: Cron("0 5 * * *", zone="Mars/Base"), "is not an IANA time zone"),
     "parameter of another type": (lambda: Parameter("m", "integer", default="x"), "parameter 'm': 'x' does not read as integer"),
-    "unknown type": (lambda: Field("a", "int"), "type 'int' is not known; known are string"),
+    "unknown type": (
+        lambda: Field("a", "int"),
+        "field 'a': type 'int' is not known; did you mean 'integer'? There are string, integer, number, boolean, date, time, timestamp, ",
+    ),
+    "type in a list": (lambda: Field("a", "list<flaot>"), "type 'flaot' is not known; there are string, "),
+    "class of Python's": (lambda: Field("a", int), "Field 'a': type is Python's class int; write 'integer'"),  # pyright: ignore
+    "class that has no type": (lambda: Field("a", object()), "Field 'a': type: input should be a valid string"),  # pyright: ignore
+    "mode of SQL's": (
+        lambda: Table("w", "t", mode="insert"),  # pyright: ignore
+        "Table 't': mode 'insert' is not known; did you mean 'append'? There are append, upsert, replace, delete, accumulate",
+    ),
+    "mode misspelt": (lambda: Table("w", "t", mode="Replce"), "mode 'Replce' is not known; did you mean 'replace'?"),  # pyright: ignore
+    "parameter of Python's": (
+        lambda: Parameter("m", "int"),  # pyright: ignore
+        "Parameter 'm': type 'int' is not known; did you mean 'integer'? There are string, integer, number, boolean",
+    ),
     "decimal without digits": (lambda: Field("a", "decimal"), "decimal needs digits and scale"),
     "type ends early": (lambda: Field("a", "list<"), "ends too early"),
     "pattern on a number": (lambda: Field("a", "integer", pattern="x"), "pattern needs type string"),
@@ -445,7 +460,7 @@ WRONG = {
     "identity that is no path": (lambda: queue(identity="order..id"), "identity 'order..id' is neither a dotted path in the body nor"),
     "identity of the envelope": (lambda: queue(identity="@message_id"), "identity '@message_id' is neither a dotted path"),
     "identity in a text": (lambda: queue(Text(), identity="order_id"), "is a path in a JSON body, but bodies are read as text"),
-    "stranded, and then": (lambda: queue(on_stranded="stop"), "on_stranded: input should be 'halt' or 'continue'"),
+    "stranded, and then": (lambda: queue(on_stranded="stop"), "Queue 'q': on_stranded 'stop' is not known; there are halt, continue"),
     "a field of a message that is not promised": (lambda: Json(ORDERS, {"ordr": "id"}), "Json: fields maps 'ordr', which the contract"),
     "something of the envelope": (lambda: Json(ORDERS, {"sku": "@sender"}), "Json: field 'sku': '@sender' is not known"),
     "the body of a text": (lambda: Text(NOTE, {"at": "@body.at"}), "Text: field 'at': '@body.at' is not known"),
@@ -475,6 +490,31 @@ def test_a_wrong_declaration_says_what_and_where(case):
         make()
     assert said in str(error.value)
     assert "pydantic" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "ours"),
+    [
+        ("VARCHAR(10)", "'string'"),
+        ("str", "'string'"),
+        ("float", "'number'"),
+        ("double precision", "'number'"),
+        ("bool", "'boolean'"),
+        ("datetime", "'timestamp' or 'timestamptz'"),
+        ("datetime64[ns]", "'timestamp' or 'timestamptz'"),
+        ("timestamp with time zone", "'timestamptz'"),
+        ("timestamp without time zone", "'timestamp'"),
+        ("numeric", "'decimal(P,S)'"),
+        ("numeric(10,2)", "'decimal(10,2)'"),
+        ("number(10, 2)", "'decimal(10,2)'"),
+        ("list<numeric(10,2)>", "'decimal(10,2)'"),
+        ("integr", "'integer'"),
+    ],
+)
+def test_a_type_as_others_call_it_is_told_with_ours(elsewhere, ours):
+    with pytest.raises(Misdeclared) as refused:
+        Field("a", elsewhere)
+    assert f"; did you mean {ours}? There are string, integer, " in refused.value.message
 
 
 def test_table_keys_are_systems_to_bind():
