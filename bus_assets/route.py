@@ -316,7 +316,8 @@ class Route:
             from bus_assets import sql, trial  # a third of a second that only routes with SQL pay
 
             with about(f"stop {stop.name!r}"):
-                sql.check(stop.how, after, keeps_grain=stop.grain == "kept")
+                others = [other.name for other in self.stops if other is not stop and not isinstance(other, DropOff)]
+                sql.check(stop.how, after, others, keeps_grain=stop.grain == "kept")
                 inputs = {name: self.contract_of(name) for name in after}
                 trial.try_select(stop.how, inputs, stop.contract, with_row=after[0] if stop.grain == "kept" else None)
             return

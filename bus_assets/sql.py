@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +13,7 @@ from sqlglot.lineage import lineage
 from sqlglot.optimizer.qualify import qualify
 from sqlglot.optimizer.scope import build_scope
 
-from bus_assets.declare import Misdeclared
+from bus_assets.declare import Misdeclared, nearest
 
 DIALECT = "duckdb"
 KEPT = 1_000
@@ -48,11 +48,17 @@ def tables(query: exp.Query) -> frozenset[str]:
     return frozenset(found - own)
 
 
-def check(sql: str, after: tuple[str, ...], *, keeps_grain: bool) -> None:
-    """Raise :class:`Misdeclared` if ``sql`` reads what is not in ``after``, or cannot keep the grain that it promises."""
+def check(sql: str, after: tuple[str, ...], stops: Collection[str], *, keeps_grain: bool) -> None:
+    """Raise :class:`Misdeclared` if ``sql`` reads what is not in ``after``, or cannot keep the grain that it promises.
+
+    ``stops``: those that could be in ``after``.
+    """
     query = parsed(sql)
-    if strangers := tables(query) - set(after):
-        raise Misdeclared(f"its SQL reads {', '.join(sorted(strangers))}, but it comes after {', '.join(after)}; add to after=")
+    for stranger in sorted(tables(query) - set(after)):
+        if stranger in stops:
+            wanted = ", ".join(repr(name) for name in (*after, stranger))
+            raise Misdeclared(f"its SQL reads {stranger}, but it comes after {', '.join(after)}; add it: after=({wanted})")
+        raise Misdeclared(f"its SQL reads {stranger!r}, and no other stop with rows has that name; {nearest(stranger, stops)}")
     if keeps_grain:
         carrying(sql, after[0], "_bus_row")
 

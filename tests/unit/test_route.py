@@ -299,7 +299,23 @@ WRONG = {
     ),
     "sql of a stranger": (
         lambda: route(orders(), Transform("x", "SELECT * FROM customers", ORDERS)),
-        "its SQL reads customers, but it comes after orders",
+        "stop 'x': its SQL reads 'customers', and no other stop with rows has that name; there are orders",
+    ),
+    "sql of a stop that is misspelt": (
+        lambda: route(orders(), orders("more"), Transform("x", "SELECT * FROM oders", ORDERS), into("x")),
+        "its SQL reads 'oders', and no other stop with rows has that name; did you mean 'orders'? There are orders, more",
+    ),
+    "sql of a stop that is not in after": (
+        lambda: route(orders(), orders("more"), Transform("x", "SELECT more.* FROM more JOIN orders USING (sku)", ORDERS)),
+        "stop 'x': its SQL reads orders, but it comes after more; add it: after=('more', 'orders')",
+    ),
+    "sql of a drop-off": (
+        lambda: route(orders(), into("orders"), Transform("x", "SELECT * FROM d", ORDERS)),
+        "its SQL reads 'd', and no other stop with rows has that name; there are orders",
+    ),
+    "sql of itself": (
+        lambda: route(orders(), Transform("x", "SELECT * FROM x", ORDERS)),
+        "its SQL reads 'x', and no other stop with rows has that name; there are orders",
     ),
     "sql that reads files": (lambda: route(orders(), Transform("x", "SELECT * FROM 'secret.csv'", ORDERS)), "SQL reads"),
     "sql that is not understood": (lambda: route(orders(), Transform("x", "SELECT FROM WHERE (", ORDERS)), "its SQL is not understood"),

@@ -46,8 +46,8 @@ def test_identity_is_carried_through_what_keeps_the_grain(sql):
 )
 def test_what_changes_the_grain_must_say_so(sql):
     with pytest.raises(Misdeclared, match="grain='changed'"):
-        check(sql, ("t", "u"), keeps_grain=True)
-    check(sql, ("t", "u"), keeps_grain=False)
+        check(sql, ("t", "u"), ("t", "u"), keeps_grain=True)
+    check(sql, ("t", "u"), ("t", "u"), keeps_grain=False)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_what_changes_the_grain_must_say_so(sql):
 )
 def test_only_a_select_over_the_stops_is_taken(sql):
     with pytest.raises(Misdeclared):
-        check(sql, ("t",), keeps_grain=False)
+        check(sql, ("t",), ("t",), keeps_grain=False)
 
 
 def test_columns_come_from_where_they_are_computed():
