@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from bus_assets.aboard import MessageOf, bodies, named_by
@@ -81,16 +82,15 @@ def _staged(drive: Drive, stop: PickUp | Transform, work: Callable[[Stager], Fin
     verdicts = drive.verdicts()
     contract, lease = contract_for(drive.route, drive.trip, stop.name), Lease(drive, stop.name)
     references, of_messages, prefix = _references(drive, stop, verdicts), drive.route.of_messages(stop.name), _prefix(drive, stop.name)
+    placed = partial(_placed, drive, stop, verdicts) if isinstance(stop, Transform) else iter
     try:
         with closing(RejectSpool()) as spool:
-            findings = work(Stager(stop.name, contract, drive.bus.staging, prefix, references, lease, spool, of_messages))
+            findings = work(Stager(stop.name, contract, drive.bus.staging, prefix, references, lease, spool, of_messages, placed))
             passengers = Passengers(stop.name, stop.contract, findings.manifest, drive.bus.staging)
             findings = with_checks(findings, stop.checks, author_checks(stop.checks, passengers))
             verdict = _verdict(drive, stop.name, findings, verdicts)
             quarantined = spool if findings.passed else itertools.islice(spool, EXAMPLES_OF_A_FAILED_STOP)
-            if isinstance(stop, Transform):
-                quarantined = _placed(drive, stop, quarantined, verdicts)
-            drive.bus.depot.record_verdict(verdict, quarantined)
+            drive.bus.depot.record_verdict(verdict, placed(quarantined))
     except BusError as error:
         raise error.at(route=drive.route.name, stop=stop.name) from error.__cause__
     tell(Progress(stop.name, verdict.picked_up, verdict.passed, verdict.rejected))
@@ -110,7 +110,7 @@ def _halted_before(drive: Drive, stop: PickUp | Transform) -> Stopped:
 
 
 def _placed(
-    drive: Drive, stop: Transform, quarantined: Iterable[QuarantinedRow], verdicts: Mapping[str, Verdict]
+    drive: Drive, stop: Transform, verdicts: Mapping[str, Verdict], quarantined: Iterable[QuarantinedRow]
 ) -> Iterator[QuarantinedRow]:
     """Rows that a transform's gate rejected, with the place in the source at which they were picked up, as long as they have one."""
     source = drive.route.identity_of(stop.name)

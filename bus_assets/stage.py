@@ -7,6 +7,7 @@ records the verdict.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -58,7 +59,7 @@ class Findings:
 @dataclass
 class Stager:
     """Stages one stop once. ``progress`` is called with the rows so far after each batch, and may raise to stop. ``spool`` takes the
-    rejected rows; it is the caller's to close.
+    rejected rows; it is the caller's to close. ``placed`` gives rejected rows the place in the source that is theirs, if any.
 
     ``of_messages``: every row belongs to a message. Then keys are unique within a message, and ``max_rejected`` is judged per
     message: of one that breaks it no row is kept, the others go on. (Which messages share a trip is chance, and decides nothing.)
@@ -72,6 +73,7 @@ class Stager:
     progress: Callable[[int], None]
     spool: RejectSpool
     of_messages: bool = False
+    placed: Callable[[Iterable[QuarantinedRow]], Iterable[QuarantinedRow]] = iter
     _unit: str | None = None
     _came: Counter[int] = field(default_factory=Counter)
     _spoiled: set[int] = field(default_factory=set)
@@ -196,7 +198,7 @@ class Stager:
         if self.contract.allows(rejected, picked_up):
             return []
         most = sorted(self.spool.reasons.items(), key=lambda entry: -entry[1])[:3]
-        example = next(iter(self.spool), None)
+        example = next(iter(self.placed(itertools.islice(self.spool, 1))), None)
         at = (
             f"; first: {example.origin}, {example.unit} {example.position}: {example.reasons[0].message}"
             if example and example.origin

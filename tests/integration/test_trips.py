@@ -350,6 +350,17 @@ def test_what_a_transforms_gate_rejects_is_told_by_its_line_in_the_file(world):
     assert (row.stop, row.origin, row.unit, row.position) == ("priced", "orders.csv", "line", 2)
 
 
+def test_the_first_value_of_too_many_that_a_transforms_gate_rejects_is_told_by_its_line_in_the_file(world):
+    kept = Transform("priced", "SELECT order_id, qty * price / 3 AS total FROM orders", PRICED)
+    with pytest.raises(ChecksFailed, match=r"; first: orders\.csv, line 2: 2\.33.* has no exact value as decimal\(14,2\)"):
+        world.drive(shop(stops=(shop()["orders"], kept)))
+    with pytest.raises(ChecksFailed, match=r"; first: orders\.csv, line 2: 2\.33"):
+        same = Transform("same", lambda orders: orders, ORDERS)
+        world.drive(shop(stops=(shop()["orders"], same, replace(kept, how="SELECT order_id, qty * price / 3 AS total FROM same"))))
+    with pytest.raises(ChecksFailed, match=r"; first: row 1: 2\.33"):
+        world.drive(shop(stops=(shop()["orders"], replace(kept, grain="changed"))))
+
+
 def test_a_trip_of_the_clock_knows_its_tick(world):
     from datetime import UTC, datetime
 
