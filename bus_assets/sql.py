@@ -63,6 +63,12 @@ def check(sql: str, after: tuple[str, ...], stops: Collection[str], *, keeps_gra
         carrying(sql, after[0], "_bus_row")
 
 
+def casts(sql: str) -> tuple[str, ...]:
+    """What ``sql`` casts and fails at where it cannot: in the order in which it is written, each once."""
+    found = (cast for cast in parsed(sql).find_all(exp.Cast, exp.StrToTime, bfs=False) if not isinstance(cast, exp.TryCast))
+    return tuple(dict.fromkeys(cast.sql(dialect=DIALECT) for cast in found))
+
+
 @lru_cache(KEPT)
 def carrying(sql: str, first: str, row: str) -> str:
     """``sql`` with the identity column of the ``first`` stop added to what it selects, through subqueries and CTEs."""

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import inspect
+import os
+import re
+import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from decimal import InvalidOperation
 from typing import Any
 
 import pyarrow as pa
 
 from bus_assets.duck import disk_full, duck
 from bus_assets.passengers import INDEX, MESSAGE, ROW, Passengers, frame
-from bus_assets.sql import carrying
+from bus_assets.sql import carrying, casts
 from bus_assets.stops import Transform
 from resources.errors import BusError, Misconfigured, Poison
 from resources.sql_values import as_json
 
 BATCH_ROWS = 65_536
+_NOT_SHOWN = "the text is not shown, as rows here hold sensitive fields"
+_UNREAD = ("Conversion Error", "Invalid Input Error: Could not parse")
+"""What DuckDB's texts about a value that does not read begin with, also where Arrow passes them on."""
+_SO_WAITS = "null where a value does not read, and a field with required=True then sends that row to quarantine"
+_TRY_CAST = f"; TRY_CAST instead of CAST, and try_strptime, give {_SO_WAITS}"
+_COERCE = f"; pandas.to_numeric and to_datetime with errors='coerce' give {_SO_WAITS}"
 
 
 def run_transform(
@@ -60,7 +70,7 @@ def _run_sql(stop: Transform, inputs: Sequence[Passengers]) -> Iterator[pa.Recor
         try:
             yield from connection.sql(sql).to_arrow_reader(BATCH_ROWS)
         except (duckdb.Error, pa.ArrowException, OSError) as error:  # after the first batch it is Arrow that tells of DuckDB's error
-            failed = disk_full(error) or Poison(f"its SQL failed: {_shown(stop, inputs, error)}")
+            failed = disk_full(error) or Poison(f"its SQL failed: {_sql_problem(stop, inputs, error)}")
             raise failed from _cause(stop, inputs, error)
 
 
@@ -78,7 +88,9 @@ def _run_function(stop: Transform, inputs: Sequence[Passengers], parameters: Map
     except BusError:
         raise
     except Exception as error:  # the author's code may raise anything; it is told where, and not swallowed
-        raise Poison(f"{name}() raised {type(error).__name__}: {_shown(stop, inputs, error)}") from _cause(stop, inputs, error)
+        said = _NOT_SHOWN if _is_sensitive(stop, inputs) else _first_line(error)
+        said += _line_of(stop.how, error) + (_COERCE if isinstance(error, (ValueError, InvalidOperation)) else "")
+        raise Poison(f"{name}() raised {type(error).__name__}: {said}") from _cause(stop, inputs, error)
 
 
 def _cause(stop: Transform, inputs: Sequence[Passengers], error: Exception) -> Exception | None:
@@ -89,19 +101,30 @@ def _is_sensitive(stop: Transform, inputs: Sequence[Passengers]) -> bool:
     return bool(stop.contract.sensitive.union(*(passengers.contract.sensitive for passengers in inputs)))
 
 
-def _shown(stop: Transform, inputs: Sequence[Passengers], error: Exception) -> str:
-    """The error's text, unless it might quote a sensitive value: DuckDB and pandas put values in their messages."""
-    if not _is_sensitive(stop, inputs):
-        return _first_line(error) + _line_of(stop, error)
-    return f"{type(error).__name__}; the text is not shown, as rows here hold sensitive fields" + _line_of(stop, error)
+def _sql_problem(stop: Transform, inputs: Sequence[Passengers], error: Exception) -> str:
+    """What DuckDB says; without its text, which may quote a sensitive value, the column or the casts of the author's that it is about."""
+    unread = str(error).startswith(_UNREAD)
+    said = _first_line(error)
+    if _is_sensitive(stop, inputs):
+        said = f"{type(error).__name__}{_cast_of(stop, inputs, error) if unread else ''}; {_NOT_SHOWN}"
+    return said + (_TRY_CAST if unread else "")
 
 
-def _line_of(stop: Transform, error: Exception) -> str:
-    """Where in the author's code it was raised."""
-    at = error.__traceback__
-    while at and at.tb_next:
-        at = at.tb_next
-    return f" (line {at.tb_lineno} of {at.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]})" if at and not stop.is_sql else ""
+def _cast_of(stop: Transform, inputs: Sequence[Passengers], error: Exception) -> str:
+    """The column that DuckDB names last, if there is one of that name, else the casts in the SQL: nothing that comes from a row."""
+    assert isinstance(stop.how, str)
+    named = re.findall(r" when casting from source column (\w+)", str(error).partition("\nLINE ")[0])
+    if named and any(named[-1] in passengers.contract for passengers in inputs):
+        return f" of column '{named[-1]}'"
+    found = casts(stop.how)
+    return f" in {' or '.join(found)}" if found else ""
+
+
+def _line_of(how: Callable[..., Any], error: Exception) -> str:
+    """Where in the file of the author's function it was raised, and what stands there."""
+    own = getattr(getattr(inspect.unwrap(how), "__code__", None), "co_filename", None)
+    line = next((frame for frame in reversed(traceback.extract_tb(error.__traceback__)) if frame.filename == own), None)
+    return f" (line {line.lineno} of {os.path.basename(line.filename)}: {line.line or '':.120})" if line else ""
 
 
 def _forms(function: Callable[..., Any], count: int) -> list[str]:

@@ -117,7 +117,7 @@ def test_a_failure_says_which_message_where_only_one_can_be_meant(town, tmp_path
     town.send(order(1), order(666))
     (request,) = town.tick().run_requests
     line = priced.__code__.co_firstlineno + 3
-    why = f"priced() raised Boom: 666 is too much for me (line {line} of queue_world.py)"
+    why = f'priced() raised Boom: 666 is too much for me (line {line} of queue_world.py: raise Boom("666 is too much for me"))'
     together = failure_of(town.run(request.tags))
     alone = [failure_of(town.run(request.tags)) for request in town.tick().run_requests]
     assert together == f"route 'events', stop 'priced': {why}"

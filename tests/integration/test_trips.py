@@ -383,6 +383,68 @@ def test_the_words_of_an_error_never_hold_a_sensitive_value(world):
     assert "its SQL failed: ConversionException" in str(error.value)
 
 
+def numbers(orders: pd.DataFrame) -> pd.DataFrame:
+    return orders.assign(total=pd.to_numeric(orders["order_id"]))
+
+
+def decimals(orders: pd.DataFrame) -> pd.DataFrame:
+    return orders.assign(total=orders["order_id"].map(lambda number: Decimal(number)))
+
+
+SO_WAITS = "give null where a value does not read, and a field with required=True then sends that row to quarantine"
+TRY_CAST = f"; TRY_CAST instead of CAST, and try_strptime, {SO_WAITS}"
+COERCE = f"; pandas.to_numeric and to_datetime with errors='coerce' {SO_WAITS}"
+TO_NUMERIC = 'return orders.assign(total=pd.to_numeric(orders["order_id"]))'
+TO_DECIMAL = 'return orders.assign(total=orders["order_id"].map(lambda number: Decimal(number)))'
+NOT_SHOWN = "the text is not shown, as rows here hold sensitive fields"
+UNREAD = {  # a transform of texts that do not read: what is said where they are sensitive, and where they are not
+    "a column": (
+        "SELECT CAST(order_id AS INTEGER) AS total FROM orders",
+        f"its SQL failed: ConversionException of column 'order_id'; {NOT_SHOWN}{TRY_CAST}",
+        "its SQL failed: Conversion Error: Could not convert string 'O-1' to INT32 when casting from source column order_id" + TRY_CAST,
+    ),
+    "an expression": (
+        "SELECT lower(order_id)::INTEGER AS total FROM orders WHERE TRY_CAST(order_id AS DATE) IS NULL",
+        f"its SQL failed: ConversionException in CAST(LOWER(order_id) AS INT); {NOT_SHOWN}{TRY_CAST}",
+        "its SQL failed: Conversion Error: Could not convert string 'o-1' to INT32" + TRY_CAST,
+    ),
+    "a time": (
+        "SELECT strptime(order_id, '%Y') AS total FROM orders",
+        f"its SQL failed: InvalidInputException in STRPTIME(order_id, '%Y'); {NOT_SHOWN}{TRY_CAST}",
+        'its SQL failed: Invalid Input Error: Could not parse string "O-1" according to format specifier "%Y"' + TRY_CAST,
+    ),
+    "no value": (
+        "SELECT error(order_id) AS total FROM orders",
+        f"its SQL failed: InvalidInputException; {NOT_SHOWN}",
+        "its SQL failed: Invalid Input Error: O-1",
+    ),
+    "pandas": (
+        numbers,
+        f"numbers() raised ValueError: {NOT_SHOWN} (line {{}} of test_trips.py: {TO_NUMERIC}){COERCE}",
+        "numbers() raised ValueError: Unable to parse string",
+    ),
+    "a function": (
+        decimals,
+        f"decimals() raised InvalidOperation: {NOT_SHOWN} (line {{}} of test_trips.py: {TO_DECIMAL}){COERCE}",
+        "decimals() raised InvalidOperation: [<class 'decimal.ConversionSyntax'>] (line ",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNREAD)
+def test_a_transform_that_fails_at_a_value_says_where_and_how_its_row_waits_instead(world, case):
+    how, hidden, shown = UNREAD[case]
+    line = "" if isinstance(how, str) else how.__code__.co_firstlineno + 1
+    for sensitive, said in ((True, hidden.format(line)), (False, shown)):
+        read = Contract((Field("order_id", sensitive=sensitive), Field("qty", "integer")))
+        made = Transform("made", how, Contract((Field("total", "integer", sensitive=sensitive),)), grain="changed")
+        with pytest.raises(Poison) as error:
+            world.drive(shop(stops=(PickUp("orders", TextFile("landing", "orders.csv"), read), made)))
+        assert ("o-1" in str(error.value).lower() and sensitive) is False
+        told = str(error.value).removeprefix("route 'shop', stop 'made': ")
+        assert told == said if sensitive or isinstance(how, str) else told.startswith(said) and told.endswith(COERCE)
+
+
 def test_sql_that_fails_after_its_first_rows_is_the_authors_error_and_quotes_no_value(world):
     """By then it is Arrow that tells of DuckDB's error."""
     cards = Contract((Field("id", "integer"), Field("card", sensitive=True)))
