@@ -203,16 +203,25 @@ def _caught_up(bus: Bus, route: Route, trip: Trip, published: int) -> None:
 def failed(drive: Drive, stop: str, error: BusError) -> None:
     """Record that the trip failed at ``stop``; one whose rows are committed somewhere is stuck instead, and only rolls forward.
 
-    ``error`` learns where it happened, and which message it is about where only one is aboard.
+    ``error`` learns where it happened, which message it is about where only one is aboard, and who tries the trip again if that may help.
     """
     if isinstance(error, Poison) and drive.has_messages and len(aboard := drive.bus.depot.inbox.aboard(drive.trip.id)) == 1:
         error.culprit = aboard[0].id
     state = "stuck" if drive.bus.depot.publications(drive.trip.id) else "failed"
+    if isinstance(error, Transient) and drive.mode != "rehearsal":
+        error.message += f"; {_who_tries_again(drive)}"
     if drive.mode != "delivered":
         said = str(error.at(route=drive.route.name, stop=stop))
         drive.bus.depot.finish_trip(
             drive.trip.id, state, said, attempt=drive.attempt, kind=kind_of(drive.route, error), culprit=error.culprit
         )
+
+
+def _who_tries_again(drive: Drive) -> str:
+    """Dagster has tried the stop again by now, as often as ``Route.retries`` says."""
+    if drive.has_messages:
+        return f"the sensor of its queue lets the trip depart again, as `bus dispatch {drive.route.name}` does"
+    return f"`bus drive {drive.route.name} --trip {drive.trip.id}` tries the trip again"
 
 
 def kind_of(route: Route, error: BusError) -> Kind:

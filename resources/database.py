@@ -367,7 +367,7 @@ def _alone(connection: Connection, lock_timeout_seconds: float) -> Iterator[None
         yield
     elif connection.dialect.name in MYSQL_LIKE:
         if not connection.scalar(sa.select(sa.func.get_lock("bus_prepare", lock_timeout_seconds))):
-            raise Transient("somebody else is preparing tables; it will be tried again")
+            raise Transient("somebody else is preparing tables; try again later")
         try:
             yield
         finally:

@@ -27,12 +27,12 @@ class Meaning:
     is_lost: bool = False
 
 
-_AGAIN = "it will be tried again"
+_AGAIN = "try again later"
 LOST = Meaning(Transient, "the connection was lost", _AGAIN, is_lost=True)
 LOCKED = Meaning(Transient, "somebody else holds a lock for too long", f"{_AGAIN}; if it goes on, find who holds the lock")
 DEADLOCK = Meaning(Transient, "it collided with another transaction", _AGAIN)
 TIMED_OUT = Meaning(Transient, "it took longer than allowed", f"{_AGAIN}; if it goes on, raise the time-out or make the statement cheaper")
-DISK_FULL = Meaning(Transient, "the database's disk is full", "free space there; it will be tried again")
+DISK_FULL = Meaning(Transient, "the database's disk is full", f"free space there, then {_AGAIN}")
 BUSY_SERVER = Meaning(Transient, "the server cannot serve it now", _AGAIN)
 REFUSED_LOGIN = Meaning(Misconfigured, "the login was refused", "check user, password and the server's access rules")
 NO_DATABASE = Meaning(Misconfigured, "there is no such database", "check the URL or create the database")

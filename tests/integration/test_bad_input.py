@@ -284,8 +284,11 @@ def test_a_lock_held_by_somebody_else_ends_in_time_and_the_trip_drives_again(tmp
         if stop == "warehouse":
             other.execute("BEGIN IMMEDIATE")
 
-    with pytest.raises(Transient, match=r"route 'shop', .*somebody else holds a lock"):
+    with pytest.raises(Transient, match=r"route 'shop', .*somebody else holds a lock.*; if it goes on, find who holds the lock; ") as error:
         world.drive(text_route(), before=hold)
+    trip = world.depot.trips(limit=1)[0]
+    assert str(error.value).endswith(f"; `bus drive shop --trip {trip.id}` tries the trip again")
+    assert (trip.error, str(error.value).count("again")) == (str(error.value), 2)  # and "try again later": nobody does it by himself
     other.execute("ROLLBACK")
     other.close()
     assert len(world.drive_again(text_route())) == 3

@@ -8,10 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import typer
 
 from bus_assets.cli import main
+from bus_assets.cli.drive_command import finish
+from bus_assets.cli.driving import Driven
 from bus_assets.cli.loading import open_depot
 
 # One world, driven once: its tests stay in one process.
@@ -342,6 +346,16 @@ def test_a_failed_drive_tells_its_error_once_and_how_to_go_on(call):
     assert err.count("more than max_rejected") == 1
     assert "`bus drive strict --trip" in err
     assert "✗ orders: 5 rows, 3 rejected" in err
+
+
+def test_how_to_drive_a_trip_again_is_told_once(call, place, capsys):
+    trip = SimpleNamespace(id="t1", state="failed")
+    for error in ("somebody else holds a lock; `bus drive shop --trip t1` tries the trip again", "no such column"):
+        with pytest.raises(typer.Exit):
+            finish(SimpleNamespace(name="shop"), Driven("r1", trip, error))  # pyright: ignore[reportArgumentType]
+        said = capsys.readouterr().err
+        assert said.count("`bus drive shop --trip t1`") == 1
+        assert "trip t1 is failed, nothing of it is dropped off" in said
 
 
 def test_a_failed_trip_is_driven_again_by_its_id(call, place):

@@ -333,6 +333,20 @@ def test_a_transient_error_is_tried_again_for_as_long_as_it_takes(world):
     assert world.logged() == ["O-1"]
 
 
+def test_who_tries_again_what_failed_for_the_moment_is_told(world):
+    world.send(order(1))
+    (departure,) = world.tick().departures
+
+    def away(drive, at):
+        if at == "warehouse":
+            raise Transient("the warehouse is being moved")
+
+    world.run(departure, away)
+    (trip,) = world.depot.trips()
+    again = "the sensor of its queue lets the trip depart again, as `bus dispatch events` does"
+    assert trip.error == f"route 'events', stop 'warehouse': the warehouse is being moved; {again}"
+
+
 def test_rows_that_are_aggregated_accumulate_whatever_the_batches(tmp_path):
     per = Transform(
         "per_item",
