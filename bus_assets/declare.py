@@ -8,13 +8,12 @@ import.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import itertools
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, dataclass_transform
 
@@ -22,26 +21,10 @@ from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from resources.errors import BusError, Misconfigured
+from resources.texts import meant_by, nearest
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 """Names of routes, stops and fields: Dagster asset keys, SQL identifiers and file names at once (63 bytes: Postgres)."""
-
-_ELSEWHERE = {
-    "string": "str text varchar nvarchar char character clob object category uuid",
-    "integer": "int int8 int16 int32 int64 tinyint smallint bigint long serial",
-    "number": "float float32 float64 double real",
-    "boolean": "bool bit",
-    "decimal(P,S)": "numeric money",
-    "timestamp": "datetime datetime2 datetime64",
-    "timestamptz": "datetime datetime64 datetimeoffset",
-    "binary": "bytes bytearray blob bytea varbinary",
-    "list<…>": "array",
-    "struct<…>": "dict map record",
-    "append": "insert",
-    "upsert": "merge update",
-    "replace": "overwrite truncate",
-}
-"""What is called otherwise in SQL, pandas or Python, by our word."""
 
 
 class Misdeclared(Misconfigured):
@@ -114,7 +97,7 @@ def _sentences(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any], error: 
             word, known = _word(problem["input"]), re.findall("'([^']+)'", problem.get("ctx", {})["expected"])
             said.append(f"{me}: {argument} {word!r} is not known; {nearest(word, known)}")
         elif problem["type"] == "string_type" and isinstance(problem["input"], type):
-            meant = " or ".join(map(repr, _meant(_word(problem["input"]), _ELSEWHERE)))
+            meant = " or ".join(map(repr, meant_by(_word(problem["input"]))))
             said.append(f"{me}: {argument} is Python's class {_word(problem['input'])}; write {meant or 'a word in quotes'}")
         else:
             said.append(f"{me}: {'.'.join([argument, *map(str, rest)])}: {problem['msg'].lower()}")
@@ -128,18 +111,6 @@ def _one_or_more(argument: str, given: tuple[Any, ...]) -> str:
     if len(given) == 1:
         return f"{inside[0]}, which is no tuple, as a comma is missing: write {argument}=({inside[0]},)"
     return f"no tuple, as its parentheses are missing: write {argument}=({', '.join(inside)})"
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Which of ``known`` was probably meant by ``word``, if that can be told, and what there is."""
-    names = list(known)
-    meant = " or ".join(map(repr, _meant(word, names)))
-    return f"{f'did you mean {meant}? There' if meant else 'there'} are {', '.join(names) or 'none'}"
-
-
-def _meant(word: str, known: Iterable[str]) -> list[str]:
-    names, lower = list(known), word.lower()
-    return [name for name in names if lower in (name, *_ELSEWHERE.get(name, "").split())] or difflib.get_close_matches(lower, names, 1)
 
 
 def _word(given: Any) -> str:

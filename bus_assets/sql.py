@@ -13,7 +13,8 @@ from sqlglot.lineage import lineage
 from sqlglot.optimizer.qualify import qualify
 from sqlglot.optimizer.scope import build_scope
 
-from bus_assets.declare import Misdeclared, nearest
+from bus_assets.declare import Misdeclared
+from resources.texts import nearest
 
 DIALECT = "duckdb"
 KEPT = 1_000

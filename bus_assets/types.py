@@ -13,7 +13,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bus_assets.declare import Misdeclared, nearest
+from bus_assets.declare import Misdeclared
+from resources.texts import nearest
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 import sqlalchemy as sa
-from dagster import ConfigurableResource
 from pydantic import Field, PrivateAttr
 from sqlalchemy import exc
 from sqlalchemy.engine import Connection, Engine
@@ -26,6 +25,7 @@ from resources.receipts import AlreadySettled, Applied, AppliedTo, Ledger, ledge
 from resources.records import Records
 from resources.sql_errors import explained, meaning, raise_explained
 from resources.sql_values import Columns
+from resources.system import System
 from resources.tables import TablePlan, prepare_tables, table_name
 
 BATCH_ROWS = 65_536
@@ -168,7 +168,7 @@ class Transaction:
             return self._loader.count_rows(table)
 
 
-class Database(ConfigurableResource):
+class Database(System):
     """Any database that SQLAlchemy speaks, by ``url``; ``postgresql://`` means psycopg 3.
 
     ``schema_name``  where tables are whose name says no schema, this project's own three included.

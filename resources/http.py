@@ -14,7 +14,6 @@ from typing import Any, BinaryIO, Literal
 from urllib.parse import urlsplit
 
 import pyarrow as pa
-from dagster import ConfigurableResource
 from pydantic import ConfigDict, Field
 
 from resources.errors import BusError, Misconfigured, Poison
@@ -25,12 +24,13 @@ from resources.http_paging import PageWatch, checked_paging, paginator, record_l
 from resources.http_recount import Fetch, count_records
 from resources.jsonlines import loads_exact, text_columns
 from resources.records import Records, Unreadable
+from resources.system import System
 
 _NO_HEAD = (400, 403, 405, 501)
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-class WebService(ConfigurableResource):
+class WebService(System):
     """A service below ``base_url``.
 
     ``auth``     'none', 'bearer' (``token``), 'basic' (``username``, ``password``) or 'api_key' (``api_key``, sent as the header

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dagster import ConfigurableResource
-
 from resources.errors import BusError, Misconfigured, Transient
 from resources.files_seam import (
     ANY_VERSION,
@@ -25,9 +23,10 @@ from resources.files_seam import (
     segments_of,
     told_name,
 )
+from resources.system import System
 
 
-class LocalFiles(ConfigurableResource):
+class LocalFiles(System):
     """Files below the folder ``root``. Nothing outside it can be reached: not by name and not by a symbolic link.
 
     A version is modification time and size: a rewrite that keeps both goes unnoticed.

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from dagster import ConfigurableResource
 from pydantic import Field, PrivateAttr
 
 from resources.aws_clients import client, error_code, in_our_words
 from resources.claim_check import attribute_bytes, collect, leave, why_unsendable
 from resources.errors import BusError, Misconfigured, Poison, Transient
 from resources.queue_seam import Depth, MessageQueue, Outgoing, Pointer, Received
+from resources.system import System
 
 __all__ = ["Depth", "MessageQueue", "Outgoing", "Pointer", "Received", "SqsQueue"]
 
@@ -37,7 +37,7 @@ _NO_QUEUE = ("QueueDoesNotExist", "NonExistentQueue", "QueueDeletedRecently", "I
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class SqsQueue(ConfigurableResource):
+class SqsQueue(System):
     """An SQS queue: ``name`` is its name, or its URL for a queue of another account. A name that ends in ``.fifo`` is FIFO.
 
     Needs sqs:GetQueueUrl (for a name), and of sqs:ReceiveMessage, DeleteMessage, SendMessage, GetQueueAttributes what is used;

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NoReturn
 
-from dagster import ConfigurableResource
 from pydantic import PrivateAttr
 
 from resources.aws_clients import error_code
@@ -22,12 +21,13 @@ from resources.files_seam import (
     plain_name,
     told_name,
 )
+from resources.system import System
 
 KEYS_LOOKED_AT_FOR_A_MESSAGE = 1000
 """One page of ListObjectsV2, its documented maximum."""
 
 
-class S3Files(ConfigurableResource):
+class S3Files(System):
     """Objects in ``bucket`` whose keys begin with ``prefix`` (which names leave out).
 
     Credentials come from boto3's own chain. A version is the object's VersionId where the bucket keeps versions and the file

@@ -76,7 +76,8 @@ def _imported(name: str) -> Any:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise Misconfigured(f"module {name} fails to import: {error}") from error
         raise Misconfigured(f"there is no module {name}; name one with --module or BUS_MODULE, from the folder it is in") from error
-    except BusError:
+    except BusError as error:
+        error.at(place=_written_at(error))
         raise
     except Exception as error:  # the author's module may raise anything
         raise Misconfigured(f"module {name} fails to import: {type(error).__name__}: {error}", place=_written_at(error)) from error

@@ -2,13 +2,13 @@
 
 import functools
 
-import dagster as dg
 from pydantic import Field
 
 from resources.depot.store import Depot
+from resources.system import System
 
 
-class DepotResource(dg.ConfigurableResource):
+class DepotResource(System):
     """The bus's durable record. One :class:`Depot` (and its connections) per URL and process."""
 
     url: str = Field(description="sqlite:////path/depot.db, or postgresql://user:password@host/database")

@@ -1,12 +1,12 @@
 """The staging area as a Dagster resource."""
 
-import dagster as dg
 from pydantic import Field
 
 from resources.staging.seam import Staging, open_staging
+from resources.system import System
 
 
-class StagingArea(dg.ConfigurableResource):
+class StagingArea(System):
     """Where stops leave their rows until every gate has passed. All processes of a deployment must see the same place."""
 
     url: str = Field(description="/a/path, file:///a/path, or s3://bucket/prefix")

@@ -4,11 +4,18 @@ import socket
 
 import dagster as dg
 import pytest
+from pydantic import ValidationError
 
 from bus_assets import Cron, DropOff, Misdeclared, Parameter, Table, build_definitions
 from bus_assets.build.lineage import column_lineage
 from resources.database import Database
+from resources.depot.resource import DepotResource
+from resources.errors import Misconfigured
 from resources.files import LocalFiles
+from resources.http import WebService
+from resources.queue import SqsQueue
+from resources.s3_files import S3Files
+from resources.staging import StagingArea
 from tests.world import shop
 
 SYSTEMS = {"landing": LocalFiles(root="/nowhere"), "warehouse": Database(url="sqlite:////nowhere/warehouse.db")}
@@ -105,12 +112,25 @@ def test_parameters_are_typed_in_the_launchpad(tmp_path):
         job.execute_in_process(run_config={"resources": {"shop_parameters": {"config": {"month": "x"}}}})
 
 
+@pytest.mark.parametrize("made", [Database, DepotResource, LocalFiles, S3Files, SqsQueue, StagingArea, WebService])
+def test_an_option_that_a_resource_does_not_have_is_refused(made):
+    """Dagster passes over it: then its default holds, and nobody knows."""
+    with pytest.raises(Misconfigured, match=rf"{made.__name__} has no option 'timeot'; .*there are .*{next(iter(made.model_fields))}"):
+        made(timeot="hunter2")
+
+
+def test_an_option_of_a_wrong_type_is_refused_without_being_shown():
+    with pytest.raises(ValidationError) as refused:
+        Database(url=["hunter2"])  # pyright: ignore[reportArgumentType]
+    assert "url" in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+
+
 @pytest.mark.parametrize("secret", ["postgresql://bus:t0psecret@db/x", "https"])
 def test_a_secret_in_plain_text_is_not_in_what_dagster_shows(secret):
     from dagster._core.remote_representation.external_data import RepositorySnap  # what the UI is given
     from dagster._serdes import serialize_value
 
-    from resources.http import WebService
 
     warehouse = Database(url=secret) if "@" in secret else WebService(base_url="https://x", auth="bearer", token="t0psecret")
     defs = build_definitions((shop(),), {**SYSTEMS, "warehouse": warehouse})
