@@ -12,6 +12,7 @@ from dataclasses import field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from bus_assets.declare import Misdeclared, about, declaration
+from bus_assets.seams import FILES, QUERIED, SERVICE, Seam
 from bus_assets.values import TripValues, fill, fill_pattern, fill_url
 from resources.http_paging import checked_paging
 from resources.xmlpaths import RowPath, plan_of
@@ -29,7 +30,8 @@ class Source(Protocol):
 
     ``read`` yields :class:`~resources.records.Records` whose columns are the keys of ``fields``. ``recount`` counts the records
     again, by other means where there are any, for ``bus account``. ``address`` is where a person would look, never a secret.
-    A class variable ``unit`` ('line', 'element', 'record'; default 'row') says what positions count.
+    A class variable ``unit`` ('line', 'element', 'record'; default 'row') says what positions count; another, ``seam``, what is called
+    on the system, so that one of another kind is refused when definitions are built (:mod:`bus_assets.seams`).
     """
 
     system: str
@@ -51,6 +53,7 @@ class TextFile:
     """
 
     unit: ClassVar[str] = "line"
+    seam: ClassVar[Seam] = FILES
 
     system: str
     path: str
@@ -109,6 +112,7 @@ class JsonLines:
     """One JSON object a line; ``fields`` are dotted paths (``address.city``). Of lists and objects see ``Field``."""
 
     unit: ClassVar[str] = "line"
+    seam: ClassVar[Seam] = FILES
 
     system: str
     path: str
@@ -141,6 +145,7 @@ class ParquetFile:
     """Parquet files, with the types that they have."""
 
     unit: ClassVar[str] = "row"
+    seam: ClassVar[Seam] = FILES
 
     system: str
     path: str
@@ -172,6 +177,7 @@ class XmlFeed:
     """
 
     unit: ClassVar[str] = "element"
+    seam: ClassVar[Seam] = FILES
 
     system: str
     path: str
@@ -211,6 +217,7 @@ class Endpoint:
     """
 
     unit: ClassVar[str] = "record"
+    seam: ClassVar[Seam] = SERVICE
 
     system: str
     path: str
@@ -243,6 +250,7 @@ class Query:
     """A SELECT on a database, streamed by a server-side cursor; ``params`` are bound (``:month``), never pasted into the text."""
 
     unit: ClassVar[str] = "row"
+    seam: ClassVar[Seam] = QUERIED
 
     system: str
     sql: str

@@ -18,6 +18,7 @@ from dagster import (
 from pydantic import Field, create_model
 
 from bus_assets.build.assets import route_assets, source_specs
+from bus_assets.build.bound import check_bound
 from bus_assets.build.dispatching import route_sensor
 from bus_assets.build.keys import DEPOT, PARAMETERS, STAGING, op_name, publish_name, source_key, stop_key
 from bus_assets.declare import Misdeclared
@@ -42,7 +43,8 @@ def build_definitions(
     ``executor``  default: in process. Steps of a trip share one process then (0.3 s for four), instead of starting one each. With
     another one no process is the trip's: that it has died is seen only by the end of its run, or when its lease runs out.
     ``depot``, ``staging``  default: what :mod:`bus_assets.settings` says, where the ``bus`` command looks too.
-    Raises :class:`Misdeclared` if a route needs a resource that is not bound, or two routes share a name or an asset key.
+    Raises :class:`Misdeclared` if a route needs a resource that is not bound, or is of a kind that a stop cannot use, or if two routes
+    share a name or an asset key.
     """
     if isinstance(routes, Route):
         raise Misdeclared(f"build_definitions takes several routes, and got route {routes.name!r} alone; a comma makes a tuple: (route,)")
@@ -78,6 +80,7 @@ def _check(routes: tuple[Route, ...], resources: Mapping[str, Any]) -> None:
                     f"route {route.name!r} needs a resource {system!r}, which is not bound; bound are {', '.join(resources) or 'none'}: "
                     f"add it to build_definitions(…, resources={{{system!r}: …}})"
                 )
+        check_bound(route, resources)
         for stop in route.stops:
             key = stop_key(route, stop.name)
             if key in keys:

@@ -332,7 +332,7 @@ def test_a_resource_that_cannot_be_made_is_told_and_the_trip_departs_again(town,
         town.defs,
         build_definitions(
             (town.route,),
-            {**town.systems, "warehouse": Broken()},
+            {**town.systems, "warehouse": Broken(url="sqlite:////nowhere/w.db")},
             depot=DepotResource(url=f"sqlite:///{town.root}/depot.db"),
             staging=StagingArea(url=str(town.root / "staging")),
         ),
@@ -366,7 +366,7 @@ def test_after_a_route_is_resumed_runs_that_end_before_their_claim_are_counted_a
         town.depot.inbox.resume("events")
 
 
-class Broken(dg.ConfigurableResource):
+class Broken(Database):
     def setup_for_execution(self, context):
         raise Exception("no such warehouse")
 

@@ -1,12 +1,30 @@
 """Route → Dagster: the asset graph, its checks, its lineage; nothing is opened to build it."""
 
 import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import dagster as dg
 import pytest
 from pydantic import ValidationError
 
-from bus_assets import Cron, DropOff, Misdeclared, Parameter, Table, build_definitions
+from bus_assets import (
+    Contract,
+    Cron,
+    DropOff,
+    Endpoint,
+    Field,
+    Json,
+    Misdeclared,
+    Parameter,
+    PickUp,
+    Query,
+    Queue,
+    Table,
+    TableKey,
+    TextFile,
+    build_definitions,
+)
 from bus_assets.build.lineage import column_lineage
 from resources.database import Database
 from resources.depot.resource import DepotResource
@@ -16,7 +34,8 @@ from resources.http import WebService
 from resources.queue import SqsQueue
 from resources.s3_files import S3Files
 from resources.staging import StagingArea
-from tests.world import shop
+from tests.fakes import FakeQueue
+from tests.world import ORDERS, shop
 
 SYSTEMS = {"landing": LocalFiles(root="/nowhere"), "warehouse": Database(url="sqlite:////nowhere/warehouse.db")}
 
@@ -95,6 +114,134 @@ def test_what_cannot_be_built_says_why(case):
         make()
 
 
+IDS = Contract((Field("id"),))
+QUERY = Query("legacy", "SELECT 1 AS id")
+KNOWN = Contract((Field("id", references=TableKey("legacy", "ids", "id")),))
+EVENTS = {"triggers": (Queue("events", Json(IDS), dead_letters="dead"),)}
+
+
+def reading(source, contract=IDS):
+    return shop(stops=(PickUp("ids", source, contract),))
+
+
+UNFIT = {
+    "a database for files": (
+        shop(),
+        {"landing": SYSTEMS["warehouse"]},
+        "'orders'",
+        r"Database, which has no list\(\) and no open\(\)",
+        "S3Files",
+    ),
+    "files for a table": (shop(), {"warehouse": SYSTEMS["landing"]}, "'totals'", "LocalFiles, which has no prepare", r"\(Database"),
+    "a queue for a query": (reading(QUERY), {"legacy": SqsQueue(name="q")}, "'ids'", "SqsQueue, which has no read", r"\(Database"),
+    "a database for an endpoint": (
+        reading(Endpoint("crm", "/x")),
+        {"crm": SYSTEMS["warehouse"]},
+        "'ids'",
+        "Database, .* records",
+        "WebService",
+    ),
+    "files for a reference": (
+        reading(TextFile("landing", "x"), KNOWN),
+        {"legacy": SYSTEMS["landing"]},
+        "'id'",
+        "no column_keys",
+        "Database",
+    ),
+    "files for a queue": (
+        shop(**EVENTS),
+        {"events": SYSTEMS["landing"], "dead": FakeQueue()},
+        "Queue",
+        "LocalFiles, .* receive",
+        "SqsQueue",
+    ),
+    "files for dead letters": (shop(**EVENTS), {"events": FakeQueue(), "dead": SYSTEMS["landing"]}, "dead_letters", "no send", "SqsQueue"),
+    "a URL": (shop(), {"warehouse": "postgresql://bus:t0psecret@db/x"}, "'totals'", "kind str, which", r"Database\(…\)"),
+    "a class": (shop(), {"landing": LocalFiles}, "'orders'", "the class LocalFiles, and no instance", r"LocalFiles\(…\)"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_a_resource_of_the_wrong_kind_is_refused_with_what_it_is_and_what_is_needed(case):
+    route, resources, asking, is_this, needed = UNFIT[case]
+    system = "legacy" if "legacy" in resources else next(iter(resources)) if case != "files for dead letters" else "dead"
+    with pytest.raises(
+        Misdeclared, match=f"^route 'shop', .*{asking}.*, and resource '{system}' is .*{is_this}.*: name .*{needed}"
+    ) as told:
+        build_definitions((route,), {**SYSTEMS, **resources})
+    assert "t0psecret" not in str(told.value)
+
+
+class Shelf:
+    """Files of somebody's own. What it would have to connect for must not be asked."""
+
+    where = property(lambda self: pytest.fail("it was asked where it is"))
+
+    def list(self, pattern):
+        return ()
+
+    def open(self, name, version=None):
+        raise AssertionError
+
+
+class ShelfByConfig(dg.ConfigurableResource):
+    place: str
+    where, list, open = Shelf.where, Shelf.list, Shelf.open
+
+
+class ShelfMaker(dg.ConfigurableResource):
+    def create_resource(self, context):
+        return Shelf()
+
+
+class Lender:
+    def __getattr__(self, name):
+        if name.startswith("_"):  # Dagster asks for some of its own
+            raise AttributeError(name)
+        pytest.fail(f"it was asked for {name}")
+
+
+OWN = {
+    "an object": Shelf(),
+    "a resource with a variable": ShelfByConfig(place=dg.EnvVar("NOT_SET_ANYWHERE")),
+    "configured at launch": LocalFiles.configure_at_launch(),
+    "what makes one": ShelfMaker(),
+    "a function that makes one": dg.ResourceDefinition(lambda _: Shelf()),
+    "an object that answers when asked": Lender(),
+    "a web service": WebService(base_url="https://files.invalid"),
+}
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_a_resource_of_ones_own_that_has_what_a_stop_calls_is_bound_unasked(case):
+    assert build_definitions((shop(),), {**SYSTEMS, "landing": OWN[case]}).resolve_job_def("shop")
+
+
+@dataclass
+class Own:
+    """A source of somebody's own: what it calls of its system, only it knows."""
+
+    system: str
+    fields: Mapping[str, str]
+
+    def read(self, system, fields, values):
+        return system()
+
+    def recount(self, system, values):
+        return 0
+
+    def address(self):
+        return "own"
+
+    def templates(self):
+        return ()
+
+
+def test_the_system_of_a_source_of_ones_own_is_not_judged():
+    route = shop(stops=(PickUp("orders", Own("landing", {}), ORDERS),))
+    assert build_definitions((route,), {**SYSTEMS, "landing": 7}).resolve_job_def("shop")
+
+
 def test_a_parameter_is_described_in_the_launchpad():
     described = Parameter("month", "integer", default=1, description="1 to 12"), Parameter("year", "integer", description="of four digits")
     made = build_definitions((shop(parameters=described),), SYSTEMS).resources["shop_parameters"]
@@ -131,9 +278,8 @@ def test_a_secret_in_plain_text_is_not_in_what_dagster_shows(secret):
     from dagster._core.remote_representation.external_data import RepositorySnap  # what the UI is given
     from dagster._serdes import serialize_value
 
-
-    warehouse = Database(url=secret) if "@" in secret else WebService(base_url="https://x", auth="bearer", token="t0psecret")
-    defs = build_definitions((shop(),), {**SYSTEMS, "warehouse": warehouse})
+    secretive = Database(url=secret) if "@" in secret else WebService(base_url="https://x", auth="bearer", token="t0psecret")
+    defs = build_definitions((shop(),), {**SYSTEMS, "secretive": secretive})
     shown = serialize_value(RepositorySnap.from_def(defs.get_repository_def()))
     assert "t0psecret" not in shown
     assert "/nowhere" in shown  # the snapshot does hold the configuration of the others
