@@ -35,6 +35,7 @@ from bus_assets.build.shown import (
     lineage_table,
     stop_metadata,
 )
+from bus_assets.build.wordless import wordless
 from bus_assets.contract import TableKey
 from bus_assets.drive import TRIP_TAG, Boarding, Bus, Drive, Ended, NothingToDo
 from bus_assets.halting import pick_up, problem_of, transform
@@ -190,8 +191,8 @@ def _drop_spec(route: Route, drop: DropOff, waits: list[AssetKey]) -> AssetSpec:
 def _guarded(context: AssetExecutionContext, route: Route, stop: str, halt: Callable[[Drive], T]) -> T:
     """Board, halt at the stop; on the way out the depot learns of failures, and Dagster is told which of them are worth a retry.
 
-    Dagster keeps an error's causes with their texts. A driver's or pandas' text may quote a row, so causes are left out where a
-    route has sensitive fields.
+    Dagster keeps an error's causes with their texts. A driver's or pandas' text may quote a row, so where a route has sensitive fields
+    causes are left out, and the lines of code that were run are kept without them.
     """
     drive = None
     try:
@@ -205,14 +206,14 @@ def _guarded(context: AssetExecutionContext, route: Route, stop: str, halt: Call
         again = isinstance(error, Transient)
         if drive and not (again and context.retry_number < route.retries):
             failed(drive, stop, error)
-        told = Failure(str(error.at(route=route.name, stop=stop)), allow_retries=again)
+        told = Failure(str(error.at(route=route.name, stop=stop)), metadata=wordless(route, error), allow_retries=again)
         raise told from (None if route.has_sensitive else error)
     except Exception as error:
         poison = Poison(f"{type(error).__name__}" if route.has_sensitive else f"{type(error).__name__}: {error}")
         if drive:
             failed(drive, stop, poison)
         said = str(poison.at(route=route.name, stop=stop))
-        raise Failure(said, allow_retries=False) from (None if route.has_sensitive else error)
+        raise Failure(said, metadata=wordless(route, error), allow_retries=False) from (None if route.has_sensitive else error)
     except BaseException as error:
         if drive:
             failed(drive, stop, Ended(f"the run was ended ({type(error).__name__})"))

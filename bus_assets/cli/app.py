@@ -21,7 +21,7 @@ from bus_assets.cli import (
     trip_commands,
     up_command,
 )
-from bus_assets.cli.output import notice
+from bus_assets.cli.output import DEBUGGING, notice
 from resources.errors import BusError
 
 app = typer.Typer(
@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0: done, 1: it failed or an account differs, 2: it was called wrongly, 130: interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    DEBUGGING.set(debug)
     try:
         with warnings.catch_warnings():
             if not debug and not sys.warnoptions:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bus_assets.cli.output import AsJson, Module, notice, print_json
+from bus_assets.cli.output import DEBUGGING, AsJson, Module, notice, print_json
 from bus_assets.cli.route_commands import RouteName
 
 if TYPE_CHECKING:
@@ -64,14 +64,17 @@ def _pairs(given: list[str]) -> dict[str, str]:
 
 
 def drive_and_tell(loaded: Loaded, route: Route, wish: Wish) -> Driven:
-    """Drive, with progress on stderr."""
+    """Drive, with progress on stderr; with ``--debug`` followed by how a failure came about."""
     from bus_assets.cli.driving import drive_route
     from bus_assets.cli.loading import check_environment
     from bus_assets.cli.progress_view import progress_view
 
     check_environment(loaded, route)
     with progress_view() as watcher:
-        return drive_route(loaded, route, wish, watcher)
+        driven = drive_route(loaded, route, wish, watcher)
+    if driven.traceback and DEBUGGING.get():
+        notice(driven.traceback)
+    return driven
 
 
 def show(loaded: Loaded, route: Route, driven: Driven, *, as_json: bool, recount: bool = False) -> Account | None:

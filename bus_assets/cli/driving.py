@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bus_assets.cli.loading import Loaded, one_of, open_instance
@@ -28,12 +28,13 @@ class Wish:
 
 @dataclass(frozen=True)
 class Driven:
-    """What came of it: the run, the trip that it drove (None if it got none), and the error that ended it."""
+    """What came of it: the run, the trip that it drove (None if it got none), and the error that ended it, with how it came about."""
 
     run: str | None
     trip: Trip | None
     error: str | None
     interrupted: bool = False
+    traceback: str | None = None
 
     @property
     def succeeded(self) -> bool:
@@ -63,8 +64,9 @@ def drive_route(loaded: Loaded, route: Route, wish: Wish, watcher: Callable[[Pro
         except (KeyboardInterrupt, _interrupted()):
             newest = [run.run_id for run in instance.get_runs(limit=1) if run.run_id not in before]
             return _driven(depot, route, wish, newest[0] if newest else None, "interrupted", interrupted=True)
-        error = None if result.success else _error(result)
-        return _driven(depot, route, wish, result.run_id, error, interrupted=_was_interrupted(result))
+        error, traceback = (None, None) if result.success else _error(result)
+        driven = _driven(depot, route, wish, result.run_id, error, interrupted=_was_interrupted(result))
+        return replace(driven, traceback=traceback)
 
 
 def depot_of(loaded: Loaded) -> Depot:
@@ -146,18 +148,19 @@ def _run_config(route: Route, parameters: Mapping[str, Any], verbose: bool) -> d
     return config
 
 
-def _error(result: Any) -> str:
-    """The first failure that the run tells of, as a person should read it."""
+def _error(result: Any) -> tuple[str, str | None]:
+    """The first failure that the run tells of, as a person should read it, and its traceback; a gate that says no has none."""
+    from bus_assets.build.wordless import CAME_ABOUT
+
     for event in result.all_events:
-        if event.is_step_failure:
-            data = event.step_failure_data
-            if data.user_failure_data and data.user_failure_data.description:
-                return data.user_failure_data.description
-            if data.error:
-                return _innermost(data.error)
-        if event.is_failure and getattr(event.event_specific_data, "error", None):
-            return _innermost(event.event_specific_data.error)
-    return "the run failed; `bus drive --verbose` shows Dagster's own log"
+        error = getattr(event.event_specific_data, "error", None)
+        if event.is_step_failure and (told := event.step_failure_data.user_failure_data) and told.description:
+            if wordless := told.metadata.get(CAME_ABOUT):
+                return told.description, wordless.value
+            return told.description, error.cause.to_string() if error and error.cause else None
+        if (event.is_step_failure or event.is_failure) and error:
+            return _innermost(error), None if error.cls_name == "DagsterAssetCheckFailedError" else error.to_string()
+    return "the run failed; `bus drive --verbose` shows Dagster's own log", None
 
 
 def _innermost(error: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict, is_dataclass
 from datetime import date, datetime
 from typing import Annotated, Any
@@ -16,6 +17,8 @@ Module = Annotated[
     str | None,
     typer.Option("-m", "--module", metavar="MODULE", help="The module with `defs` and `ROUTES`. Default: BUS_MODULE, or the demo's."),
 ]
+DEBUGGING: ContextVar[bool] = ContextVar("DEBUGGING", default=False)
+"""Whether the command was given ``--debug``."""
 PIPE_WIDTH = 240
 """Columns of a table that nobody's terminal limits: lines stay whole for grep."""
 

@@ -155,6 +155,12 @@ def test_a_sensitive_value_that_fails_a_trip_is_not_in_what_dagster_keeps(home, 
     assert SECRET not in kept, [text[-300:] for text in re.findall(rf".{{0,300}}{SECRET}", kept)][:2]
 
 
+def test_where_in_the_code_it_was_raised_is_kept_without_it(home):
+    kept = failed_run(home, made(raises_by_pandas))
+    assert "return cards.assign(note=cards.card.astype(" in kept
+    assert "What the exceptions say is left out: it may quote rows" in kept
+
+
 def test_the_search_would_find_it(home):
     """The same failures name a value that is not sensitive."""
     open_card = Contract((Field("id", "integer"), Field("card"), Field("note")), max_rejected=0)

@@ -276,6 +276,45 @@ def test_debug_shows_the_traceback(place, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+RAISING = """
+from bus_assets import Contract, DropOff, Field, PickUp, Route, Table, TextFile, Transform, build_definitions
+from cli_routes import HERE
+from resources.database import Database
+from resources.files import LocalFiles
+
+
+def halved(orders):
+    return orders.assign(qty=half_of(orders.card))
+
+
+def half_of(values):
+    return values.map(lambda value: {{}}[value])
+
+
+ORDERS = Contract((Field("order_id"), Field("qty"), Field("card", sensitive={sensitive})), max_rejected=0.9)
+ROUTES = (Route(name="raising", stops=(PickUp("orders", TextFile("landing", "orders-1.csv"), ORDERS), Transform("made", halved, ORDERS))),)
+defs = build_definitions(ROUTES, {{"landing": LocalFiles(root=str(HERE / "landing"))}})
+"""
+
+
+@pytest.mark.parametrize("sensitive", [True, False])
+def test_debug_shows_where_a_transform_raised_and_of_sensitive_values_nothing(place, capsys, sensitive):
+    (place.root / f"raising_{sensitive}.py").write_text(RAISING.format(sensitive=sensitive))
+    assert main(["drive", "raising", "-m", f"raising_{sensitive}", "--debug"]) == 1
+    told = capsys.readouterr().err
+    assert "in half_of\n    return values.map(lambda value: {}[value])" in told
+    assert "in halved\n    return orders.assign(qty=half_of(orders.card))" in told
+    assert "KeyError" in told.split("error: ")[0]
+    assert ("4111" in told, "What the exceptions say is left out: it may quote rows" in told) == (not sensitive, sensitive)
+
+
+def test_without_debug_a_failure_is_told_in_lines_and_a_gate_has_no_traceback(call, place, capsys):
+    (place.root / "raising_plainly.py").write_text(RAISING.format(sensitive=False))
+    assert "Stack Trace" not in call("drive", "raising", "-m", "raising_plainly")[2]
+    assert main(["drive", "strict", "--debug"]) == 1
+    assert "Stack Trace" not in capsys.readouterr().err
+
+
 def test_called_wrongly_exits_2(call):
     for arguments in (
         ("drive",),
