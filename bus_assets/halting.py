@@ -13,6 +13,7 @@ from typing import Any
 from bus_assets.aboard import MessageOf, bodies, named_by
 from bus_assets.casting import cast_column
 from bus_assets.contract import TableKey
+from bus_assets.destinations import look_ahead
 from bus_assets.drive import Drive, Lease
 from bus_assets.forward import as_committed
 from bus_assets.passengers import Passengers
@@ -80,6 +81,8 @@ def _staged(drive: Drive, stop: PickUp | Transform, work: Callable[[Stager], Fin
     if drive.mode in ("forward", "delivered"):
         return _halted_before(drive, stop)
     verdicts = drive.verdicts()
+    if drive.mode == "driving" and all(verdict.attempt != drive.attempt for verdict in verdicts.values()):  # the attempt's first stop
+        look_ahead(drive)
     contract, lease = contract_for(drive.route, drive.trip, stop.name), Lease(drive, stop.name)
     references, of_messages, prefix = _references(drive, stop, verdicts), drive.route.of_messages(stop.name), _prefix(drive, stop.name)
     placed = partial(_placed, drive, stop, verdicts) if isinstance(stop, Transform) else iter

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from bus_assets.aboard import receipts_of, receipts_to_be, tell_fates
+from bus_assets.destinations import drops_into, plans_of, told_at
 from bus_assets.drive import AppliedBefore, Drive, Lease, Overtaken, check_not_cancelled, ledger_id
 from bus_assets.duck import disk_full, duck
 from bus_assets.forward import plan_of
@@ -34,7 +35,6 @@ from resources.depot.mail import TRIP_RECEIPT
 from resources.errors import BusError, Misconfigured, Refused
 from resources.receipts import PUBLISHED, AlreadySettled, Applied
 from resources.staging import Manifest
-from resources.tables import Column, TablePlan
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -59,12 +59,13 @@ class Dropped:
 
 def publish(drive: Drive, database: str) -> tuple[Dropped, ...]:
     """Publish the trip's rows into ``database``, or find that they are there. Raises :class:`Refused` and writes nothing otherwise."""
-    drops = tuple(drop for drop in drive.route.drop_offs if drop.into.database == database)
+    drops = drops_into(drive, database)
     try:
         _may_publish(drive, database)
         verdicts = gates(drive)
         system = drive.bus.systems[database]
-        system.prepare(tuple(plan(drive, drop) for drop in drops))
+        with told_at(drops):
+            system.prepare(plans_of(drive, drops))
         try:
             dropped = _transaction(drive, database, drops, verdicts)
         except AlreadySettled as settled:
@@ -192,19 +193,6 @@ def _remember(drive: Drive, database: str, dropped: tuple[Dropped, ...]) -> None
         tell_fates(drive)
         depot.end_attempt(trip, drive.attempt, "published")
         depot.finish_trip(trip, "delivered")
-
-
-def plan(drive: Drive, drop: DropOff) -> TablePlan:
-    """The table as the contract says it must be."""
-    contract = drive.route.contract_of(drop.name)
-    columns = tuple(
-        Column(column, contract[name].parsed_type.arrow(), nullable=not contract[name].required and column not in drop.into.key)
-        for column, name in drop.mapping(contract).items()
-        if drop.into.mode != "delete" or column in drop.into.key
-    )
-    needs_key = drop.into.mode in ("upsert", "accumulate") or drop.into.create
-    key = tuple(drop.into.key) if needs_key else ()
-    return TablePlan(drop.into.name, columns, key, drop.into.create, fills=drop.into.mode != "delete", newest=drop.into.newest)
 
 
 def _drop(drive: Drive, transaction: Any, drop: DropOff, verdicts: Mapping[str, Verdict]) -> Dropped:

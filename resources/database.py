@@ -26,7 +26,7 @@ from resources.records import Records
 from resources.sql_errors import explained, meaning, raise_explained
 from resources.sql_values import Columns
 from resources.system import System
-from resources.tables import TablePlan, prepare_tables, table_name
+from resources.tables import TablePlan, compare_tables, prepare_tables, table_name
 
 BATCH_ROWS = 65_536
 PREPARE_LOCK = 4_720_811_530_219
@@ -264,6 +264,14 @@ class Database(System):
             self._probed.add((os.getpid(), self.url))
         if not has_ledger:
             self._has_ledger_until[place] = time.monotonic() + LEDGER_SECONDS
+
+    def compare(self, tables: Sequence[TablePlan]) -> None:
+        """Raise what :meth:`prepare` would say of ``tables`` as they are now. Nothing is made, no lock is taken."""
+        file = sqlite_file(parsed(self.url))
+        # One that is not there yet is compared as it would be made: empty.
+        opened = self._reading() if file is None or file.exists() else sa.create_engine("sqlite://").connect()
+        with opened as connection, explained(self.where, "looking at tables"):
+            compare_tables(connection, tables, self.schema_name, self.where)
 
     @contextmanager
     def transaction(self, *, reading: bool = False) -> Iterator[Transaction]:

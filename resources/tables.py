@@ -15,6 +15,7 @@ from sqlalchemy.schema import CreateTable
 from sqlalchemy.sql.elements import quoted_name
 
 from resources.column_types import ddl, loss, sql_type
+from resources.engines import MYSQL_LIKE
 from resources.errors import Misconfigured
 from resources.table_names import checked_identifier, name_parts
 
@@ -61,23 +62,34 @@ def table_name(text: str, default_schema: str | None) -> TableName:
     return TableName(schema=schema[0] if schema else default_schema, name=name, text=text)
 
 
+class Unfit(Misconfigured):
+    """Tables that cannot take the rows; ``places`` are theirs among the plans that were compared."""
+
+    def __init__(self, message: str, places: Sequence[int]):
+        super().__init__(message)
+        self.places = tuple(places)
+
+
 def prepare_tables(connection: Connection, plans: Sequence[TablePlan], default_schema: str | None, where: str) -> None:
-    """Create what is missing and may be created. One Misconfigured lists every difference of every table; then nothing was created."""
-    missing, differences = [], []
-    for plan in plans:
-        name = table_name(plan.name, default_schema)
-        found = _inspected(connection, name)
-        if found is not None:
-            differences += [f"table {plan.name!r}: {difference}" for difference in _differences(plan, found, connection.dialect)]
-        elif plan.create:
-            missing.append(definition(plan, name, connection.dialect))
-        else:
-            statement = str(CreateTable(definition(plan, name, connection.dialect)).compile(dialect=connection.dialect)).strip()
-            differences.append(f"table {plan.name!r} does not exist; set create=True, or run: {' '.join(statement.split())}")
-    if differences:
-        raise Misconfigured(f"{where} cannot take the rows: " + "; ".join(differences))
-    for table in missing:
+    """Create what is missing and may be created. Raises as :func:`compare_tables`; then nothing was created."""
+    for table in compare_tables(connection, plans, default_schema, where):
         table.create(connection, checkfirst=True)
+
+
+def compare_tables(connection: Connection, plans: Sequence[TablePlan], default_schema: str | None, where: str) -> list[sa.Table]:
+    """The tables that are missing and may be created. One :class:`Unfit` lists every difference of every table."""
+    missing, differences, places = list[sa.Table](), list[str](), list[int]()
+    for place, plan in enumerate(plans):
+        name = table_name(plan.name, default_schema)
+        found = _inspected(connection, name, plan.key)
+        if found is None and plan.create:
+            missing.append(definition(plan, name, connection.dialect))
+        elif unlike := list(_differences(plan, name, found, connection.dialect)):
+            differences += unlike
+            places.append(place)
+    if differences:
+        raise Unfit(f"{where} cannot take the rows: " + "; ".join(differences), places)
+    return missing
 
 
 def definition(plan: TablePlan, name: TableName, dialect: Dialect) -> sa.Table:
@@ -104,12 +116,13 @@ def definition(plan: TablePlan, name: TableName, dialect: Dialect) -> sa.Table:
 @dataclass(frozen=True)
 class _Found:
     columns: dict[str, dict[str, Any]]
-    unique: tuple[frozenset[str], ...]
+    has_key: bool
     engine: str | None
 
 
-def _inspected(connection: Connection, name: TableName) -> _Found | None:
-    inspector = sa.inspect(connection)
+def _inspected(connection: Connection, name: TableName, key: Sequence[str]) -> _Found | None:
+    """What is there. No more is asked than ``key`` needs: each question is a query of milliseconds, in every trip."""
+    inspector, dialect = sa.inspect(connection), connection.dialect.name
     table, schema = name.quoted()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", exc.SAWarning)  # column types of extensions, expression indexes: not ours to judge
@@ -119,8 +132,8 @@ def _inspected(connection: Connection, name: TableName) -> _Found | None:
             return None
         return _Found(
             columns={str(column["name"]): dict(column) for column in columns},
-            unique=tuple(_unique(inspector, table, schema)),
-            engine=inspector.get_table_options(table, schema).get(f"{connection.dialect.name}_engine"),
+            has_key=not key or frozenset(key) in _unique(inspector, table, schema),
+            engine=inspector.get_table_options(table, schema).get(f"{dialect}_engine") if dialect in MYSQL_LIKE else None,
         )
 
 
@@ -134,7 +147,16 @@ def _unique(inspector: sa.Inspector, table: str, schema: str | None) -> Iterator
             yield frozenset(str(name) for name in index["column_names"])
 
 
-def _differences(plan: TablePlan, found: _Found, dialect: Dialect) -> Iterator[str]:
+def _differences(plan: TablePlan, name: TableName, found: _Found | None, dialect: Dialect) -> Iterator[str]:
+    if found is None:
+        statement = str(CreateTable(definition(plan, name, dialect)).compile(dialect=dialect)).strip()
+        yield f"table {plan.name!r} does not exist; set create=True, or run: {' '.join(statement.split())}"
+        return
+    for difference in _unlike(plan, found, dialect):
+        yield f"table {plan.name!r}: {difference}"
+
+
+def _unlike(plan: TablePlan, found: _Found, dialect: Dialect) -> Iterator[str]:
     for column in plan.columns:
         if column.name not in found.columns:
             yield f"column {column.name!r} is missing; add it ({ddl(sql_type(column.type, dialect), dialect)}) or leave it out of columns="
@@ -148,7 +170,7 @@ def _differences(plan: TablePlan, found: _Found, dialect: Dialect) -> Iterator[s
     for name, column in found.columns.items():
         if plan.fills and name not in planned and _must_be_given(column, dialect):
             yield f"column {name!r} must have a value and has no default; drop it too, or give it a default"
-    if plan.key and frozenset(plan.key) not in found.unique:
+    if not found.has_key:
         yield f"no unique index on exactly ({', '.join(plan.key)}); create one, or change key="
     if found.engine and found.engine.lower() != "innodb":
         yield f"engine {found.engine} has no transactions; ALTER TABLE … ENGINE = InnoDB"

@@ -23,7 +23,7 @@ from sqlalchemy.pool import NullPool
 from resources.database import Database
 from resources.errors import Misconfigured, Poison, Refused, Transient
 from resources.receipts import AlreadySettled, Applied
-from resources.tables import Column, TablePlan
+from resources.tables import Column, TablePlan, Unfit
 
 ORDERS = pa.schema([("order_id", pa.string()), ("quantity", pa.int64()), ("price", pa.decimal128(12, 2)), ("note", pa.string())])
 COLUMNS = tuple(ORDERS.names)
@@ -215,6 +215,28 @@ def test_all_differences_of_all_tables_are_in_one_error(database: Database, url:
     assert "'quantity'" not in said, "text takes whole numbers"
     with pytest.raises(Misconfigured, match="new"):
         list(database.read("SELECT * FROM new", name="new"))
+
+
+def test_comparing_tells_what_preparing_would_and_makes_nothing(database: Database, url: str) -> None:
+    wanted = [plan("new", ORDERS), plan("orders", ORDERS, key=("order_id",), create=False)]
+    with pytest.raises(Unfit, match="'orders' does not exist") as caught:
+        database.compare(wanted)
+    assert caught.value.places == (1,)
+    with pytest.raises(Unfit) as prepared:
+        database.prepare(wanted)
+    assert str(caught.value) == str(prepared.value)
+    run_sql(url, str(caught.value).split("or run: ")[1])
+    database.compare(wanted)
+    with pytest.raises(Misconfigured, match="new"):
+        list(database.read("SELECT * FROM new", name="new"))
+
+
+def test_comparing_makes_no_database(tmp_path: Path) -> None:
+    file = tmp_path / "folder" / "none.db"
+    Database(url=f"sqlite:///{file}").compare([plan("new", ORDERS)])
+    with pytest.raises(Unfit, match=rf"{file} cannot take the rows: table 'old' does not exist"):
+        Database(url=f"sqlite:///{file}").compare([plan("old", ORDERS, create=False)])
+    assert not file.parent.exists()
 
 
 def test_the_statement_that_is_shown_makes_a_table_that_fits(database: Database, url: str) -> None:

@@ -5,7 +5,7 @@ import json
 import sqlite3
 import tempfile
 import threading
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -272,6 +272,88 @@ def test_a_table_that_is_not_there_shows_the_statement_to_run(world):
     with sqlite3.connect(world.root / "warehouse.db") as connection:
         connection.execute(str(error.value)[str(error.value).index("CREATE TABLE") :])
     assert len(world.drive_again(route)) == 3
+
+
+TWO_TABLES = shop(
+    stops=(shop()["orders"], DropOff("made", Table("warehouse", "made", create=True)), DropOff("log", Table("warehouse", "log")))
+)
+FITS = "CREATE TABLE log (order_id TEXT, qty INTEGER, price NUMERIC(10, 2))"
+
+
+@pytest.mark.parametrize(
+    ("there", "said"), [(None, "table 'log' does not exist"), ("CREATE TABLE log (order_id TEXT)", "'qty' is missing")]
+)
+def test_a_table_that_cannot_take_the_rows_is_told_at_its_drop_off_before_anything_is_read(world, there, said):
+    if there:
+        execute(world, there)
+    with pytest.raises(
+        Misconfigured, match=rf"^route 'shop', stop 'log': nothing was read, since sqlite:.* cannot take the rows: .*{said}"
+    ):
+        world.drive(TWO_TABLES)  # there is no file of orders either
+    (trip,) = world.depot.trips()
+    assert (trip.state, world.depot.newest_attempt(trip.id).kind) == ("failed", "misconfigured")
+    assert (world.root / "warehouse.db").exists() == bool(there), "a look makes nothing"
+    execute(world, "DROP TABLE IF EXISTS log", FITS)
+    world.land(GOOD)
+    assert len(world.drive_again(TWO_TABLES)) == 3
+
+
+def test_a_table_that_no_longer_fits_when_it_is_published_is_told_at_its_drop_off(world):
+    execute(world, FITS)
+    world.land(GOOD)
+    with pytest.raises(Misconfigured, match=r"^route 'shop', stop 'log': sqlite:.* cannot take the rows: table 'log' does not exist"):
+        world.drive(TWO_TABLES, before=lambda drive, stop: execute(world, "DROP TABLE log") if stop == "warehouse" else None)
+
+
+def test_several_tables_that_do_not_fit_are_told_with_their_drop_offs(world):
+    drops = (DropOff(name, Table("warehouse", name, create=name == "b")) for name in "abc")
+    with pytest.raises(
+        Misconfigured, match=r"stop 'a': nothing was read, since tables of drop-offs 'a', 'c': .*'a' does not .*'c' does not"
+    ):
+        world.drive(shop(stops=(shop()["orders"], *drops)))
+
+
+def test_tables_are_not_looked_at_where_nothing_will_be_published(world):
+    world.land(GOOD)
+    execute(world, FITS)
+    world.drive(TWO_TABLES)
+    execute(world, "DROP TABLE log")
+    rehearsed = shop(stops=(*TWO_TABLES.stops, shop()["priced"]))
+    for select in (["orders"], ["priced"]):
+        drive = world.drive(rehearsed, select=select)
+        assert world.depot.trip(drive.trip.id).state == "rehearsed"
+
+
+def test_a_destination_of_ones_own_that_cannot_compare_tables_is_asked_when_it_is_published(world):
+    class Own:
+        def __init__(self, database):
+            self.prepare, self.transaction = database.prepare, database.transaction
+
+    world.bus.systems["warehouse"] = Own(world.bus.systems["warehouse"])
+    world.land(GOOD)
+    with pytest.raises(Misconfigured, match=r"^route 'shop', stop 'log': sqlite:.* cannot take the rows: table 'log' does not exist"):
+        world.drive(TWO_TABLES)
+    execute(world, FITS)
+    assert len(world.drive_again(TWO_TABLES)) == 3
+
+
+def test_a_database_that_cannot_be_looked_at_now_is_tried_again(world):
+    world.bus.systems["warehouse"] = Database(url=world.warehouse_url, lock_timeout_seconds=0.1)
+    world.land(GOOD)
+    execute(world, FITS)
+    with closing(sqlite3.connect(world.root / "warehouse.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(Transient, match=r"^route 'shop', stop 'made': looking at tables in sqlite:.*somebody else holds a lock"):
+            world.drive(TWO_TABLES)
+        (trip,) = world.depot.trips()
+        assert (trip.state, world.depot.newest_attempt(trip.id).kind) == ("failed", "transient")
+    assert len(world.drive_again(TWO_TABLES)) == 3
+
+
+def execute(world, *statements):
+    with closing(sqlite3.connect(world.root / "warehouse.db")) as connection:
+        for statement in statements:
+            connection.execute(statement)
 
 
 def test_a_lock_held_by_somebody_else_ends_in_time_and_the_trip_drives_again(tmp_path):
