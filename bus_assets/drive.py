@@ -40,6 +40,11 @@ class Bus:
     staging: Staging
     systems: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        for name, system in self.systems.items():
+            if be_called := getattr(type(system), "be_called", None):
+                be_called(system, name)
+
 
 @dataclass(frozen=True)
 class Boarding:

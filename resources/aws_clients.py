@@ -31,15 +31,16 @@ def _begin_anew() -> None:
 os.register_at_fork(after_in_child=_begin_anew)
 
 
-def client(service: str, region: str | None, endpoint_url: str | None, threads: int) -> Any:
+def client(service: str, region: str | None, endpoint_url: str | None, threads: int, *, where: str) -> Any:
     """The process's client for that, safe to share between ``threads`` threads. Credentials come from boto3's own chain.
 
-    Retries are botocore's own (mode standard): callers must not add their own. Raises Misconfigured, never saying the endpoint.
+    Retries are botocore's own (mode standard): callers must not add their own. Raises Misconfigured that says ``where``, what the
+    client is for, and never the endpoint.
     """
     key = (service, region, endpoint_url, threads)
     with _making:  # making a client is not thread-safe, using one is
         if key not in _clients:
-            _clients[key] = _new_client(*key)
+            _clients[key] = _new_client(*key, where)
         return _clients[key]
 
 
@@ -49,7 +50,7 @@ def forget_clients() -> None:
         _clients.clear()
 
 
-def _new_client(service: str, region: str | None, endpoint_url: str | None, threads: int) -> Any:
+def _new_client(service: str, region: str | None, endpoint_url: str | None, threads: int, where: str) -> Any:
     import boto3
     import botocore
     from botocore.config import Config
@@ -68,7 +69,7 @@ def _new_client(service: str, region: str | None, endpoint_url: str | None, thre
         return boto3.Session(region_name=region).client(service, endpoint_url=endpoint_url, config=config)
     except (BotoCoreError, ValueError) as error:
         reason = _in_words(error) if isinstance(error, BotoCoreError) else "the endpoint is not a URL"
-        raise Misconfigured(f"no client for {service}: {reason}; give the process AWS credentials and a region") from None
+        raise Misconfigured(f"{where}: no client for {service}: {reason}; give the process AWS credentials and a region") from None
 
 
 def error_code(error: Exception) -> str:
@@ -127,4 +128,4 @@ def _in_words(error: Exception) -> str:
     from botocore import exceptions as boto
 
     told = (boto.NoCredentialsError, boto.NoRegionError, boto.PartialCredentialsError, boto.ProfileNotFound)
-    return str(error) if isinstance(error, told) else type(error).__name__
+    return str(error).rstrip(".") if isinstance(error, told) else type(error).__name__

@@ -16,7 +16,7 @@ import pyarrow as pa
 import sqlalchemy as sa
 from pydantic import Field, PrivateAttr
 from sqlalchemy import exc
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import URL, Connection, Engine
 
 from resources.engines import MYSQL_LIKE, OwnEngine, Waiting, connected, in_words, make_engine, parsed, sqlite_file
 from resources.errors import Misconfigured, Transient
@@ -185,12 +185,17 @@ class Database(System):
     # A copy of this object shares both, whatever is changed in it.
     _engines: dict[tuple[str, Waiting], OwnEngine] = PrivateAttr(default_factory=dict)
     _has_ledger_until: dict[tuple[str, str | None], float] = PrivateAttr(default_factory=dict)
+    _called: str | None = PrivateAttr(default=None)
     _probed: ClassVar[set[tuple[int, str]]] = set()
+
+    def be_called(self, name: str) -> None:
+        """Be told of by ``name`` where the URL does not read, so that there is no ``where`` to tell."""
+        self._called = name
 
     @property
     def where(self) -> str:
         """The database in words, without user or password."""
-        return in_words(parsed(self.url))
+        return in_words(self._parsed())
 
     def read(
         self,
@@ -267,7 +272,7 @@ class Database(System):
 
     def compare(self, tables: Sequence[TablePlan]) -> None:
         """Raise what :meth:`prepare` would say of ``tables`` as they are now. Nothing is made, no lock is taken."""
-        file = sqlite_file(parsed(self.url))
+        file = sqlite_file(self._parsed())
         # One that is not there yet is compared as it would be made: empty.
         opened = self._reading() if file is None or file.exists() else sa.create_engine("sqlite://").connect()
         with opened as connection, explained(self.where, "looking at tables"):
@@ -341,14 +346,20 @@ class Database(System):
                 ) from error
             raise_explained(error, self.where, "committing")
 
+    def _parsed(self) -> URL:
+        try:
+            return parsed(self.url)
+        except Misconfigured as error:
+            raise error.at(place=f"resource '{self._called}'" if self._called else None) from None
+
     def _reading(self) -> AbstractContextManager[Connection]:
-        file = sqlite_file(parsed(self.url))
+        file = sqlite_file(self._parsed())
         if file is not None and not file.exists():
             raise Misconfigured(f"{self.where}: there is no such file; check the path")
         return connected(self._lazy_engine(), self.where, self._waiting(), reading=True)
 
     def _writing(self) -> AbstractContextManager[Connection]:
-        file = sqlite_file(parsed(self.url))
+        file = sqlite_file(self._parsed())
         if file is not None:
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -363,7 +374,7 @@ class Database(System):
         waiting = self._waiting()
         what = (self.url, waiting)
         if what not in self._engines:
-            self._engines[what] = OwnEngine(partial(make_engine, parsed(self.url), waiting))
+            self._engines[what] = OwnEngine(partial(make_engine, self._parsed(), waiting))
         return self._engines[what]()
 
 

@@ -51,6 +51,12 @@ def parsed(url: str) -> URL:
         made.get_dialect()
     except (exc.NoSuchModuleError, ImportError):
         raise Misconfigured(f"no driver is installed for {made.drivername!r}; install it, or check the URL's beginning") from None
+    if made.get_backend_name() == "sqlite" and made.host:
+        path = f"/{made.database}" if made.database else ""
+        file = f"sqlite:///{made.host}{path}" if made.username is None else "sqlite:///path/to/file.db"
+        raise Misconfigured(
+            f"the URL of a SQLite file has three slashes, or four before a path from the root; after two comes a server: write {file}"
+        )
     if made.get_backend_name() == "sqlite" and made.database in (None, "", ":memory:"):
         raise Misconfigured("an in-memory SQLite database is gone with its connection; name a file: sqlite:////path/to/file.db")
     return made

@@ -104,8 +104,7 @@ class SqsQueue(System):
     def _entry(self, outgoing: Outgoing, is_large: bool) -> dict[str, Any]:
         body, attributes = outgoing.body, {name: _attribute("String", value) for name, value in outgoing.attributes.items()}
         if is_large and self.large_bodies:
-            s3 = client("s3", self._parts()[1], self.large_bodies_endpoint_url, self.threads)
-            body, size = leave(s3, self.large_bodies, self._parts()[0], body)
+            body, size = leave(self._s3(), self.large_bodies, self._parts()[0], body)
             attributes |= {name: _attribute("Number", value) for name, value in size.items()}
         entry = {"MessageBody": body, "MessageAttributes": attributes}
         entry |= {"MessageGroupId": outgoing.group} if outgoing.group is not None else {}
@@ -132,7 +131,7 @@ class SqsQueue(System):
         if pointer.bucket != self.large_bodies:
             allowed = f"this queue's large_bodies is {self.large_bodies!r}" if self.large_bodies else "this queue has no large_bodies"
             raise Poison(f"the message points into bucket {pointer.bucket!r}, but {allowed}; only there bodies are fetched")
-        return collect(client("s3", self._parts()[1], self.large_bodies_endpoint_url, self.threads), pointer)
+        return collect(self._s3(), pointer)
 
     def _taker(self) -> "_Take":
         """Receives so many messages, waiting so many seconds for the first one."""
@@ -157,12 +156,15 @@ class SqsQueue(System):
 
     def _sqs(self) -> "_Sqs":
         name, region = self._parts()
-        sqs = _Sqs(client("sqs", region, self.endpoint_url, self.threads), self.where, name, self._url)
+        sqs = _Sqs(client("sqs", region, self.endpoint_url, self.threads, where=self.where), self.where, name, self._url)
         if sqs.url is None:
             is_url = _URL.fullmatch(self.name)
             sqs.url = self.name if is_url else sqs.ask("GetQueueUrl", sqs.client.get_queue_url, QueueName=name)["QueueUrl"]
             self._url = sqs.url
         return sqs
+
+    def _s3(self) -> Any:
+        return client("s3", self._parts()[1], self.large_bodies_endpoint_url, self.threads, where=f"{self.where}, its large_bodies")
 
     def _parts(self) -> tuple[str, str | None]:
         """Name and region of the queue."""

@@ -350,6 +350,17 @@ def test_a_database_that_cannot_be_looked_at_now_is_tried_again(world):
     assert len(world.drive_again(TWO_TABLES)) == 3
 
 
+def test_a_url_that_does_not_read_is_told_with_its_resource(tmp_path):
+    world = World(tmp_path, warehouse_url="sqlite://x.db", legacy=Database(url="pa55word"))
+    with pytest.raises(
+        Misconfigured, match=r"^route 'shop', stop 'totals', resource 'warehouse': .*three slashes.* write sqlite:///x\.db$"
+    ):
+        world.drive(shop())
+    query = PickUp("ids", Query("legacy", "SELECT 1 AS id"), IDS)
+    with pytest.raises(Misconfigured, match=r"^route 'shop', stop 'ids', resource 'legacy': the database URL cannot be read; [^5]*$"):
+        world.drive(shop(stops=(query,)))
+
+
 def execute(world, *statements):
     with closing(sqlite3.connect(world.root / "warehouse.db")) as connection:
         for statement in statements:

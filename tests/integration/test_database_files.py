@@ -44,6 +44,9 @@ def test_a_file_that_is_no_database_is_misconfigured(tmp_path: Path) -> None:
     [
         ("sqlite://", "in-memory"),
         ("sqlite:///:memory:", "in-memory"),
+        ("sqlite://x.db", "three slashes, .*: write sqlite:///x.db$"),
+        ("sqlite://data/x.db", "three slashes, .*: write sqlite:///data/x.db$"),
+        ("sqlite://me:pa55word@data/x.db", "three slashes, .*: write sqlite:///path/to/file.db$"),
         ("no url, pa55word", "cannot be read"),
         ("nosuchdb://u:pa55word@h/db", "no driver is installed for 'nosuchdb'"),
     ],

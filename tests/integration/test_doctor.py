@@ -343,7 +343,8 @@ def test_a_real_daemon_leaves_behind_what_it_looks_for(tmp_path, monkeypatch, ca
         finally:
             os.killpg(daemon.pid, signal.SIGKILL)
             daemon.wait()
-    assert only(found)["wrong"] == "its last 3 ticks failed: resources.errors.Misconfigured: queue order-events: there is no such queue"
+    said = "its last 3 ticks failed: resources.errors.Misconfigured: route 'events': queue order-events: there is no such queue"
+    assert only(found)["wrong"] == said
     assert not any(one["where"] == "daemon" for one in _told(capsys))
     with open_instance() as instance:
         for state in instance.all_instigator_state():

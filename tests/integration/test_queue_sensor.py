@@ -22,6 +22,8 @@ from bus_assets.drive import Bus
 from resources.database import Database
 from resources.depot.mail import Arrival
 from resources.depot.resource import DepotResource
+from resources.errors import Misconfigured
+from resources.queue import SqsQueue
 from resources.queue_seam import Outgoing
 from resources.staging import StagingArea
 from tests.fakes import FakeQueue
@@ -85,6 +87,21 @@ def test_a_tick_says_in_one_line_what_it_did_and_a_run_delivers(town):
         "events/log",
     ]
     assert town.tick().skip_message == "nothing waits"
+
+
+def test_a_tick_that_fails_says_which_route_and_which_queue(town, monkeypatch):
+    monkeypatch.setattr("sensors.queue.ERROR_SECONDS", 0)
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    town.systems["order_events"] = SqsQueue(name="order-events", threads=7)
+    depot, staging = DepotResource(url=f"sqlite:///{town.root}/depot.db"), StagingArea(url=str(town.root / "staging"))
+    town.defs = build_definitions((town.route,), town.systems, depot=depot, staging=staging)
+    said = (
+        "^route 'events': queue order-events: no client for sqs: You must specify a region; give the process AWS credentials and a region$"
+    )
+    with pytest.raises(Misconfigured, match=said):
+        town.tick()
 
 
 def test_the_messages_asset_shows_counts_and_the_accounts_sums(town):
