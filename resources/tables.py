@@ -82,11 +82,11 @@ def compare_tables(connection: Connection, plans: Sequence[TablePlan], default_s
     for place, plan in enumerate(plans):
         name = table_name(plan.name, default_schema)
         found = _inspected(connection, name, plan.key)
-        if found is None and plan.create:
-            missing.append(definition(plan, name, connection.dialect))
-        elif unlike := list(_differences(plan, name, found, connection.dialect)):
+        if unlike := list(_differences(connection, plan, name, found)):
             differences += unlike
             places.append(place)
+        elif found is None:
+            missing.append(definition(plan, name, connection.dialect))
     if differences:
         raise Unfit(f"{where} cannot take the rows: " + "; ".join(differences), places)
     return missing
@@ -147,7 +147,12 @@ def _unique(inspector: sa.Inspector, table: str, schema: str | None) -> Iterator
             yield frozenset(str(name) for name in index["column_names"])
 
 
-def _differences(plan: TablePlan, name: TableName, found: _Found | None, dialect: Dialect) -> Iterator[str]:
+def _differences(connection: Connection, plan: TablePlan, name: TableName, found: _Found | None) -> Iterator[str]:
+    dialect = connection.dialect
+    if found is None and plan.create:
+        if name.schema and not sa.inspect(connection).has_schema(name.schema):
+            yield f"table {plan.name!r}: there is no schema {name.schema!r} to make it in; create that, or correct the name"
+        return
     if found is None:
         statement = str(CreateTable(definition(plan, name, dialect)).compile(dialect=dialect)).strip()
         yield f"table {plan.name!r} does not exist; set create=True, or run: {' '.join(statement.split())}"

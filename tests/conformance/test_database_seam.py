@@ -231,6 +231,11 @@ def test_comparing_tells_what_preparing_would_and_makes_nothing(database: Databa
         list(database.read("SELECT * FROM new", name="new"))
 
 
+def test_a_schema_that_is_not_there_is_told_before_a_table_is_made_in_it(postgres_database_url: str) -> None:
+    with pytest.raises(Unfit, match=r"table 'nowhere\.new': there is no schema 'nowhere' to make it in; create that"):
+        Database(url=postgres_database_url).compare([plan("nowhere.new", ORDERS)])
+
+
 def test_comparing_makes_no_database(tmp_path: Path) -> None:
     file = tmp_path / "folder" / "none.db"
     Database(url=f"sqlite:///{file}").compare([plan("new", ORDERS)])
