@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 AT_A_TIME = 200
 """Messages that are held in memory, with bodies of up to 1 MiB each, or what their claim checks point at."""
-GIVEN_UP = ("quarantined", "stranded", "superseded", "held")
+GIVEN_UP = ("quarantined", "stranded", "superseded", "held", "discarded")
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,8 @@ def _given_up(seen: OfRoute) -> Iterator[Finding]:
             reasons = Counter(_line(message.error) or "no reason is kept" for message in waiting)
             why = "; ".join(f"{times:,} × {reason}" for reason, times in reasons.most_common(3))
             more = f" (of the first {EXAMPLES:,})" if number > len(waiting) else ""
-            advice = f"`bus messages {seen.name} --state {state}`, then `bus redrive {seen.name} --state {state} --reason …`"
+            which = f"{seen.name} --state {state}"
+            advice = f"`bus messages {which}`, then `bus redrive {which} --reason …`, or for good `bus discard {which} --reason …`"
             yield Finding(seen.name, f"{_messages(number)} {state}: {why}{more}", advice, min(message.changed_at for message in waiting))
 
 
@@ -247,8 +248,9 @@ def _halted(seen: OfRoute) -> Iterator[Finding]:
         each = ", ".join(f"{halt.behind:,} behind message {halt.message}" for halt in halts[:HALTS])
         more = f", and more in {len(halts) - HALTS:,} other groups" if len(halts) > HALTS else ""
         said = f"{_messages(sum(halt.behind for halt in halts))} waiting behind stranded ones of their groups: {each}{more}"
-        again = f"`bus redrive {seen.name} --id {halts[0].message} --reason …` after a fix: it rides again, and its group after it"
-        yield Finding(seen.name, said, again, min(halt.since for halt in halts))
+        which = f"{seen.name} --id {halts[0].message} --reason …"
+        again = f"`bus redrive {which}` after a fix: it rides again, and its group after it"
+        yield Finding(seen.name, said, f"{again}; or `bus discard {which}`: the group alone", min(halt.since for halt in halts))
 
 
 def _waiting(seen: OfRoute) -> Iterator[Finding]:
@@ -292,7 +294,7 @@ def _queues(seen: Systems) -> Iterator[Finding]:
             yield Finding(seen.route.name, said, f"is the sensor on, and the daemon up? `bus dispatch {seen.route.name}` does without")
         if queue and name == queue.dead_letters and depth.waiting:
             said = f"about {_messages(depth.waiting)} on queue '{name}', the one for dead letters: copies of stranded ones, or SQS's own"
-            advice = f"after a fix `bus redrive {seen.route.name} --from-dead-letters --reason …` sends both round again"
+            advice = f"after a fix `bus redrive {seen.route.name} --from-dead-letters --reason …` sends both round again, not the discarded"
             yield Finding(seen.route.name, said, advice)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from bus_assets import archive
 from bus_assets.drive import Bus
 from bus_assets.route import Route
+from resources.depot import mail
 from resources.depot.entries import OVER, NoSuchTrip, TripState
 from resources.depot.mail import Purged
 from resources.errors import Misconfigured
@@ -98,7 +99,7 @@ def _archive(bus: Bus, route: Route, upto: Horizon) -> tuple[int, int]:
         states = bus.depot.inbox.states(route.name, keys)
         if forgotten_before is None or _end(day) > forgotten_before:
             unknown += len(keys) - len(states)
-        waits = set(states.values()) - {"delivered", "superseded"}
+        waits = set(states.values()) - set(mail.ENDED)
         is_lost = len(states) < len(keys) and (forgotten_before is None or _end(day) > forgotten_before)
         if not waits and not is_lost:
             files += len(paths) if upto.dry_run else archive.forget(bus.staging, route.name, day)

@@ -133,7 +133,7 @@ def resume(route: RouteName, module: Module = None, as_json: AsJson = False) -> 
 
 
 def cancel(trip_id: TripId, reason: Reason, as_json: AsJson = False) -> None:
-    """Stop a trip for good. Its messages are stranded, and can be redriven.
+    """Stop a trip for good. Its messages are stranded, and can be redriven or discarded.
 
     A run that drives it stops at its next rows or its next stop, and before it commits; its messages are stranded once it has ended. If it
     commits in the very moment of the request, publishing wins: then the trip is delivered.
@@ -156,7 +156,7 @@ def cancel(trip_id: TripId, reason: Reason, as_json: AsJson = False) -> None:
 
 def _what_becomes_of_it(trip: Trip) -> str:
     if trip.trigger == "queue":
-        return f", its messages stranded; `bus redrive {trip.route} --state stranded --reason …` sends them on"
+        return f", its messages stranded; `bus redrive {trip.route} --state stranded --reason …` sends them on, `bus discard` gives them up"
     if trip.trigger == "release":
         return f"; `bus quarantine unrelease {trip.id}` holds again the rows that it was to release"
     return ": it cannot be driven again"

@@ -1,8 +1,8 @@
-"""``bus messages``, ``message``, ``redrive`` and ``replay``: see where messages are, and send them round again."""
+"""``bus messages``, ``message``, ``redrive``, ``discard`` and ``replay``: see where messages are, send them round again, give them up."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from resources.depot.inbox import Inbox
     from resources.depot.mail import Counts, Decision, Message
 
-STATES = ("waiting", "aboard", "delivered", "quarantined", "stranded", "superseded", "held")
+STATES = ("waiting", "aboard", "delivered", "quarantined", "stranded", "superseded", "held", "discarded")
 WAIT_FOR_A_PERSON = ("stranded", "quarantined", "held")
+REDRIVEN = (*WAIT_FOR_A_PERSON, "discarded")
 ERROR_CHARACTERS = 90
 NO_REASON = "no reason was given"
 DAYS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"]
@@ -26,6 +27,7 @@ Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept.")]
 Ids = Annotated[list[int] | None, typer.Option("--id", metavar="ID", help="This message; may come again. `bus messages` lists them.")]
 Since = Annotated[datetime | None, typer.Option("--since", formats=DAYS, help="Received then or later (UTC).")]
 Until = Annotated[datetime | None, typer.Option("--until", formats=DAYS, help="Received before then (UTC).")]
+Everything = Annotated[bool, typer.Option("--all", help="Everything that is stranded, quarantined or held.")]
 
 
 def messages(
@@ -95,10 +97,10 @@ def redrive(
     route: RouteName,
     reason: Annotated[str, typer.Option("--reason", help="Why; it is kept. Needed, but for --from-dead-letters.")] = "",
     ids: Ids = None,
-    state: Annotated[list[str] | None, typer.Option(help="Those that are stranded, quarantined or held; may come again.")] = None,
+    state: Annotated[list[str] | None, typer.Option(help=f"Those that are {', '.join(REDRIVEN)}; may come again.")] = None,
     since: Since = None,
     until: Until = None,
-    everything: Annotated[bool, typer.Option("--all", help="Everything that is stranded, quarantined or held.")] = False,
+    everything: Everything = False,
     from_dead_letters: Annotated[
         bool, typer.Option("--from-dead-letters", help="What lies on the route's queue for dead letters: it is moved into the depot.")
     ] = False,
@@ -108,9 +110,7 @@ def redrive(
     """Let messages ride again that were given up. Known by their identity: what was applied is not applied again."""
     from bus_assets.cli.loading import known_route, open_depot
 
-    wrong = [name for name in state or () if name not in WAIT_FOR_A_PERSON]
-    if wrong:
-        raise typer.BadParameter(f"'{wrong[0]}' is none of {', '.join(WAIT_FOR_A_PERSON)}", param_hint="--state")
+    states = _states(state, REDRIVEN)
     if [bool(ids or state or since or until), everything, from_dead_letters].count(True) != 1:
         said = "say which: --id ID …, --state STATE …, --since and --until, --all, or --from-dead-letters"
         raise typer.BadParameter(said, param_hint="--id")
@@ -121,14 +121,42 @@ def redrive(
         return
     depot = open_depot()
     known_route(depot, route, module)
-    states: Any = tuple(state or WAIT_FOR_A_PERSON)
     number = depot.inbox.redrive(route, ids, states, since=_utc(since), until=_utc(until), reason=reason)
     if as_json:
         print_json({"route": route, "redriven": number})
         return
-    nothing = f"nothing is {_or(state)}" + (" and was received then" if since or until else "")
-    say(f"route '{route}': " + (f"{number:,} redriven, and waiting again" if number else nothing))
+    say(f"route '{route}': " + (f"{number:,} redriven, and waiting again" if number else _nothing(state, since, until)))
     _note_paused(depot.inbox, route)
+
+
+def discard(
+    route: RouteName,
+    reason: Reason,
+    ids: Ids = None,
+    state: Annotated[list[str] | None, typer.Option(help=f"Those that are {', '.join(WAIT_FOR_A_PERSON)}; may come again.")] = None,
+    since: Since = None,
+    until: Until = None,
+    everything: Everything = False,
+    module: Module = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give messages up for good that wait for a person. They stay on record, with the reason, and do not ride if they come again.
+
+    One that held its group lets it go on. `bus redrive ROUTE --id ID` takes it back, as long as it has its body.
+    """
+    from bus_assets.cli.loading import known_route, open_depot
+
+    states = _states(state, WAIT_FOR_A_PERSON)
+    if bool(ids or state or since or until) is everything:
+        raise typer.BadParameter("say which: --id ID …, --state STATE …, --since and --until, or --all", param_hint="--id")
+    depot = open_depot()
+    known_route(depot, route, module)
+    chosen = states or WAIT_FOR_A_PERSON
+    number = depot.inbox.discard(route, ids, chosen, since=_utc(since), until=_utc(until), reason=reason)
+    if as_json:
+        print_json({"route": route, "discarded": number})
+        return
+    say(f"route '{route}': " + (f"{number:,} discarded: {reason}" if number else _nothing(state, since, until)))
 
 
 def replay(
@@ -226,8 +254,8 @@ def shown(message: Message, decided: Mapping[int, list[Decision]]) -> dict[str, 
 
 def _why(message: Message, decided: Mapping[int, list[Decision]]) -> str:
     """Why it waits for a person, else what a person last decided about it."""
-    newest = decided.get(message.id, ())[-1:]
-    return _short(message.error or next((f"{one.what}: {one.reason}" for one in newest), None))
+    said = next((f"{one.what}: {one.reason}" for one in decided.get(message.id, ())[-1:]), None)
+    return _short(said if message.state == "discarded" else message.error or said)
 
 
 def _in_words(counts: Counts) -> str:
@@ -238,8 +266,16 @@ def _in_words(counts: Counts) -> str:
     return ", ".join(said)
 
 
-def _or(state: list[str] | None) -> str:
-    return " or ".join(state or WAIT_FOR_A_PERSON)
+def _states(given: list[str] | None, may: Sequence[str]) -> Any:
+    """None if none are given."""
+    wrong = [name for name in given or () if name not in may]
+    if wrong:
+        raise typer.BadParameter(f"'{wrong[0]}' is none of {', '.join(may)}", param_hint="--state")
+    return tuple(given) if given else None
+
+
+def _nothing(state: list[str] | None, since: datetime | None, until: datetime | None) -> str:
+    return f"nothing is {' or '.join(state or WAIT_FOR_A_PERSON)}" + (" and was received then" if since or until else "")
 
 
 def _short(error: str | None) -> str:

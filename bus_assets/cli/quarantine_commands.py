@@ -227,5 +227,5 @@ def _standing(row: QuarantinedRow) -> str:
     if row.state == "discarded":
         return f"discarded: {row.reason}"
     if row.message_state == "quarantined":
-        return f"held, as is its whole message {row.message}: `bus redrive {row.route} --id {row.message} --reason …`"
+        return f"held, as is its whole message {row.message}: `bus redrive {row.route} --id {row.message} --reason …`, or `bus discard`"
     return "held" if row.is_releasable else f"held (its trip is {row.trip_state})"

@@ -7,10 +7,10 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
+from resources.depot import mail
 from resources.depot.connections import Connections
 from resources.depot.entries import OVER, Forgotten, TripState
 from resources.depot.many import among
-from resources.depot.messages import COUNTED
 from resources.depot.quarantine import chunks
 from resources.depot.schema import attempts, messages, publications, quarantine, trips, verdicts
 
@@ -33,7 +33,7 @@ def forget(connections: Connections, route: str, before: datetime) -> Forgotten:
 
 def would_forget(connection: sa.Connection, route: str, before: datetime) -> Forgotten:
     """What ``forget`` takes once messages that ended ``before`` are forgotten too."""
-    stays = messages.c.state.not_in(COUNTED) | (messages.c.changed_at >= before)
+    stays = messages.c.state.not_in(mail.ENDED) | (messages.c.changed_at >= before)
     found = forgettable(connection, _free(route, before, _has_message(stays)))
     rows = 0
     for some in chunks(found, TRIPS_AT_ONCE):

@@ -28,7 +28,8 @@ from resources.depot.mail import (
 )
 from resources.errors import Misconfigured
 
-REDRIVEN: tuple[MessageState, ...] = ("stranded", "quarantined", "held")
+WAIT_FOR_A_PERSON: tuple[MessageState, ...] = ("stranded", "quarantined", "held")
+REDRIVEN: tuple[MessageState, ...] = (*WAIT_FOR_A_PERSON, "discarded")
 
 
 class Inbox:
@@ -85,7 +86,7 @@ class Inbox:
     def correct(self, message: Message, arrival: Arrival) -> bool:
         """Let ``message`` wait again with what ``arrival`` says, as if it arrived now; whether it does.
 
-        Not one that rides, was delivered or superseded, nor one that was sent round again since it was read.
+        Not one that rides, was delivered, superseded or discarded, nor one that was sent round again since it was read.
         """
         with self._connections.writing() as connection:
             return boarding.correct(connection, message.route, message.id, message.generation, arrival)
@@ -309,7 +310,7 @@ class Inbox:
         self,
         route: str,
         ids: Sequence[int] | None = None,
-        states: Sequence[MessageState] = REDRIVEN,
+        states: Sequence[MessageState] | None = None,
         *,
         since: datetime | None = None,
         until: datetime | None = None,
@@ -319,13 +320,36 @@ class Inbox:
 
         One that a newer message of its subject has replaced becomes superseded, and is not counted. With ``ids`` all or,
         with Refused, none (one is another route's, in another state, or its body is purged); without, every one that has its body.
-        Only those received from ``since`` until before ``until``.
+        Only those received from ``since`` until before ``until``. Discarded ones only if ``ids`` or ``states`` name them.
         """
         _reason(reason, "a redrive")
+        states = (WAIT_FOR_A_PERSON if ids is None else REDRIVEN) if states is None else states
         if not states or set(states) - set(REDRIVEN):
             raise Misconfigured(f"messages are redriven from {', '.join(REDRIVEN)}, not {', '.join(states) or 'nothing'}")
         with self._connections.writing() as connection:
             return messages.redrive(connection, checked_name(route, "route"), ids, states, messages.Span(since, until), reason)
+
+    def discard(
+        self,
+        route: str,
+        ids: Sequence[int] | None = None,
+        states: Sequence[MessageState] = WAIT_FOR_A_PERSON,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        reason: str,
+    ) -> int:
+        """Give messages in ``states`` up for good, with their held rows; the reason is kept. How many.
+
+        They hold their group no longer, are not sent to the dead letters any more, and do not wake when they arrive again, from there
+        neither; a ``redrive`` that names them takes it back. With ``ids`` all or, with Refused, none (one is another route's, or in another
+        state). Only those received from ``since`` until before ``until``.
+        """
+        _reason(reason, "discarding messages")
+        if not states or set(states) - set(WAIT_FOR_A_PERSON):
+            raise Misconfigured(f"messages are discarded from {', '.join(WAIT_FOR_A_PERSON)}, not {', '.join(states) or 'nothing'}")
+        with self._connections.writing() as connection:
+            return messages.discard(connection, checked_name(route, "route"), ids, states, messages.Span(since, until), reason)
 
     def replay(
         self, route: str, since: datetime | None = None, until: datetime | None = None, ids: Sequence[int] | None = None
@@ -370,10 +394,10 @@ class Inbox:
             return messages.counts(connection, route)
 
     def purge(self, route: str, before: datetime, keep_keys_after: datetime) -> Purged:
-        """Take the bodies of messages that ended before ``before``, and forget delivered and superseded ones that ended before
-        ``keep_keys_after``, keys included: from then on older new ones are held.
+        """Take the bodies of messages that ended before ``before``, and forget those that ended before ``keep_keys_after``, keys
+        included: from then on older new ones are held.
 
-        Ended is delivered or superseded; stranded, quarantined and held ones wait for a person and keep all. Runs in many small
+        Ended is delivered, superseded or discarded; stranded, quarantined and held ones wait for a person and keep all. Runs in many small
         transactions: whoever boards meanwhile does not wait for it. Misconfigured if ``keep_keys_after`` is later than ``before``.
         """
         _longer_than_bodies(route, before, keep_keys_after)

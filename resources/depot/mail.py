@@ -7,6 +7,8 @@ arrival ──board──→ waiting ──form──→ aboard ──delivered�
              ├──→ superseded    a newer one of its subject is here (or came while it waited)
              ├──→ quarantined   it cannot be decoded
              └──→ held          older than the keys that are kept: it may have been delivered before ──redrive──→ waiting
+
+stranded, quarantined, held ──discard──→ discarded    for good, by a person: arriving again does not wake it ──redrive──→ waiting
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ from typing import Any, Literal, NamedTuple
 
 from resources.depot.entries import Attempt, Trip
 
-MessageState = Literal["waiting", "aboard", "delivered", "quarantined", "stranded", "superseded", "held"]
+MessageState = Literal["waiting", "aboard", "delivered", "quarantined", "stranded", "superseded", "held", "discarded"]
+ENDED: tuple[MessageState, ...] = ("delivered", "superseded", "discarded")
+"""Of these nothing more is expected: purging takes them. All others ride, or wait, for a trip or for a person."""
 Spent = Literal["failure", "death"]
 """What a retry takes from a trip: one of its own attempts, or one of the infrastructure's deaths."""
-Decided = Literal["redriven", "from the dead letters", "delivered again", "cancelled", "corrected"]
+Decided = Literal["redriven", "from the dead letters", "delivered again", "cancelled", "discarded", "corrected"]
 """What a person decides about messages; and that one was corrected, which its sender decided."""
 TRIP_RECEIPT = "trip:"
 """How the receipts of whole trips, and of rows released one by one, begin; no key of a message does, see :mod:`sensors.envelopes`."""
@@ -111,7 +115,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided about a message, why, and the generation that it got by it (or had, when its trip was cancelled)."""
+    """What was decided about a message, why, and the generation that it got by it (or had, when it was discarded or its trip cancelled)."""
 
     what: Decided
     reason: str

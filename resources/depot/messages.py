@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from resources.depot import decisions, quarantine, routes, schema
 from resources.depot.connections import Connections, now
-from resources.depot.mail import Aboard, Counts, Halt, Message, MessageState, Purged
+from resources.depot.mail import ENDED, Aboard, Counts, Halt, Message, MessageState, Purged
 from resources.depot.quarantine import UPDATE_IDS, brief, chunks
 from resources.depot.schema import messages, storable
 from resources.errors import Refused
@@ -19,8 +19,15 @@ from resources.receipts import stored_key
 
 Riding = TypeVar("Riding", bound=Any)
 
-COUNTED = ("delivered", "superseded")
+COUNTED: tuple[MessageState, ...] = ("delivered", "superseded")
 """States that most messages end in: how many there are is kept in the route's row, never counted."""
+INSTEAD_OF_DISCARDING = {
+    "waiting": "waits for a trip; once it is aboard, `bus cancel TRIP --reason …` strands it, and then it can be discarded",
+    "aboard": "rides in trip {trip}; `bus cancel {trip} --reason …` strands it first, unless the trip publishes",
+    "delivered": "is delivered: its rows are in the destination, and can be deleted only there",
+    "superseded": "is superseded: a newer one of its subject is here, and it does not ride any more",
+    "discarded": "is discarded already",
+}
 
 
 @dataclass(frozen=True)
@@ -185,6 +192,33 @@ def redrive(
     return len(found) - replaced
 
 
+def discard(
+    connection: sa.Connection, route: str, ids: Sequence[int] | None, states: Sequence[MessageState], received: Span, reason: str
+) -> int:
+    routes.lock(connection, route)
+    _check_given_up(connection, route, ids or ())
+    may = (messages.c.route == route) & messages.c.state.in_(states) & received.has()
+    within = " that were received then" if received != Span() else ""
+    found = _all_of(connection, ids, may, f"{' or '.join(states)} messages of route '{route}'{within}")
+    moment = now(connection)
+    for some in chunks(found, UPDATE_IDS):
+        quarantine.discard_of_messages(connection, some, f"message discarded: {reason}")
+        given_up = {"state": "discarded", "to_dead_letters": False, "changed_at": moment}
+        connection.execute(sa.update(messages).where(messages.c.id.in_(some)).values(given_up))
+        decisions.keep(connection, messages.c.id.in_(some), "discarded", reason, moment)
+    return len(found)
+
+
+def _check_given_up(connection: sa.Connection, route: str, ids: Sequence[int]) -> None:
+    """Refused for the first of ``ids`` that is not given up yet, or has ended, with what to do instead."""
+    query = sa.select(messages.c.id, messages.c.state, messages.c.trip).where(messages.c.route == route)
+    query = query.where(messages.c.state.in_(INSTEAD_OF_DISCARDING)).order_by(messages.c.id).limit(1)
+    for some in chunks(dict.fromkeys(ids), UPDATE_IDS):
+        for number, state, trip in connection.execute(query.where(messages.c.id.in_(some))):
+            said = INSTEAD_OF_DISCARDING[state].format(trip=trip)
+            raise Refused(f"message {number} of route '{route}' cannot be discarded: it {said}; nothing was changed")
+
+
 def replayable(connection: sa.Connection, route: str, received: Span, ids: Sequence[int] | None) -> list[int]:
     may = (messages.c.route == route) & (messages.c.state == "delivered") & messages.c.body.is_not(None) & ~has_newer()
     return _ids(connection, ids, may & received.has())
@@ -274,7 +308,7 @@ def purge(connections: Connections, route: str, before: datetime, keep_keys_afte
 
 
 def purgeable(connection: sa.Connection, route: str, before: datetime, keep_keys_after: datetime) -> Purged:
-    ended = (messages.c.route == route) & messages.c.state.in_(COUNTED)
+    ended = (messages.c.route == route) & messages.c.state.in_(ENDED)
     old, kept = messages.c.changed_at < keep_keys_after, messages.c.changed_at >= keep_keys_after
     gone = sa.select(sa.func.count()).where(ended, old)
     bodies = sa.select(sa.func.count()).where(ended, kept, messages.c.changed_at < before, messages.c.body.is_not(None))
@@ -288,12 +322,12 @@ def _range(connection: sa.Connection, route: str) -> tuple[int, int]:
 
 
 def _forget(connection: sa.Connection, route: str, old: sa.ColumnElement[bool]) -> int:
-    decisions.forget(connection, old & messages.c.state.in_(COUNTED))
-    gone = {state: connection.execute(sa.delete(messages).where(old, messages.c.state == state)).rowcount for state in COUNTED}
-    routes.count(connection, route, received=-sum(gone.values()), **{state: -number for state, number in gone.items()})
+    decisions.forget(connection, old & messages.c.state.in_(ENDED))
+    gone = {state: connection.execute(sa.delete(messages).where(old, messages.c.state == state)).rowcount for state in ENDED}
+    routes.count(connection, route, received=-sum(gone.values()), **{state: -gone[state] for state in COUNTED})
     return sum(gone.values())
 
 
 def _empty(connection: sa.Connection, old: sa.ColumnElement[bool]) -> int:
-    ended = sa.update(messages).where(old, messages.c.state.in_(COUNTED), messages.c.body.is_not(None))
+    ended = sa.update(messages).where(old, messages.c.state.in_(ENDED), messages.c.body.is_not(None))
     return connection.execute(ended.values(body=None)).rowcount

@@ -120,8 +120,8 @@ def _check_messages(connection: sa.Connection, ids: Sequence[int]) -> None:
         if whole:
             raise Refused(
                 f"nothing was delivered of the messages {brief([found.id for found in whole])} that these rows came in: they are not "
-                f"released row by row. `bus redrive {whole[0].route} --id {whole[0].id} --reason …` sends a message round again; "
-                "nothing was changed"
+                f"released row by row. `bus redrive {whole[0].route} --id {whole[0].id} --reason …` sends a message round again, "
+                "`bus discard` gives it up; nothing was changed"
             )
 
 

@@ -1189,6 +1189,106 @@ def test_a_redriven_message_that_was_replaced_is_superseded(inbox):
     assert counted(inbox) == {"waiting": 1, "superseded": 1}
 
 
+# Given up for good
+
+
+def test_a_discarded_message_is_kept_and_does_not_wake(depot, inbox):
+    _, ids = stranded_with_row(depot, inbox)
+    inbox.board("orders", [Arrival("bad", b"{", problem="not JSON"), Arrival("old", b"", datetime.now(UTC) - DAY)], horizon_seconds=60)
+    assert inbox.discard("orders", ids[:1], reason="a test order \x00") == 1
+    assert inbox.discard("orders", states=("quarantined",), reason="nobody can read it") == 1
+    assert inbox.discard("invoices", reason="of another route") == 0
+    assert counted(inbox) == {"discarded": 2, "stranded": 2, "held": 1}
+    message = inbox.messages(key="k0")[0]
+    assert (message.state, message.generation, message.body, message.error) == ("discarded", 0, b"body 0", "no")
+    assert [message.id for message in inbox.dead_letters("orders", 10)] == ids[1:]
+    assert reasons(inbox, ids[0], 4) == {
+        ids[0]: [("discarded", "a test order \\x00", 0)],
+        4: [("discarded", "nobody can read it", 0)],
+    }
+    [row] = depot.quarantined(state="discarded")
+    assert (row.message, row.reason) == (ids[0], "message discarded: a test order \\x00")
+    again = [Arrival("k0", b"mended"), Arrival("bad", b"{}")]
+    assert inbox.board("orders", again) == Boarded(duplicates=2, other_bodies=2)
+    assert inbox.board("orders", again, dead_letters="for others") == Boarded(duplicates=2, other_bodies=2)
+    assert inbox.correct(inbox.messages(key="k0")[0], again[0]) is False
+    assert inbox.rebuild("orders", again, {}) == {}
+    assert inbox.redrive("orders", reason="all that waits for a person") == 3
+    assert counted(inbox) == {"discarded": 2, "waiting": 3}
+    assert inbox.discard("orders", reason="nothing waits for a person") == 0
+
+
+def test_who_discarded_a_message_takes_it_back(depot, inbox):
+    _, ids = stranded_with_row(depot, inbox)
+    inbox.discard("orders", reason="a mistake")
+    assert inbox.redrive("orders", ids[:1], reason="no, it counts") == 1
+    assert inbox.redrive("orders", states=("discarded",), reason="they all count") == 2
+    assert counted(inbox) == {"waiting": 3}
+    assert reasons(inbox, ids[0]) == {ids[0]: [("discarded", "a mistake", 0), ("redriven", "no, it counts", 1)]}
+    formed(inbox)
+    inbox.strand(*departed(inbox), ids, "no", to_dead_letters=True)
+    assert inbox.discard("orders", ids, reason="no mistake") == 3
+    assert reasons(inbox, ids[0])[ids[0]][-1] == ("discarded", "no mistake", 1)
+
+
+def test_a_discarded_message_holds_its_group_no_longer(inbox):
+    trip, ids = riding(inbox, 3, group="g")
+    inbox.strand(trip, ids[:1], "poison", to_dead_letters=False)
+    assert (formed(inbox), inbox.moving("orders"), inbox.halts("orders")[0].behind) == (0, 0, 2)
+    inbox.discard("orders", ids[:1], reason="a test order")
+    assert (inbox.halts("orders"), inbox.moving("orders"), formed(inbox)) == ([], 2, 1)
+    assert [message.id for message in inbox.messages_of(departed(inbox)[-1])] == ids[1:]
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ("waiting", "waits for a trip; once it is aboard, `bus cancel TRIP"),
+        ("aboard", r"rides in trip .*; `bus cancel 2"),
+        ("delivered", "only there"),
+        ("superseded", "a newer one of its subject"),
+        ("discarded", "already"),
+    ],
+)
+def test_what_is_not_given_up_is_not_discarded(depot, inbox, state, says):
+    _, ids = stranded_with_row(depot, inbox)
+    inbox.board("orders", [Arrival("other", b"")])
+    change(depot, "UPDATE depot_messages SET state = :state, trip = '2026-a-trip' WHERE id = 4", state=state)
+    with pytest.raises(Refused, match=f"message 4 of route 'orders' cannot be discarded: it .*{says}.*nothing was changed"):
+        inbox.discard("orders", [*ids, 4], reason="x")
+    assert set(states(inbox).values()) == {"stranded", state}
+
+
+def test_discarding_is_all_or_nothing(depot, inbox):
+    _, ids = stranded_with_row(depot, inbox)
+    with pytest.raises(Refused, match=r"1 of the 2 messages .* are not stranded or quarantined or held messages of route 'orders';"):
+        inbox.discard("orders", [ids[0], 999], reason="x")
+    with pytest.raises(Refused, match="that were received then"):
+        inbox.discard("orders", ids, since=datetime.now(UTC) + DAY, reason="x")
+    with pytest.raises(Refused, match="of route 'invoices'"):
+        inbox.discard("invoices", ids, reason="x")
+    with pytest.raises(Misconfigured, match="not delivered"):
+        inbox.discard("orders", states=("delivered",), reason="x")
+    with pytest.raises(Misconfigured, match="reason"):
+        inbox.discard("orders", ids, reason=" ")
+    assert inbox.discard("orders", until=datetime.now(UTC) - DAY, reason="x") == 0
+    assert counted(inbox) == {"stranded": 3}
+
+
+def test_a_purge_takes_what_was_discarded_like_what_was_delivered(depot, inbox):
+    _, ids = stranded_with_row(depot, inbox)
+    inbox.discard("orders", reason="x")
+    now = datetime.now(UTC) + DAY
+    assert inbox.purgeable("orders", now, now - 30 * DAY) == inbox.purge("orders", now, now - 30 * DAY) == Purged(bodies=3)
+    with pytest.raises(Refused, match="that have their bodies"):
+        inbox.redrive("orders", ids[:1], reason="too late")
+    assert depot.forget_trips("orders", now) == Forgotten()
+    assert depot.forgettable_trips("orders", now) == Forgotten(1, 3)
+    assert inbox.purgeable("orders", now, now) == inbox.purge("orders", now, now) == Purged(messages=3)
+    assert (counted(inbox), reasons(inbox, *ids)) == ({}, {})
+    assert depot.forget_trips("orders", now) == Forgotten(1, 3)
+
+
 def test_delivering_again_is_a_new_part(depot, inbox):
     trip, ids = stranded_with_row(depot, inbox)
     inbox.redrive("orders", reason="fixed")
@@ -1297,6 +1397,7 @@ def test_counts_have_every_state_and_the_oldest_that_waits(inbox):
         "stranded": 1,
         "superseded": 1,
         "held": 0,
+        "discarded": 0,
     }
     assert counts.oldest_waiting == inbox.messages(key="w")[0].received_at
     assert counts.duplicates == 1

@@ -18,7 +18,7 @@ from tests.queue_cli import CliWorld
 from tests.queue_world import ORDER, TOTAL, events, order, orders
 
 MENDED = (Transform("priced", "SELECT order_id, qty * price AS total FROM messages", TOTAL), events()["log"])
-COMMANDS = ("messages", "message", "redrive", "replay", "dispatch", "pause", "resume", "cancel", "purge", "doctor")
+COMMANDS = ("messages", "message", "redrive", "discard", "replay", "dispatch", "pause", "resume", "cancel", "purge", "doctor")
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_a_body_with_sensitive_fields_is_shown_only_on_purpose(world):
         (("redrive", "events", "--all"), "--reason"),
         (("redrive", "events", "--all", "--reason", " "), "needs a reason"),
         (("redrive", "events", "--state", "delivered", "--reason", "x"), "'delivered' is none of stranded, quarantined, held"),
-        (("redrive", "events", "--id", "1", "--reason", "x"), "are not stranded or quarantined or held messages of route 'events'"),
+        (("redrive", "events", "--id", "1", "--reason", "x"), "are not stranded or quarantined or held or discarded messages of route"),
         (("redrive", "evnts", "--all", "--reason", "x"), "no route 'evnts'; did you mean 'events'?"),
         (("replay", "events", "--again", "--id", "1"), "needs a reason"),
         (("replay", "events", "--again", "--reason", "x"), "say which: --since, --until, or --id"),
@@ -326,6 +326,132 @@ def test_rows_of_a_message_that_is_wholly_quarantined_are_redriven_not_released(
     assert "held, as is its whole message 2" in world.bus_says("quarantine", "list")[1]
 
 
+# Given up for good
+
+
+def test_a_discarded_message_is_accounted_for_and_no_concern_any_more(stranded):
+    stranded.send("nonsense")
+    stranded.deliver()
+    code, out, _ = stranded.bus_says("discard", "events", "--state", "stranded", "--reason", "a test order")
+    assert (code, out) == (0, "route 'events': 1 discarded: a test order\n")
+    assert stranded.told("discard", "events", "--id", "5", "--reason", "not ours") == {"route": "events", "discarded": 1}
+    out = stranded.bus_says("messages")[1]
+    assert out.startswith("events: 3 delivered, 2 discarded\n")
+    assert "discarded: a test order" in out
+    out = stranded.bus_says("message", "4")[1]
+    assert "666 is too much for me" in out
+    assert "UTC discarded: a test order" in out
+    assert not any("stranded:" in one["wrong"] or "quarantined:" in one["wrong"] for one in stranded.told("doctor", code=1))
+    told = stranded.told("account", "events")
+    assert (told["received"], told["by_state"]["discarded"], told["balanced"]) == (5, 2, True)
+    assert {line["status"] for line in told["recounts"]} == {"agrees"}
+    assert "nothing is stranded or quarantined or held" in stranded.bus_says("discard", "events", "--all", "--reason", "x")[1]
+
+
+def by_aws(world):
+    """`StartMessageMoveTask`: back to the queue, under a new id."""
+    world.queue.send([message.outgoing for message in world.dead._messages])
+    world.deliver()
+
+
+def by_bus(world):
+    world.bus_says("redrive", "events", "--from-dead-letters", "--reason", "the prices are mended")
+
+
+@pytest.mark.parametrize("way", [by_aws, by_bus])
+def test_who_brings_back_the_dead_letters_does_not_wake_what_was_discarded(world, way):
+    world.send(*orders([666, 1666]))
+    world.deliver()
+    world.bus_says("discard", "events", "--id", "1", "--reason", "a test order")
+    mended(world)
+    way(world)
+    world.deliver()
+    assert world.states() == {"delivered": 1, "discarded": 1}
+    assert world.told("account", "events")["duplicates"] == 1
+    world.bus_says("redrive", "events", "--all", "--reason", "all that waits")
+    assert world.states() == {"delivered": 1, "discarded": 1}
+    assert world.told("redrive", "events", "--id", "1", "--reason", "no test")["redriven"] == 1
+    world.deliver()
+    assert world.logged() == ["O-1666", "O-666"]
+
+
+def test_a_message_that_is_discarded_before_its_copy_is_sent_gets_none(world):
+    world.send(order(666))
+    world.dead.fail(*[Transient("throttled")] * 50)
+    with pytest.raises(Transient):
+        world.deliver()
+    world.dead._failures.clear()
+    world.bus_says("discard", "events", "--all", "--reason", "a test order")
+    world.deliver()
+    assert (world.dead.depth().waiting, world.states()) == (0, {"discarded": 1})
+
+
+def test_behind_a_discarded_message_its_group_rides_on(tmp_path, monkeypatch, capsys):
+    world = CliWorld(tmp_path, monkeypatch, capsys, fifo=True)
+    world.send(*orders([666, 1, 2]), group="a")
+    world.deliver()
+    assert world.states() == {"stranded": 1, "waiting": 2}
+    assert "`bus discard events --id 1 --reason …`: the group alone" in world.bus_says("doctor")[1]
+    world.bus_says("discard", "events", "--id", "1", "--reason", "a test order")
+    world.deliver()
+    assert (world.logged(), world.states()) == (["O-1", "O-2"], {"delivered": 2, "discarded": 1})
+
+
+def test_rows_of_a_discarded_message_wait_for_nobody(world):
+    world.send(order(1), {"order_id": "X", "qty": 0, "price": "1"})
+    world.deliver()
+    assert "`bus discard` gives it up" in world.refused("quarantine", "release", "--route", "events", "--stop", "messages", "1")
+    assert "or `bus discard`" in world.bus_says("quarantine", "show", "1")[1]
+    world.bus_says("discard", "events", "--state", "quarantined", "--reason", "no order at all")
+    assert world.told("quarantine", "list") == []
+    (row,) = world.told("quarantine", "list", "--state", "all")
+    assert (row["state"], row["reason"], row["releasable"]) == ("discarded", "message discarded: no order at all", False)
+    assert "not held in quarantine" in world.refused("quarantine", "release", "--route", "events", "--stop", "messages", "1")
+    assert world.told("account", world.messages()[0].trip)["messages"] == {"delivered": 1, "discarded": 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("--id", "1"), "message 1 of route 'events' cannot be discarded: it is delivered: its rows are in the destination"),
+        (("--id", "4", "--id", "99"), "1 of the 2 messages (99) are not stranded or quarantined or held messages of route 'events'"),
+        (("--state", "delivered"), "'delivered' is none of stranded, quarantined, held"),
+        (("--state", "discarded"), "'discarded' is none of stranded, quarantined, held"),
+        ((), "say which: --id ID …, --state STATE …, --since and --until, or --all"),
+        (("--id", "4", "--all"), "say which"),
+    ],
+)
+def test_what_cannot_be_discarded_says_why(unchanged, given, says):
+    assert says in unchanged.refused("discard", "events", *given, "--reason", "x")
+    assert unchanged.states() == {"delivered": 3, "stranded": 1}
+
+
+def test_discarding_needs_a_reason_and_a_route_that_is_there(unchanged):
+    assert "--reason" in unchanged.refused("discard", "events", "--id", "4")
+    assert "discarding messages needs a reason" in unchanged.refused("discard", "events", "--id", "4", "--reason", " ")
+    assert "did you mean 'events'?" in unchanged.refused("discard", "evnts", "--id", "4", "--reason", "x")
+
+
+def test_a_discarded_message_is_purged_like_any_that_has_ended(stranded):
+    stranded.bus_says("discard", "events", "--all", "--reason", "a test order")
+    aged(stranded, 10)
+    (taken,) = stranded.told("purge", "events", "--older-than", "7d")["routes"]
+    assert taken["bodies"] == 4
+    assert taken["archive_files"] > 0
+    assert "that have their bodies" in stranded.refused("redrive", "events", "--id", "4", "--reason", "too late")
+    aged(stranded, 40)
+    (taken,) = stranded.told("purge", "events", "--older-than", "7d")["routes"]
+    assert (taken["messages"], stranded.messages()) == (4, [])
+    assert stranded.told("account", "events")["balanced"]
+
+
+def test_what_a_lost_depot_had_discarded_waits_again(stranded):
+    """Nobody else knows of the decision."""
+    stranded.bus_says("discard", "events", "--all", "--reason", "a test order")
+    stranded.lose_the_depot()
+    assert stranded.told("depot", "rebuild")[0]["by_state"] == {"delivered": 3, "waiting": 1}
+
+
 # Departing
 
 
@@ -407,7 +533,7 @@ def test_the_account_of_a_route_sums_up_and_is_recounted(stranded):
     assert {line["status"] for line in told["recounts"]} == {"agrees"}
     assert told["on_queues"]["dead"].startswith("about 1 waiting")
     out = stranded.bus_says("account", "events")[1]
-    assert "4 = 0 waiting + 0 aboard + 3 delivered + 0 quarantined + 1 stranded + 0 superseded + 0 held" in out
+    assert "4 = 0 waiting + 0 aboard + 3 delivered + 0 quarantined + 1 stranded + 0 superseded + 0 held + 0 discarded" in out
     assert "✓ the account balances, and the recount agrees" in out
     assert stranded.told("account", "events", "--no-recount")["recounts"] == []
 
@@ -419,6 +545,7 @@ def test_the_account_of_a_route_sums_up_and_is_recounted(stranded):
         ("UPDATE depot_messages SET key = 'made up' WHERE id = 4", "received"),
         ("UPDATE depot_messages SET state = 'delivered' WHERE id = 4", "delivered"),
         ("UPDATE depot_messages SET state = 'stranded' WHERE id = 1", "given up, yet applied"),
+        ("UPDATE depot_messages SET state = 'discarded' WHERE id = 1", "given up, yet applied"),
         ("UPDATE depot_routes SET delivered = delivered + 1", "in the depot"),
         ("DELETE FROM depot_messages WHERE id = 4", "archived"),
     ],

@@ -82,7 +82,9 @@ def test_messages_that_wait_for_a_person_are_told_by_reason(world):
     assert "1 × " in found["stranded"]["wrong"]
     assert "666 is too much for me" in found["stranded"]["wrong"]
     assert found["quarantined"]["wrong"].startswith("2 messages are quarantined")
-    assert "`bus redrive events --state quarantined --reason …`" in found["quarantined"]["advice"]
+    for state in ("stranded", "quarantined"):
+        for command in ("redrive", "discard"):
+            assert f"`bus {command} events --state {state} --reason …`" in found[state]["advice"]
 
 
 def test_dead_letters_that_lie_on_their_queue_say_how_to_redrive_them(world):
@@ -120,6 +122,7 @@ def test_messages_behind_a_stranded_one_do_not_wait_for_a_sensor(world):
     (halted,) = [finding for finding in found if "waiting behind" in finding["wrong"]]
     assert halted["wrong"] == f"2 messages are waiting behind stranded ones of their groups: 2 behind message {stranded.id}"
     assert f"`bus redrive events --id {stranded.id} --reason …`" in halted["advice"]
+    assert f"`bus discard events --id {stranded.id} --reason …`" in halted["advice"]
     assert halted["since"]
     assert not any("waiting for a trip" in finding["wrong"] for finding in found)
     world.deploy(events(dead_letters="dead", on_stranded="continue"))

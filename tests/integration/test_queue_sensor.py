@@ -165,6 +165,9 @@ def test_the_accounts_check_warns_of_messages_that_wait_for_a_person(town):
     found = accounted(town)
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert "1 quarantined: `bus messages events` shows them" in found.description
+    town.depot.inbox.discard("events", reason="nobody can read it")
+    found = accounted(town)
+    assert (found.passed, found.description, found.metadata["discarded"].value) == (True, "no message waits for a person", 1)
 
 
 def test_the_accounts_check_misses_a_message_that_is_lost_from_the_depot(town):

@@ -107,7 +107,8 @@ def main() -> int:
     print(f"seed {seed}", flush=True)
     with pytest.MonkeyPatch.context() as patch:
         prepare(patch)
-        found = explore(seed, Budget(kills=4, expired=3, redelivered=3, redriven=2, restored=1, cancelled=2), seconds=given.minutes * 60)
+        budget = Budget(kills=4, expired=3, redelivered=3, redriven=2, restored=1, cancelled=2, discarded=1)
+        found = explore(seed, budget, seconds=given.minutes * 60)
     print(found)
     print(dict(found.happened))
     return 1 if found.problem else 0

@@ -28,7 +28,7 @@ def patch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 @pytest.mark.parametrize(
-    ("seed", "budget"), [(1, Budget()), (2, Budget(kills=4, expired=3, redelivered=3, redriven=2, restored=1, cancelled=2))]
+    ("seed", "budget"), [(1, Budget()), (2, Budget(kills=4, expired=3, redelivered=3, redriven=2, restored=1, cancelled=2, discarded=1))]
 )
 def test_every_schedule_delivers_each_message_once_or_strands_it(patch, seed, budget):
     found = explore(seed, budget, seconds=SECONDS / 2)

@@ -154,6 +154,7 @@ class Budget:
     redriven: int = 1
     restored: int = 0
     cancelled: int = 0
+    discarded: int = 0
 
 
 class ModelWorld(World):
@@ -173,6 +174,8 @@ class ModelWorld(World):
         self.asked: list[Departure] = []
         self.snapshot: Path | None = None
         self.stopped: set[str] = set()
+        self.given_up: set[str] = set()
+        self.stranded_then: set[str] = set()
         self.trace: list[str] = []
         self._numbers = itertools.count(1)
         self._look = {name: sqlite3.connect(root / f"{name}.db") for name in ROUTE.databases}
@@ -196,7 +199,7 @@ class ModelWorld(World):
 
     def _faults(self) -> dict[str, dict[str, Callable[[], None]]]:
         live = self._depot("SELECT a.trip FROM depot_attempts a WHERE a.ended_at IS NULL AND a.lease_until > '2001'")
-        stranded = self._depot("SELECT key FROM depot_messages WHERE state = 'stranded'")
+        stranded = self._stranded()
         underway = self._depot(
             "SELECT id FROM depot_trips WHERE cancelled IS NULL AND state IN ('formed', 'departed', 'driving', 'failed')"
         )
@@ -205,8 +208,9 @@ class ModelWorld(World):
             "expired": {trip: lambda t=trip: self._expire(t) for (trip,) in live},
             "redelivered": {key: lambda k=key: self._redeliver(k) for key in self.keys},
             "relaunched": {d.trip: lambda d=d: self._launch(d, again=True) for d in self.asked},
-            "redriven": {key: lambda k=key: self._redrive(k) for (key,) in stranded},
+            "redriven": {key: lambda k=key: self._redrive(k) for key in stranded},
             "restored": {"": self._restore if self.snapshot else self._copy},
+            "discarded": {key: lambda k=key: self._discard(k) for key in stranded},
             # Not after that: cancelling asks no destination, and strands what a restored depot does not know to be applied.
             "cancelled": {} if self._is_restored else {trip: lambda t=trip: self._cancel(t) for (trip,) in underway},
         }
@@ -298,6 +302,11 @@ class ModelWorld(World):
             return
         self.stopped |= {trip} - self._published()
 
+    def _discard(self, key: str) -> None:
+        (message,) = self.bus.depot.inbox.messages(ROUTE.name, key=f"body:{key}")
+        self.bus.depot.inbox.discard(ROUTE.name, [message.id], reason="nobody needs it")
+        self.given_up.add(key)
+
     def _published(self) -> set[str]:
         return {trip for (trip,) in self._look["first"].execute("SELECT trip FROM bus_outcomes WHERE outcome = 'published'")}
 
@@ -319,7 +328,12 @@ class ModelWorld(World):
             leftover.unlink()
         shutil.copy(self.snapshot, self.root / "depot.db")
         self.stopped.clear()  # nobody remembers
+        self.given_up.clear()
+        self.stranded_then = set(self._stranded())  # what came of them since, it does not know: they may be applied
         rebuild(self.bus, self.route)
+
+    def _stranded(self) -> list[str]:
+        return [key for (key,) in self._depot("SELECT substr(key, 6) FROM depot_messages WHERE state = 'stranded' ORDER BY id")]
 
     def hurry(self) -> None:
         """Back-off is over; a run that was asked for and did not come is late; what is in flight on the queue is so no more."""
@@ -373,13 +387,15 @@ class ModelWorld(World):
                 return f"{key} is applied {first[key]} and {second[key]} times"
             if second[key] and not first[key]:
                 return f"{key} is in the second database only"
-            if state == "stranded" and first[key]:
-                return f"{key} is stranded and applied"
+            if state in ("stranded", "discarded") and first[key] and key not in self.stranded_then:
+                return f"{key} is {state} and applied"
+            if key in self.given_up and state != "discarded":
+                return f"{key} was discarded, and is {state}"
             if state == "delivered" and not (first[key] and second[key]):
                 return f"{key} is delivered and is {first[key]} and {second[key]} times there"
             if state is None and key not in on_queue:
                 return f"{key} is lost"
-            if final and state not in ("delivered", "stranded"):
+            if final and state not in ("delivered", "stranded", "discarded"):
                 return f"at rest, {key} is {state}"
             if final and (state == "stranded") and key != self.poison and not self._may_be_stranded:
                 return f"{key} is stranded for nothing"

@@ -179,11 +179,11 @@ class Life(RuleBasedStateMachine):
         for message in self.inbox.messages(limit=1000):
             self.mail[int(message.key[1:])].id = message.id
 
-    @precondition(lambda self: self.of_state("delivered", "superseded"))
+    @precondition(lambda self: self.of_state("delivered", "superseded", "discarded"))
     @rule()
     def purge(self):
         """What has ended is forgotten, keys included; who waits for a person is not."""
-        ended, soon = self.of_state("delivered", "superseded"), datetime.now(UTC) + timedelta(days=1)
+        ended, soon = self.of_state("delivered", "superseded", "discarded"), datetime.now(UTC) + timedelta(days=1)
         assert self.inbox.purge(ROUTE, soon, soon) == Purged(messages=len(ended))
         self.purged = True
         for one in ended:
@@ -443,6 +443,22 @@ class Life(RuleBasedStateMachine):
                 one.state = "superseded"
         assert self.inbox.redrive(ROUTE, reason="fixed") == sum(one.state == "waiting" for one in some)
 
+    @precondition(lambda self: self.of_state("stranded", "quarantined", "held"))
+    @rule(data=st.data())
+    def discard(self, data):
+        one = data.draw(st.sampled_from(sorted(self.of_state("stranded", "quarantined", "held"), key=lambda one: one.id)))
+        assert self.inbox.discard(ROUTE, [one.id], reason="a test order") == 1
+        one.state, one.to_dead_letters = "discarded", False
+
+    @precondition(lambda self: self.of_state("discarded"))
+    @rule(data=st.data())
+    def take_back(self, data):
+        one = data.draw(st.sampled_from(sorted(self.of_state("discarded"), key=lambda one: one.id)))
+        self.again(one)
+        if self.is_replaced(one):
+            one.state = "superseded"
+        assert self.inbox.redrive(ROUTE, [one.id], reason="it counts") == (one.state == "waiting")
+
     @precondition(lambda self: self.of_state("delivered"))
     @rule(data=st.data())
     def deliver_again(self, data):
@@ -469,7 +485,7 @@ class Life(RuleBasedStateMachine):
             message = found[one.id]
             for name in ("state", "generation", "part", "duplicates", "to_dead_letters"):
                 assert getattr(message, name) == getattr(one, name), name
-            assert message.trip == one.trip or one.state in ("delivered", "stranded", "quarantined")
+            assert message.trip == one.trip or one.state in ("delivered", "stranded", "quarantined", "discarded")
 
     @invariant()
     def every_trip_stands_as_the_model_says(self):
