@@ -197,9 +197,9 @@ def as_driven(bus: Bus, route: Route, trip: Trip) -> Drive:
 
 
 def _stop_sums(bus: Bus, route: Route, trip: Trip, verdicts: Mapping[str, Verdict]) -> tuple[StopSum, ...]:
-    unreadable = {
-        count.stop: count.rows for count in bus.depot.count_quarantined(route.name, trip.id, state=None) if count.rule == UNREADABLE
-    }
+    unreadable = Counter[str]()
+    for count in bus.depot.count_quarantined(route.name, trip.id, state=None):
+        unreadable[count.stop] += count.rows if UNREADABLE in count.rules else 0
     read = {**(bus.depot.verdicts(trip.parent) if trip.trigger == "rehearsal" and trip.parent else {}), **verdicts}
     values, sums = as_driven(bus, route, trip).values, []
     for name in route.order:

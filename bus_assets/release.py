@@ -8,7 +8,7 @@ and row number, so that it is released at most once, also by a depot that was re
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time
 from itertools import groupby
@@ -18,10 +18,11 @@ from zoneinfo import ZoneInfo
 from bus_assets.contract import Contract, Field
 from bus_assets.route import Route
 from bus_assets.stops import DropOff, Transform
+from resources.depot.entries import QuarantinedRow
 from resources.errors import Refused
 
 if TYPE_CHECKING:
-    from resources.depot.entries import QuarantinedRow, RowState, Trip
+    from resources.depot.entries import QuarantineCount, RowState, Trip
     from resources.depot.store import Depot
     from resources.records import Records
 
@@ -92,19 +93,14 @@ def choose(depot: Depot, route: Route, stop: str, ids: Sequence[int] | None = No
     """The held rows of ``stop`` (only ``ids``, if given) that can ride again, one :class:`Release` for each set of parameters; and those
     that cannot. :class:`Refused` if one of ``ids`` is not held at that stop, or cannot ride."""
     check_release(route, stop)
-    contract = route.contract_of(stop)
-    wanted, rules = None if ids is None else set(ids), {str(rule) for rule in contract.rules()}
-    bytes_in = [field.name for field in contract.fields if "binary" in field.type]
-    no_text = {
-        str(rule) for rule in contract.rules() if (rule.kind, rule.detail) == ("type", "string") and not contract[rule.fields[0]].json
-    }
+    wanted, why_not = None if ids is None else set(ids), refusals(route, stop)
     fit: list[tuple[int, str]] = []
     left: list[LeftBehind] = []
     for row in rows_of(depot, route.name, stop, "held"):
         number = row.id or 0
         if wanted is not None and number not in wanted:
             continue
-        why = _why_not(row, rules, bytes_in, no_text)
+        why = why_not(row)
         if why:
             left.append(LeftBehind(number, why))
         else:
@@ -127,23 +123,67 @@ def _all_fit(route: Route, stop: str, wanted: set[int], fit: list[tuple[int, str
         )
 
 
-def _why_not(row: QuarantinedRow, rules: set[str], bytes_in: Sequence[str], no_text: set[str]) -> str | None:
-    if any(reason.rule == UNREADABLE for reason in row.reasons):
+def refusals(route: Route | None, stop: str) -> Callable[[QuarantinedRow | QuarantineCount], str | None]:
+    """Says of a row that ``stop`` rejected, or of rows that are counted together, why it cannot ride again; None if a release takes it.
+
+    By the contract as it is now; without the ``route``, which is not known then, by the rules that were broken. What holds bytes that are
+    no text is told of single rows only.
+    """
+    if route is not None and (never := _never(route, stop)):
+        return lambda held: never
+    contract = route.contract_of(stop) if route else None
+    rules = {str(rule) for rule in contract.rules()} if contract else None
+    fields = contract.fields if contract else ()
+    bytes_in = [field.name for field in fields if "binary" in field.type]
+    as_json = {f"{field.name}: type string" for field in fields if field.json}
+
+    def why_not(held: QuarantinedRow | QuarantineCount) -> str | None:
+        stand = [rule for rule in held.rules if (rules is None or rule in rules) and rule not in as_json]
+        return _by_standing(held) or _by_bytes(held, bytes_in) or _by_rules(stand)
+
+    return why_not
+
+
+def _by_standing(held: QuarantinedRow | QuarantineCount) -> str | None:
+    if held.state != "held":
+        return f"it is {held.state}"
+    if UNREADABLE in held.rules:
         return "it could not be taken apart, so there are no fields to put aboard; correct it in the source, and drive the route again"
-    if row.trip_state != "delivered":
-        return f"its trip {row.trip} is {row.trip_state}, not delivered: driving that trip again picks the row up anew"
-    unsaid = [name for name in bytes_in if "\\x" in (row.payload.get(name) or "")]
-    if unsaid:
+    if held.trip_state != "delivered":
+        return f"its trip {held.trip} is {held.trip_state}, not delivered: driving that trip again picks the row up anew"
+    if held.message_state not in (None, "delivered"):
+        return (
+            f"its message {held.message} is {held.message_state}, not delivered, and brings its rows with it: "
+            f"`bus redrive {held.route} --id {held.message} --reason …` sends it round again, `bus discard` gives it up"
+        )
+    return None
+
+
+def _by_bytes(held: QuarantinedRow | QuarantineCount, bytes_in: Sequence[str]) -> str | None:
+    payload = held.payload if isinstance(held, QuarantinedRow) else {}
+    if unsaid := [name for name in bytes_in if "\\x" in (payload.get(name) or "")]:
         return f"field {unsaid[0]!r} holds bytes that are no text, which quarantine cannot give back; drive the route again after the fix"
-    if wrong := [reason for reason in row.reasons if reason.rule in no_text]:
-        said = f"{wrong[0].rule.partition(':')[0]!r} {wrong[0].message}"
-        return f"{said}: what quarantine keeps of it is text, and would pass as such; drive the route again after the fix"
-    twice = [reason.rule for reason in row.reasons if _kind(reason.rule) == "unique" and reason.rule in rules]
-    if twice:
+    return None
+
+
+def _by_rules(rules: Sequence[str]) -> str | None:
+    if wrong := [rule for rule in rules if rule.endswith(": type string")]:
+        return f"it breaks '{wrong[0]}': what quarantine keeps of it is text, and would pass as such; drive the route again after the fix"
+    if twice := [rule for rule in rules if _kind(rule) == "unique"]:
         return (
             f"it breaks '{twice[0]}', and the row with the same key is delivered: alone it would pass the gate and overwrite or double "
             "that one; discard it, export it, or change the contract"
         )
+    return None
+
+
+def _never(route: Route, stop: str) -> str | None:
+    if stop not in {declared.name for declared in route.stops}:
+        return f"route '{route.name}' has no stop '{stop}' any more"
+    try:
+        check_release(route, stop)
+    except Refused as error:
+        return str(error)
     return None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +12,10 @@ import typer
 from bus_assets.cli.output import AsJson, Module, notice, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from resources.depot.entries import QuarantinedRow
+    from bus_assets.route import Route
+    from resources.depot.entries import QuarantineCount, QuarantinedRow
+
+    Held = QuarantinedRow | QuarantineCount
 
 app = typer.Typer(help="See to rows that broke their contract. Look, export, discard, release.", no_args_is_help=True)
 
@@ -31,6 +36,7 @@ def list_rows(
     state: StateOption = "held",
     rule: Annotated[str | None, typer.Option("--rule", help="Only rows that break a rule with this text in its name.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many.")] = 50,
+    module: Module = None,
     as_json: AsJson = False,
 ) -> None:
     """List rows with their place and reasons, without their content: `show ID` has that."""
@@ -42,7 +48,8 @@ def list_rows(
     every = rows_of(open_depot(), route, stop, _state(state), trip)
     rows = list(islice((row for row in every if rule is None or any(rule in reason.rule for reason in row.reasons)), limit))
     if as_json:
-        print_json([_brief(row) for row in rows])
+        may = _may_ride(rows, module)
+        print_json([_brief(row, may) for row in rows])
         return
     print_table(
         ("id", "route", "stop", "trip", "place", "reasons", "state"),
@@ -56,17 +63,29 @@ def list_rows(
 
 @app.command()
 def counts(
-    route: RouteOption = None, trip: TripOption = None, stop: StopOption = None, state: StateOption = "held", as_json: AsJson = False
+    route: RouteOption = None,
+    trip: TripOption = None,
+    stop: StopOption = None,
+    state: StateOption = "held",
+    module: Module = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Count rows by route, stop and rule. A row that breaks two rules is counted under both."""
+    """Count rows by route, stop and rule, and those that a release would take. A row that breaks two rules is counted under both."""
     from bus_assets.cli.loading import open_depot
 
     found = open_depot().count_quarantined(route, trip, stop, _state(state))  # pyright: ignore[reportArgumentType]
+    rows, releasable, may = Counter(), Counter(), _may_ride(found, module)
+    for count in found:
+        for rule in dict.fromkeys(count.rules):
+            place = (count.route, count.stop, rule)
+            rows[place] += count.rows
+            releasable[place] += count.rows if may(count) else 0
+    names = ("route", "stop", "rule", "rows", "releasable")
+    told = [(*place, rows[place], releasable[place]) for place in sorted(rows)]
     if as_json:
-        print_json(found)
+        print_json([dict(zip(names, one, strict=True)) for one in told])
         return
-    rows = [(count.route, count.stop, count.rule, count.rows, count.releasable) for count in found]
-    print_table(("route", "stop", "rule", "rows", "releasable"), rows, numbers=("rows", "releasable"), empty="nothing is in quarantine")
+    print_table(names, told, numbers=("rows", "releasable"), empty="nothing is in quarantine")
 
 
 @app.command()
@@ -83,7 +102,7 @@ def show(
     row = row_of(open_depot(), row_id)
     payload = dict(row.payload) if reveal else masked(row, load(module).routes.get(row.route))
     if as_json:
-        print_json(_brief(row) | {"payload": payload})
+        print_json(_brief(row, _may_ride([row], module)) | {"payload": payload})
         return
     say(f"row {row.id} of route '{row.route}', stop '{row.stop}', trip {row.trip}: {_standing(row)}")
     say(f"place: {_place(row)}")
@@ -205,10 +224,30 @@ def _state(state: str) -> Any:
     return None if state == "all" else state
 
 
-def _brief(row: QuarantinedRow) -> dict[str, Any]:
+def _may_ride(found: Sequence[Held], module: str | None) -> Callable[[Held], bool]:
+    """Whether a release would take it, by the contracts of the module; where that does not load, by what the depot knows."""
+    from bus_assets.release import refusals
+
+    routes = _routes(module) if found else {}
+    why_not = {place: refusals(routes.get(place[0]), place[1]) for place in {(one.route, one.stop) for one in found}}
+    return lambda one: why_not[one.route, one.stop](one) is None
+
+
+def _routes(module: str | None) -> dict[str, Route]:
+    from bus_assets.cli.loading import load
+    from resources.errors import BusError
+
+    try:
+        return load(module).routes
+    except BusError as error:
+        notice(f"what can be released is told without the contracts: {error}")
+        return {}
+
+
+def _brief(row: QuarantinedRow, may_ride: Callable[[Held], bool]) -> dict[str, Any]:
     names = ("id", "route", "stop", "trip", "row_id", "origin", "unit", "position", "state", "released_trip", "reason", "created_at")
     reasons = [{"rule": reason.rule, "message": reason.message} for reason in row.reasons]
-    return {name: getattr(row, name) for name in names} | {"reasons": reasons, "releasable": row.is_releasable}
+    return {name: getattr(row, name) for name in names} | {"reasons": reasons, "releasable": may_ride(row)}
 
 
 def _place(row: QuarantinedRow) -> str:
@@ -228,4 +267,4 @@ def _standing(row: QuarantinedRow) -> str:
         return f"discarded: {row.reason}"
     if row.message_state == "quarantined":
         return f"held, as is its whole message {row.message}: `bus redrive {row.route} --id {row.message} --reason …`, or `bus discard`"
-    return "held" if row.is_releasable else f"held (its trip is {row.trip_state})"
+    return "held" if row.trip_state == "delivered" else f"held (its trip is {row.trip_state})"

@@ -137,23 +137,24 @@ class QuarantinedRow:
     message_state: str | None = None
 
     @property
-    def is_releasable(self) -> bool:
-        """Only rows of a delivered trip are: another trip may still be driven again and pick its rows up anew.
-
-        Nor are rows of a quarantined message: a redrive brings the whole message again.
-        """
-        return self.state == "held" and self.trip_state == "delivered" and self.message_state != "quarantined"
+    def rules(self) -> tuple[str, ...]:
+        """What it broke."""
+        return tuple(reason.rule for reason in self.reasons)
 
 
 @dataclass(frozen=True)
 class QuarantineCount:
-    """``rows`` with this reason (a row with two reasons is counted under both), of which ``releasable`` may be released now."""
+    """``rows`` that broke the same ``rules`` and stand alike, as do their trips and messages; ``trip`` and ``message`` are one row's."""
 
     route: str
     stop: str
-    rule: str
+    rules: tuple[str, ...]
     rows: int
-    releasable: int
+    state: RowState
+    trip_state: TripState | None
+    message_state: str | None
+    trip: str
+    message: int | None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeVar
@@ -68,15 +69,22 @@ def _row(row: Mapping[Any, Any]) -> QuarantinedRow:
 
 
 def counted(connection: sa.Connection, filters: Mapping[str, str | None]) -> list[QuarantineCount]:
-    each, text = ("json_each", "$.rule") if connection.dialect.name == "sqlite" else ("json_array_elements", "rule")
-    reasons = getattr(sa.func, each)(quarantine.c.reasons).table_valued("value", joins_implicitly=True)
-    read = sa.func.json_extract if connection.dialect.name == "sqlite" else sa.func.json_extract_path_text
-    rule = read(reasons.c.value, text).label("rule")
-    releasable = sa.func.count(sa.case(((quarantine.c.state == "held") & (trips.c.state == "delivered") & ~_comes_with_message(), 1)))
-    query = sa.select(quarantine.c.route, quarantine.c.stop, rule, sa.func.count().label("rows"), releasable.label("releasable"))
-    query = query.select_from(_with_trips(), reasons).where(*_conditions(filters))
-    query = query.group_by(quarantine.c.route, quarantine.c.stop, rule).order_by(quarantine.c.route, quarantine.c.stop, rule)
-    return [QuarantineCount(**row) for row in connection.execute(query).mappings()]
+    states = (quarantine.c.state, trips.c.state.label("trip_state"), messages.c.state.label("message_state"))
+    alike = (quarantine.c.route, quarantine.c.stop, _rules(connection).label("rules"), *states)
+    each = sa.select(*alike, quarantine.c.trip, quarantine.c.message).select_from(_with_trips()).where(*_conditions(filters)).subquery()
+    by = [each.c[column.name] for column in alike]
+    one = (sa.func.min(each.c.trip).label("trip"), sa.func.min(each.c.message).label("message"))
+    query = sa.select(*by, sa.func.count().label("rows"), *one).group_by(*by).order_by(*by)
+    return [QuarantineCount(**{**row, "rules": tuple(json.loads(row["rules"]))}) for row in connection.execute(query).mappings()]
+
+
+def _rules(connection: sa.Connection) -> sa.ScalarSelect[str]:
+    """The rules of a row's reasons, as the text of a JSON array."""
+    on_sqlite = connection.dialect.name == "sqlite"
+    reasons = (sa.func.json_each if on_sqlite else sa.func.json_array_elements)(quarantine.c.reasons).table_valued("value")
+    rule = sa.func.json_extract(reasons.c.value, "$.rule") if on_sqlite else sa.func.json_extract_path_text(reasons.c.value, "rule")
+    together = (sa.func.json_group_array if on_sqlite else sa.func.json_agg)(rule)
+    return sa.select(sa.cast(together, sa.Text)).select_from(reasons).correlate(quarantine).scalar_subquery()
 
 
 def by_message(connection: sa.Connection, trip: str) -> dict[int, tuple[int, str]]:
@@ -96,11 +104,6 @@ def _with_trips() -> sa.FromClause:
     return with_trips.outerjoin(messages, messages.c.id == quarantine.c.message)
 
 
-def _comes_with_message() -> sa.ColumnElement[bool]:
-    """Whether nothing of the row's message was delivered: a redrive brings all of it, and there is one way only for each row."""
-    return sa.func.coalesce(messages.c.state, "") == "quarantined"
-
-
 def _conditions(filters: Mapping[str, str | None]) -> list[sa.ColumnElement[bool]]:
     return [quarantine.c[name] == value for name, value in filters.items() if value is not None]
 
@@ -114,12 +117,13 @@ def release(connection: sa.Connection, ids: Sequence[int], trip: str) -> None:
 
 
 def _check_messages(connection: sa.Connection, ids: Sequence[int]) -> None:
+    """There is one way only for each row: while its message is not delivered, the message brings all of them."""
     for some in chunks(dict.fromkeys(ids), UPDATE_IDS):
         query = sa.select(messages.c.id, messages.c.route).where(quarantine.c.id.in_(some), quarantine.c.message == messages.c.id)
-        whole = connection.execute(query.where(messages.c.state == "quarantined").distinct().order_by(messages.c.id).limit(6)).all()
+        whole = connection.execute(query.where(messages.c.state != "delivered").distinct().order_by(messages.c.id).limit(6)).all()
         if whole:
             raise Refused(
-                f"nothing was delivered of the messages {brief([found.id for found in whole])} that these rows came in: they are not "
+                f"the messages {brief([found.id for found in whole])} that these rows came in are not delivered: they are not "
                 f"released row by row. `bus redrive {whole[0].route} --id {whole[0].id} --reason …` sends a message round again, "
                 "`bus discard` gives it up; nothing was changed"
             )

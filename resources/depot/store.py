@@ -273,12 +273,12 @@ class Depot:
     def count_quarantined(
         self, route: str | None = None, trip: str | None = None, stop: str | None = None, state: RowState | None = "held"
     ) -> list[QuarantineCount]:
-        """How many rows wait, per route, stop and rule, and how many of them may be released (their trip is delivered)."""
+        """How many rows wait, those together that broke the same rules and stand alike, in the order of routes, stops and rules."""
         with self._connections.reading() as connection:
             return quarantine.counted(connection, {"route": route, "trip": trip, "stop": stop, "state": state})
 
     def mark_released(self, ids: Sequence[int], trip: str) -> None:
-        """Give these rows to the releasing ``trip``: all or, with Refused, none (one is not held, or its own trip not delivered).
+        """Give these rows to the releasing ``trip``: all or, with Refused, none (one is not held, or its trip or message not delivered).
 
         Saying it again for the same trip is fine.
         """

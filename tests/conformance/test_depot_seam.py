@@ -19,7 +19,16 @@ import sqlalchemy as sa
 
 from resources.depot import schema
 from resources.depot.connections import Connections
-from resources.depot.entries import AlreadyDelivered, AttemptEnded, AttemptLive, NoSuchTrip, QuarantinedRow, Reason, Verdict
+from resources.depot.entries import (
+    AlreadyDelivered,
+    AttemptEnded,
+    AttemptLive,
+    NoSuchTrip,
+    QuarantineCount,
+    QuarantinedRow,
+    Reason,
+    Verdict,
+)
 from resources.depot.process import this_process
 from resources.depot.store import Depot
 from resources.errors import Misconfigured, Refused, Transient
@@ -447,7 +456,7 @@ def test_a_quarantined_row_reads_back_exactly(depot):
     assert (row.route, row.trip, row.attempt, row.stop, row.row_id) == ("orders", trip.id, 1, "orders", "7")
     assert (row.origin, row.unit, row.position) == ("orders\\udcff.csv", "line", 17)
     assert row.reasons == (reasons[0], Reason("nul: type string", "contains \\x00"))
-    assert (row.state, row.trip_state, row.is_releasable) == ("held", "driving", False)
+    assert (row.state, row.trip_state) == ("held", "driving")
     assert "quoted" not in repr(row)
 
 
@@ -459,15 +468,21 @@ def test_quarantine_is_paged_by_id(depot):
     assert depot.quarantined("invoices") == []
 
 
-def test_counts_are_per_rule_and_only_delivered_trips_are_releasable(depot):
-    delivered_with(depot, 2)
+def test_rows_that_broke_the_same_rules_and_stand_alike_are_counted_together(depot):
+    first, second = delivered_with(depot, 2), delivered_with(depot, 1)
     failed = driven(depot)
-    two = replace(rows(1)[0], reasons=(Reason("id: required", "is null"), Reason("note: pattern x\x00", "no")))
-    depot.record_verdict(verdict(failed), [two])
+    one = rows(1)[0]
+    two = replace(one, reasons=(Reason("id: required", "is null"), Reason("note: pattern x\x00", "no")))
+    depot.record_verdict(verdict(failed), [one, two, two])
     depot.finish_trip(failed.id, "failed")
-    counts = [(one.route, one.stop, one.rule, one.rows, one.releasable) for one in depot.count_quarantined()]
-    assert counts == [("orders", "orders", "id: required", 3, 2), ("orders", "orders", "note: pattern x\\x00", 1, 0)]
-    assert depot.count_quarantined(trip=failed.id)[0].rows == 1
+    depot.discard([depot.quarantined(trip=failed.id)[-1].id], "x")
+    required = QuarantineCount("orders", "orders", ("id: required",), 3, "held", "delivered", None, min(first.id, second.id), None)
+    of_failed = replace(required, rows=1, trip_state="failed", trip=failed.id)
+    twice = replace(of_failed, rules=("id: required", "note: pattern x\\x00"))
+    assert set(depot.count_quarantined()) == {required, of_failed, twice}
+    assert set(depot.count_quarantined(state=None)) == {required, of_failed, twice, replace(twice, state="discarded")}
+    assert set(depot.count_quarantined(trip=failed.id)) == {of_failed, twice}
+    assert depot.count_quarantined("invoices") == []
     assert depot.quarantined(trip=failed.id)[0].trip_state == "failed"
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bus_assets import Contract, DropOff, Field, Json, PickUp, Table, TextFile, Transform
+from bus_assets import Contract, DropOff, Field, Json, PickUp, Route, Table, TextFile, Transform
 from resources.database import Database
 from resources.depot.mail import Arrival
 from resources.errors import BusError, Transient
@@ -324,6 +324,51 @@ def test_rows_of_a_message_that_is_wholly_quarantined_are_redriven_not_released(
     said = world.refused("quarantine", "release", "--route", "events", "--stop", "messages", str(row.id))
     assert "`bus redrive events --id 2 --reason …`" in said
     assert "held, as is its whole message 2" in world.bus_says("quarantine", "list")[1]
+
+
+def counted(world, *more):
+    """Per rule the rows, and those of them that a release would take."""
+    return {one["rule"]: (one["rows"], one["releasable"]) for one in world.told("quarantine", "counts", *more)}
+
+
+def test_what_is_counted_as_releasable_is_what_a_release_takes(world, monkeypatch):
+    def deploy(**more):
+        fields = (Field("order_id", pattern="^O-", **more), Field("qty", "integer"))
+        pick_up = PickUp("orders", TextFile("landing", "orders.csv"), Contract(fields, max_rejected=0.9))
+        world.deploy(Route(name="files", stops=(pick_up, DropOff("log", Table("warehouse", "files", create=True)))))
+
+    deploy(unique=True)
+    world.land("order_id,qty\nO-1,1\nO-1,2\nX-2,3\nX-4,x\nO-5,4,5\n")
+    world.told("drive", "files")
+    once = {"order_id: pattern ^O-": (2, 2), "qty: type integer": (1, 1), "order_id: unique": (1, 0), "readable": (1, 0)}
+    assert counted(world) == once
+    may = [row["id"] for row in world.told("quarantine", "list") if row["releasable"]]
+    assert (len(may), world.told("quarantine", "show", str(may[0]))["releasable"]) == (2, True)
+    with monkeypatch.context() as patch:
+        patch.setenv("BUS_MODULE", "no_such_module_anywhere")
+        assert "told without the contracts: there is no module" in world.bus_says("quarantine", "counts")[2]
+        assert counted(world) == once
+    deploy()
+    assert counted(world) == once | {"order_id: unique": (1, 1)}
+    (driven,) = world.told("quarantine", "release", "--route", "files", "--stop", "orders", "--all")
+    assert len(world.bus.depot.quarantined(state="released")) == 3
+    assert counted(world, "--state", "released") == {rule: (rows, 0) for rule, (rows, _) in once.items() if rule != "readable"}
+    assert driven["state"] == "delivered"
+    world.sql("UPDATE depot_trips SET state = 'failed'")
+    assert {releasable for _, releasable in counted(world).values()} == {0}
+
+
+def test_rows_of_a_whole_message_keep_no_other_from_being_released(world):
+    bad = {"order_id": "X", "qty": 1, "price": "1"}
+    lenient = Contract(ORDER.fields, max_rejected=0.9)
+    world.deploy(events(decode=Json(lenient, records="orders")))
+    world.send({"orders": [order(1), bad]}, {"orders": [bad]})
+    world.deliver()
+    assert counted(world) == {"order_id: pattern ^O-": (2, 1)}
+    err = world.bus_says("quarantine", "release", "--route", "events", "--stop", "messages", "--all")[2]
+    assert "left in quarantine: 1 rows" in err
+    assert "`bus redrive events --id 2 --reason …`" in err
+    assert [row.message for row in world.bus.depot.quarantined(state="released")] == [1]
 
 
 # Given up for good
@@ -937,8 +982,6 @@ class _InTwoDays(datetime):
 
 
 def _files():
-    from bus_assets import Route
-
     pick = PickUp("orders", TextFile("landing", "orders.csv"), ORDER)
     return Route(name="files", stops=(pick, DropOff("log", Table("warehouse", "files", create=True))))
 
