@@ -216,7 +216,10 @@ class Town:
             )
             return bool(rows(self.warehouse, locked))
         # SQLite lets pages into its log when they leave the cache; the short transactions of boarding have but a few.
-        return self._wal.exists() and self._wal.stat().st_size > MANY_PAGES_BYTES
+        try:
+            return self._wal.stat().st_size > MANY_PAGES_BYTES
+        except FileNotFoundError:  # the last connection that closes removes it
+            return False
 
     @property
     def _wal(self) -> Path:
