@@ -72,8 +72,8 @@ def _written_at() -> str:
 def _sentences(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any], error: ValidationError) -> str:
     names = [field.name for field in dataclasses.fields(cls)]
     given = dict(zip(names, args, strict=False)) | kwargs
-    name = given.get("name") or given.get("path") or (args[0] if args else None)
-    me = f"{cls.__name__}{f' {name!r}' if isinstance(name, str) and name else ''}"
+    name = next((one for one in (given.get("name"), given.get("path"), *args[:1]) if isinstance(one, str) and one), None)
+    me = f"{cls.__name__}{f' {name!r}' if name else ''}"
     said, declarations = list[str](), dict[str, list[str]]()
     told = 0  # so many of ``args`` need no word of their own any more
     for problem in error.errors():

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from bus_assets.drive import Drive
 from bus_assets.stops import DropOff
+from resources.database import Database
 from resources.errors import BusError
 from resources.tables import Column, TablePlan, Unfit
 
@@ -52,13 +53,14 @@ def look_ahead(drive: Drive) -> None:
     """
     for database in drive.route.databases:
         drops = drops_into(drive, database)
-        # A destination of somebody's own may have no such method.
-        compare = getattr(drive.bus.systems[database], "compare", None)
-        if compare is None or drive.selected.isdisjoint(drop.name for drop in drops):
+        system = drive.bus.systems[database]
+        # A destination of somebody's own may see to its tables in its own way.
+        is_ours = isinstance(system, Database) and type(system).prepare is Database.prepare
+        if not is_ours or drive.selected.isdisjoint(drop.name for drop in drops):
             continue
         try:
             with told_at(drops):
-                compare(plans_of(drive, drops))
+                system.compare(plans_of(drive, drops))
         except Unfit as error:
             error.message = f"nothing was read, since {error.message}"
             raise

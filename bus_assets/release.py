@@ -153,8 +153,8 @@ def _by_standing(held: QuarantinedRow | QuarantineCount) -> str | None:
         return f"its trip {held.trip} is {held.trip_state}, not delivered: driving that trip again picks the row up anew"
     if held.message_state not in (None, "delivered"):
         return (
-            f"its message {held.message} is {held.message_state}, not delivered, and brings its rows with it: "
-            f"`bus redrive {held.route} --id {held.message} --reason …` sends it round again, `bus discard` gives it up"
+            f"its message is {held.message_state}, not delivered, and brings its rows with it: `bus redrive {held.route} --id MESSAGE "
+            "--reason …` sends it round again, `bus discard` gives it up; `bus quarantine show` says which it is"
         )
     return None
 

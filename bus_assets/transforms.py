@@ -87,6 +87,10 @@ def _run_function(stop: Transform, inputs: Sequence[Passengers], parameters: Map
             yield from _batches(stop, name, result)
     except BusError:
         raise
+    except SystemExit as error:
+        if _is_sensitive(stop, inputs) and isinstance(error.code, str):  # Dagster would log it
+            raise SystemExit(1) from None
+        raise
     except Exception as error:  # the author's code may raise anything; it is told where, and not swallowed
         said = _NOT_SHOWN if _is_sensitive(stop, inputs) else _first_line(error)
         said += _line_of(stop.how, error) + (_COERCE if isinstance(error, (ValueError, InvalidOperation)) else "")

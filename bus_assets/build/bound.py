@@ -15,7 +15,10 @@ from bus_assets.route import Route
 from bus_assets.seams import DEAD_LETTERS, PUBLISHED, QUEUE, REFERRED, Seam
 from bus_assets.stops import DropOff, PickUp
 
-_MADE_LATER = ("create_resource", "yield_for_execution", "get_resource_definition", "get_object_to_set_on_execution_context", "__getattr__")
+_MADE_LATER = (
+    *("create_resource", "yield_for_execution", "get_resource_definition", "get_object_to_set_on_execution_context", "setup_for_execution"),
+    *("__getattr__", "__getattribute__"),
+)
 """A resource whose class has one of these of its own may hand out another object than itself, or have methods that show only when asked."""
 
 
@@ -58,6 +61,7 @@ def _lacking(bound: Any, seam: Seam) -> list[str]:
     kind = type(bound)
     if isinstance(bound, ResourceDefinition):
         return []
-    if any(getattr(kind, name, None) not in (None, getattr(ConfigurableResource, name, None)) for name in _MADE_LATER):
+    usual = {getattr(base, name, None) for base in (object, ConfigurableResource) for name in _MADE_LATER}
+    if any(getattr(kind, name, None) not in usual for name in _MADE_LATER):
         return []
     return [method for method in seam.methods if inspect.getattr_static(bound, method, None) is None]

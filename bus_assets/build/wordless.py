@@ -17,7 +17,9 @@ def wordless(route: Route, error: BaseException) -> dict[str, Any]:
         return {}  # Dagster keeps the causes whole
     said = "What the exceptions say is left out: it may quote rows, and this route has sensitive fields.\n"
     found: BaseException | None = error
-    while found is not None:
+    told = set[int]()
+    while found is not None and id(found) not in told:  # `raise error from error` makes a circle
+        told.add(id(found))
         said += f"\n{type(found).__name__}\n\nStack Trace:\n{''.join(traceback.format_tb(found.__traceback__))}"
         found = found.__cause__ or found.__context__
     return {CAME_ABOUT: MetadataValue.text(said)}

@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +70,7 @@ def load(module: str | None) -> Loaded:
 
 def _imported(name: str) -> Any:
     try:
-        with _nothing_collected():
+        with _nothing_collected(), redirect_stdout(sys.stderr):  # what it prints is no part of an answer
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
@@ -79,11 +79,13 @@ def _imported(name: str) -> Any:
     except BusError as error:
         error.at(place=_written_at(error))
         raise
+    except SystemExit as error:
+        raise Misconfigured(f"module {name} ends the process when it is imported", place=_written_at(error)) from error
     except Exception as error:  # the author's module may raise anything
         raise Misconfigured(f"module {name} fails to import: {type(error).__name__}: {error}", place=_written_at(error)) from error
 
 
-def _written_at(error: Exception) -> str | None:
+def _written_at(error: BaseException) -> str | None:
     """The line of the author's own code in which ``error`` was raised: files in this folder, installed ones left out."""
     here = os.path.join(os.getcwd(), "")
     frames = reversed(traceback.extract_tb(error.__traceback__))

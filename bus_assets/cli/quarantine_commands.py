@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     Held = QuarantinedRow | QuarantineCount
 
+REASONS_SHOWN = 20
+
 app = typer.Typer(help="See to rows that broke their contract. Look, export, discard, release.", no_args_is_help=True)
 
 ROW_STATES = ("held", "released", "discarded", "all")
@@ -174,9 +176,11 @@ def release(
     one_of(stop, [declared.name for declared in found.stops], "stop", f"route '{route}'")
     depot = depot_of(loaded)
     releases, left = choose(depot, found, stop, ids or None)
-    for why in dict.fromkeys(row.why for row in left):
-        numbers = [row.id for row in left if row.why == why]
-        notice(f"left in quarantine: {len(numbers):,} rows ({numbers[0]}, say): {why}")
+    example = {row.why: row.id for row in reversed(left)}
+    for why, rows in Counter(row.why for row in left).most_common(REASONS_SHOWN):
+        notice(f"left in quarantine: {rows:,} rows ({example[why]}, say): {why}")
+    if len(example) > REASONS_SHOWN:
+        notice(f"… and rows for {len(example) - REASONS_SHOWN:,} other reasons: `bus quarantine list --route {route} --stop {stop}`")
     if not releases:
         notice("no row can be released")
     driven: list[Driven] = []
@@ -265,6 +269,6 @@ def _standing(row: QuarantinedRow) -> str:
         return f"released in trip {row.released_trip}"
     if row.state == "discarded":
         return f"discarded: {row.reason}"
-    if row.message_state == "quarantined":
-        return f"held, as is its whole message {row.message}: `bus redrive {row.route} --id {row.message} --reason …`, or `bus discard`"
+    if row.message_state not in (None, "delivered"):
+        return f"held, its message {row.message} is {row.message_state}: `bus redrive {row.route} --id {row.message} --reason …`, or `bus discard`"
     return "held" if row.trip_state == "delivered" else f"held (its trip is {row.trip_state})"

@@ -26,10 +26,13 @@ from resources.depot.mail import (
     Taken,
     Underway,
 )
+from resources.depot.quarantine import chunks
 from resources.errors import Misconfigured
 
 WAIT_FOR_A_PERSON: tuple[MessageState, ...] = ("stranded", "quarantined", "held")
 REDRIVEN: tuple[MessageState, ...] = (*WAIT_FOR_A_PERSON, "discarded")
+DECIDED_AT_ONCE = 5_000
+"""A second or two on Postgres."""
 
 
 class Inbox:
@@ -320,14 +323,14 @@ class Inbox:
 
         One that a newer message of its subject has replaced becomes superseded, and is not counted. With ``ids`` all or,
         with Refused, none (one is another route's, in another state, or its body is purged); without, every one that has its body.
-        Only those received from ``since`` until before ``until``. Discarded ones only if ``ids`` or ``states`` name them.
+        Only those received from ``since`` until before ``until``. Discarded ones only if ``ids`` or ``states`` name them. Without ``ids``
+        many short transactions: nobody waits long, and what broke off is said again.
         """
         _reason(reason, "a redrive")
         states = (WAIT_FOR_A_PERSON if ids is None else REDRIVEN) if states is None else states
         if not states or set(states) - set(REDRIVEN):
             raise Misconfigured(f"messages are redriven from {', '.join(REDRIVEN)}, not {', '.join(states) or 'nothing'}")
-        with self._connections.writing() as connection:
-            return messages.redrive(connection, checked_name(route, "route"), ids, states, messages.Span(since, until), reason)
+        return self._decided(messages.redrive, route, ids, states, messages.Span(since, until), reason)
 
     def discard(
         self,
@@ -343,13 +346,34 @@ class Inbox:
 
         They hold their group no longer, are not sent to the dead letters any more, and do not wake when they arrive again, from there
         neither; a ``redrive`` that names them takes it back. With ``ids`` all or, with Refused, none (one is another route's, or in another
-        state). Only those received from ``since`` until before ``until``.
+        state). Only those received from ``since`` until before ``until``. Without ``ids`` in many transactions, as ``redrive``.
         """
         _reason(reason, "discarding messages")
         if not states or set(states) - set(WAIT_FOR_A_PERSON):
             raise Misconfigured(f"messages are discarded from {', '.join(WAIT_FOR_A_PERSON)}, not {', '.join(states) or 'nothing'}")
-        with self._connections.writing() as connection:
-            return messages.discard(connection, checked_name(route, "route"), ids, states, messages.Span(since, until), reason)
+        return self._decided(messages.discard, route, ids, states, messages.Span(since, until), reason)
+
+    def _decided(
+        self,
+        decide: Callable[..., int],
+        route: str,
+        ids: Sequence[int] | None,
+        states: Sequence[MessageState],
+        received: messages.Span,
+        reason: str,
+    ) -> int:
+        """``decide`` for ``ids`` at once, else for all that are in ``states``, some at a time: it holds the route's row."""
+        checked_name(route, "route")
+        if ids is not None:
+            with self._connections.writing() as connection:
+                return decide(connection, route, ids, states, received, reason, all_of=True)
+        with self._connections.reading() as connection:
+            every = messages.given_up(connection, route, states, received)
+        done = 0
+        for some in chunks(every, DECIDED_AT_ONCE):
+            with self._connections.writing() as connection:
+                done += decide(connection, route, some, states, received, reason, all_of=False)
+        return done
 
     def replay(
         self, route: str, since: datetime | None = None, until: datetime | None = None, ids: Sequence[int] | None = None

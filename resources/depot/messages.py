@@ -45,10 +45,10 @@ def stored(text: str) -> str:
 
 
 def has_newer() -> sa.ColumnElement[bool]:
-    """Whether a message with a higher sequencer is known for the message's subject."""
+    """Whether a message with a higher sequencer is known for the message's subject, and not given up for good."""
     other = messages.alias("newer")
     same = (other.c.route == messages.c.route) & (other.c.subject == messages.c.subject)
-    return sa.exists().where(same, other.c.sequencer > messages.c.sequencer)
+    return sa.exists().where(same, other.c.sequencer > messages.c.sequencer, other.c.state != "discarded")
 
 
 def in_riding_order(aboard: Iterable[Riding]) -> list[Riding]:
@@ -172,13 +172,19 @@ class Span:
         return sa.and_(sa.true(), *ends, *([messages.c.received_at < self.until] if self.until else []))
 
 
+def given_up(connection: sa.Connection, route: str, states: Sequence[MessageState], received: Span) -> list[int]:
+    """Those in ``states``."""
+    return _ids(connection, None, (messages.c.route == route) & messages.c.state.in_(states) & received.has())
+
+
 def redrive(
-    connection: sa.Connection, route: str, ids: Sequence[int] | None, states: Sequence[MessageState], received: Span, reason: str
+    connection: sa.Connection, route: str, ids: Sequence[int], states: Sequence[MessageState], received: Span, reason: str, *, all_of: bool
 ) -> int:
     routes.lock(connection, route)
     may = (messages.c.route == route) & messages.c.state.in_(states) & messages.c.body.is_not(None) & received.has()
     within = " and were received then" if received != Span() else ""
-    found = _all_of(connection, ids, may, f"{' or '.join(states)} messages of route '{route}' that have their bodies{within}")
+    wanted = f"{' or '.join(states)} messages of route '{route}' that have their bodies{within}"
+    found = _all_of(connection, ids, may, wanted) if all_of else _ids(connection, ids, may)
     moment, replaced = now(connection), 0
     for some in chunks(found, UPDATE_IDS):
         quarantine.discard_of_messages(connection, some, f"message redriven: {reason}")
@@ -193,13 +199,16 @@ def redrive(
 
 
 def discard(
-    connection: sa.Connection, route: str, ids: Sequence[int] | None, states: Sequence[MessageState], received: Span, reason: str
+    connection: sa.Connection, route: str, ids: Sequence[int], states: Sequence[MessageState], received: Span, reason: str, *, all_of: bool
 ) -> int:
     routes.lock(connection, route)
-    _check_given_up(connection, route, ids or ())
     may = (messages.c.route == route) & messages.c.state.in_(states) & received.has()
-    within = " that were received then" if received != Span() else ""
-    found = _all_of(connection, ids, may, f"{' or '.join(states)} messages of route '{route}'{within}")
+    if all_of:
+        _check_given_up(connection, route, ids)
+        within = " that were received then" if received != Span() else ""
+        found = _all_of(connection, ids, may, f"{' or '.join(states)} messages of route '{route}'{within}")
+    else:
+        found = _ids(connection, ids, may)
     moment = now(connection)
     for some in chunks(found, UPDATE_IDS):
         quarantine.discard_of_messages(connection, some, f"message discarded: {reason}")

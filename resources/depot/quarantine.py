@@ -75,7 +75,7 @@ def counted(connection: sa.Connection, filters: Mapping[str, str | None]) -> lis
     by = [each.c[column.name] for column in alike]
     one = (sa.func.min(each.c.trip).label("trip"), sa.func.min(each.c.message).label("message"))
     query = sa.select(*by, sa.func.count().label("rows"), *one).group_by(*by).order_by(*by)
-    return [QuarantineCount(**{**row, "rules": tuple(json.loads(row["rules"]))}) for row in connection.execute(query).mappings()]
+    return [QuarantineCount(**{**row, "rules": tuple(json.loads(row["rules"] or "[]"))}) for row in connection.execute(query).mappings()]
 
 
 def _rules(connection: sa.Connection) -> sa.ScalarSelect[str]:

@@ -36,6 +36,15 @@ def raises_by_pandas(cards: pd.DataFrame) -> pd.DataFrame:
     return cards.assign(note=cards.card.astype("int64").astype("str"))
 
 
+def raises_in_a_circle(cards: pd.DataFrame) -> pd.DataFrame:
+    error = ValueError(cards.card.iloc[0])
+    raise error from error
+
+
+def ends_the_process(cards: pd.DataFrame) -> pd.DataFrame:
+    raise SystemExit(cards.card.iloc[0])
+
+
 def raises_in_a_generator(cards: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
     for frame in cards:
         yield frame
@@ -81,6 +90,8 @@ ROUTES = {
     "a function raises it": made(raises),
     "pandas quotes it": made(raises_by_pandas),
     "a generator raises it": made(raises_in_a_generator),
+    "a function raises it from itself": made(raises_in_a_circle),
+    "a function ends the process with it": made(ends_the_process),
     "a frame mixes it with other types": made(mixes_types, contract(max_length=3)),
     "DuckDB quotes it": cast("SELECT *, card::BIGINT AS n FROM cards"),
     "DuckDB raises it": cast("SELECT *, error(card) AS n FROM cards"),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from resources.depot import boarding, schema
+from resources.depot import boarding, messages, schema
 from resources.depot import trips as trips_sql
 from resources.depot.entries import AttemptEnded, AttemptLive, Forgotten, NoSuchTrip, QuarantinedRow, Reason, TripOver, Verdict
 from resources.depot.mail import Arrival, Boarded, Halt, Purged, Remembered
@@ -1190,6 +1190,36 @@ def test_a_redriven_message_that_was_replaced_is_superseded(inbox):
 
 
 # Given up for good
+
+
+def test_what_is_discarded_is_no_newer_one(inbox):
+    """Whoever gives up the newer event wants the older one, which was in its way no more."""
+    trip, [old] = riding(inbox, 1, subject="s", sequencer="1")
+    inbox.strand(trip, [old], "no", to_dead_letters=False)
+    inbox.board("orders", [event("newer", "2", "s", problem="broken")])
+    inbox.discard("orders", states=("quarantined",), reason="nobody can read it")
+    assert inbox.redrive("orders", reason="then this one") == 1
+    inbox.board("orders", [event("newest", "9", "t", problem="broken")])
+    inbox.discard("orders", states=("quarantined",), reason="nor this one")
+    assert inbox.board("orders", [event("late", "8", "t")]) == Boarded(waiting=1)
+    assert counted(inbox) == {"waiting": 2, "discarded": 2}
+
+
+@pytest.mark.parametrize("decide", ["discard", "redrive"])
+def test_many_are_decided_some_at_a_time(inbox, monkeypatch, decide):
+    """So that whoever boards meanwhile waits for some of them, not for all."""
+    inbox.board("orders", [Arrival(f"k{number}", b"", problem="no") for number in range(7)])
+    at_once, given_up = [], getattr(messages, decide)
+
+    def watched(connection, route, ids, *args, **kwargs):
+        at_once.append(len(ids))
+        return given_up(connection, route, ids, *args, **kwargs)
+
+    monkeypatch.setattr(messages, decide, watched)
+    monkeypatch.setattr("resources.depot.inbox.DECIDED_AT_ONCE", 3)
+    assert getattr(inbox, decide)("orders", reason="all of them") == 7
+    assert at_once == [3, 3, 1]
+    assert inbox.counts("orders").is_balanced
 
 
 def test_a_discarded_message_is_kept_and_does_not_wake(depot, inbox):

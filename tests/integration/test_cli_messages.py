@@ -322,8 +322,8 @@ def test_rows_of_a_message_that_is_wholly_quarantined_are_redriven_not_released(
     world.deliver()
     (row,) = world.bus.depot.quarantined("events")
     said = world.refused("quarantine", "release", "--route", "events", "--stop", "messages", str(row.id))
-    assert "`bus redrive events --id 2 --reason …`" in said
-    assert "held, as is its whole message 2" in world.bus_says("quarantine", "list")[1]
+    assert "its message is quarantined, not delivered, and brings its rows with it" in said
+    assert "held, its message 2 is quarantined: `bus redrive events --id 2 --reason …`" in world.bus_says("quarantine", "list")[1]
 
 
 def counted(world, *more):
