@@ -62,6 +62,6 @@ def _lacking(bound: Any, seam: Seam) -> list[str]:
     if isinstance(bound, ResourceDefinition):
         return []
     usual = {getattr(base, name, None) for base in (object, ConfigurableResource) for name in _MADE_LATER}
-    if any(getattr(kind, name, None) not in usual for name in _MADE_LATER):
+    if kind.__module__ != "builtins" and any(getattr(kind, name, None) not in usual for name in _MADE_LATER):
         return []
     return [method for method in seam.methods if inspect.getattr_static(bound, method, None) is None]

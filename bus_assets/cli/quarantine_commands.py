@@ -270,5 +270,6 @@ def _standing(row: QuarantinedRow) -> str:
     if row.state == "discarded":
         return f"discarded: {row.reason}"
     if row.message_state not in (None, "delivered"):
-        return f"held, its message {row.message} is {row.message_state}: `bus redrive {row.route} --id {row.message} --reason …`, or `bus discard`"
+        again = f"`bus redrive {row.route} --id {row.message} --reason …`"
+        return f"held, its message {row.message} is {row.message_state}: {again}, or `bus discard`"
     return "held" if row.trip_state == "delivered" else f"held (its trip is {row.trip_state})"

@@ -324,6 +324,18 @@ def test_tables_are_not_looked_at_where_nothing_will_be_published(world):
         assert world.depot.trip(drive.trip.id).state == "rehearsed"
 
 
+def test_a_database_that_sees_to_its_tables_itself_is_not_told_of_them_before(world):
+    class Migrated(Database):
+        def prepare(self, tables):
+            execute(world, FITS.replace("TABLE", "TABLE IF NOT EXISTS"))
+            super().prepare(tables)
+
+    world.bus.systems["warehouse"] = Migrated(url=world.warehouse_url)
+    world.land(GOOD)
+    world.drive(TWO_TABLES)
+    assert len(world.rows("log")) == 3
+
+
 def test_a_destination_of_ones_own_that_cannot_compare_tables_is_asked_when_it_is_published(world):
     class Own:
         def __init__(self, database):

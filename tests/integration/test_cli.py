@@ -259,6 +259,13 @@ def test_a_module_that_fails_to_import_is_told_in_a_line(call, place):
     assert (code, err) == (1, "error: module broken_routes fails to import: No module named 'nothing_of_that_name'\n")
 
 
+def test_a_module_that_ends_the_process_is_told_and_what_it_prints_is_no_answer(call, place):
+    (place.root / "leaving_routes.py").write_text("import sys\nprint('hello')\nsys.exit(3)\n")
+    code, out, err = call("routes", "-m", "leaving_routes", "--json")
+    assert (code, out) == (1, "")
+    assert err == "hello\nerror: leaving_routes.py, line 3: module leaving_routes ends the process when it is imported\n"
+
+
 def test_a_line_that_fails_in_a_module_of_routes_is_told(call, place):
     (place.root / "misspelt_routes.py").write_text("from bus_assets import Field\n\nField('a', reqired=True)\n")
     (place.root / "failing_routes.py").write_text("import misspelt_name\n")

@@ -367,7 +367,7 @@ def test_rows_of_a_whole_message_keep_no_other_from_being_released(world):
     assert counted(world) == {"order_id: pattern ^O-": (2, 1)}
     err = world.bus_says("quarantine", "release", "--route", "events", "--stop", "messages", "--all")[2]
     assert "left in quarantine: 1 rows" in err
-    assert "`bus redrive events --id 2 --reason …`" in err
+    assert "`bus redrive events --id MESSAGE --reason …`" in err
     assert [row.message for row in world.bus.depot.quarantined(state="released")] == [1]
 
 

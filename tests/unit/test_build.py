@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import dagster as dg
+import pydantic
 import pytest
-from pydantic import ValidationError
 
 from bus_assets import (
     Contract,
@@ -194,6 +194,20 @@ class ShelfMaker(dg.ConfigurableResource):
         return Shelf()
 
 
+class LentLater(dg.ConfigurableResource):
+    place: str = ""
+
+    def setup_for_execution(self, context):
+        shelf = Shelf()
+        object.__setattr__(self, "list", shelf.list)
+        object.__setattr__(self, "open", shelf.open)
+
+
+class Proxy:
+    def __getattribute__(self, name):
+        return object.__getattribute__(self, name)
+
+
 class Lender:
     def __getattr__(self, name):
         if name.startswith("_"):  # Dagster asks for some of its own
@@ -207,7 +221,9 @@ OWN = {
     "configured at launch": LocalFiles.configure_at_launch(),
     "what makes one": ShelfMaker(),
     "a function that makes one": dg.ResourceDefinition(lambda _: Shelf()),
+    "what has them when it is used": LentLater(),
     "an object that answers when asked": Lender(),
+    "an object that answers everything": Proxy(),
     "a web service": WebService(base_url="https://files.invalid"),
 }
 
@@ -266,8 +282,21 @@ def test_an_option_that_a_resource_does_not_have_is_refused(made):
         made(timeot="hunter2")
 
 
+def test_a_resource_made_of_ours_says_which_options_it_has():
+    class Aliased(Database):
+        region: str = pydantic.Field(default="eu", alias="aws_region")
+
+    class Open(Database, extra="allow"):
+        pass
+
+    assert Aliased(url="sqlite:////x.db", aws_region="us").region == "us"  # pyright: ignore[reportCallIssue]
+    assert Open(url="sqlite:////x.db", team="bus").team == "bus"  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    with pytest.raises(Misconfigured, match="Aliased has no option 'reign'; did you mean 'region'"):
+        Aliased(url="sqlite:////x.db", reign="us")  # pyright: ignore[reportCallIssue]
+
+
 def test_an_option_of_a_wrong_type_is_refused_without_being_shown():
-    with pytest.raises(ValidationError) as refused:
+    with pytest.raises(pydantic.ValidationError) as refused:
         Database(url=["hunter2"])  # pyright: ignore[reportArgumentType]
     assert "url" in str(refused.value)
     assert "hunter2" not in str(refused.value)
