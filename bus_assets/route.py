@@ -284,9 +284,15 @@ class Route:
 
     def _check_carries(self, stop: str, needed: str) -> None:
         if needed not in self._by_name:
+            if needed == MESSAGES and not self.queue:
+                raise Misdeclared(
+                    f"stop {stop!r} is about messages (it names {{message.…}}, or comes after {MESSAGES!r}), and no Queue triggers this "
+                    "route: add triggers=(Queue(…),)"
+                )
+            how = "references" if needed in self.references(stop) else "comes after"
             near = difflib.get_close_matches(needed, self._by_name, 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; stops are {', '.join(self._by_name)}"
-            raise Misdeclared(f"stop {stop!r} comes after {needed!r}, which is not a stop of this route{hint}")
+            raise Misdeclared(f"stop {stop!r} {how} {needed!r}, which is not a stop of this route{hint}")
         if isinstance(self[needed], DropOff):
             raise Misdeclared(
                 f"stop {stop!r} comes after {needed!r}, which is a drop-off: nothing is aboard after it; name the stop whose rows it drops"

@@ -187,11 +187,12 @@ class Stager:
         found = [*problems, *([] if self.of_messages else self._too_many(rejected, picked_up))]
         if manifest.rows < self.contract.min_rows:
             found.append(f"{manifest.rows} rows passed, but the contract asks for at least {self.contract.min_rows}")
-        found += [
-            f"{figure.violations} staged rows break '{figure.rule}', though the gate let them pass"
-            for figure in figures
-            if figure.violations
-        ]
+        if not problems:  # of rows that came twice, keys break by that alone
+            found += [
+                f"{figure.violations} staged rows break '{figure.rule}', though the gate let them pass"
+                for figure in figures
+                if figure.violations
+            ]
         return Findings(manifest, picked_up, manifest.rows, rejected, tuple(figures), dict(self.spool.reasons), {}, tuple(found))
 
     def _too_many(self, rejected: int, picked_up: int) -> list[str]:

@@ -49,6 +49,8 @@ def build_definitions(
     if isinstance(routes, Route):
         raise Misdeclared(f"build_definitions takes several routes, and got route {routes.name!r} alone; a comma makes a tuple: (route,)")
     routes = tuple(routes)
+    if strangers := [route for route in routes if not isinstance(route, Route)]:
+        raise Misdeclared(f"build_definitions takes routes, and got {strangers[0]!r:.100} among them; of a dict pass its values()")
     _check(routes, resources)
     bound = {
         **{name: _unshown(name, resource) for name, resource in resources.items()},

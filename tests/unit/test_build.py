@@ -96,6 +96,7 @@ def test_building_opens_no_connection(monkeypatch):
 WRONG = {
     "unbound": (lambda: build_definitions((shop(),), {"landing": SYSTEMS["landing"]}), "needs a resource 'warehouse', which is not bound"),
     "a route alone": (lambda: build_definitions(shop(), SYSTEMS), "a comma makes a tuple"),
+    "routes in a dict": (lambda: build_definitions({"shop": shop()}, SYSTEMS), "got 'shop' among them; of a dict pass its values"),
     "two of a name": (lambda: build_definitions((shop(), shop()), SYSTEMS), "two routes are called 'shop'"),
     "taken name": (lambda: build_definitions((shop(),), {**SYSTEMS, "bus_depot": 1}), "is the platform's own"),
     "taken key": (

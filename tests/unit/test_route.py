@@ -233,6 +233,14 @@ WRONG = {
         lambda: route(orders(), Transform("x", same, ORDERS, after=("order",))),
         "'x' comes after 'order', which is not a stop of this route; did you mean 'orders'?",
     ),
+    "a reference to no stop": (
+        lambda: route(PickUp("orders", TextFile("landing", "o.csv"), Contract((Field("sku", references="skus.sku"),)))),
+        "stop 'orders' references 'skus', which is not a stop of this route; stops are orders",
+    ),
+    "a message without a queue": (
+        lambda: route(PickUp("orders", TextFile("landing", "{message.key}"), ORDERS)),
+        "and no Queue triggers this route: add triggers=(Queue(…),)",
+    ),
     "after a drop-off": (
         lambda: route(orders(), DropOff("d", Table("w", "t")), Transform("x", same, ORDERS, after=("d",))),
         "'d', which is a drop-off",
