@@ -28,7 +28,7 @@ from bus_assets.tally import RowTally
 from bus_assets.trial import counting
 from bus_assets.verify import Figure, verify
 from resources.depot.entries import QuarantinedRow, Reason
-from resources.errors import ChecksFailed
+from resources.errors import ChecksFailed, Misconfigured
 from resources.records import Records, Unreadable
 from resources.staging import Manifest, StagedWriter, Staging, read_schema
 
@@ -88,6 +88,8 @@ class Stager:
         seen = 0
         with writer:
             for run in runs:
+                if not isinstance(run, Records):
+                    raise Misconfigured(f"the source gave a {type(run).__name__}; each thing that it yields is a resources.records.Records")
                 self._unit = run.unit
                 ids = _numbers(seen + 1, run.batch.num_rows)
                 self._unreadable(run, seen)

@@ -49,8 +49,11 @@ class PickUp:
     def __post_init__(self) -> None:
         checked_name(self.name, "stop")
         if not isinstance(self.source, Source):
+            needed = ("system", "fields", "read", "recount", "address", "templates")
+            lacking = ", ".join(name for name in needed if not hasattr(self.source, name))
             raise Misdeclared(
-                f"stop {self.name!r}: source {type(self.source).__name__} is not a source such as TextFile, XmlFeed, Endpoint or Query"
+                f"stop {self.name!r}: source {type(self.source).__name__} is not a source such as TextFile, XmlFeed, Endpoint or Query; "
+                f"one of your own lacks {lacking} (docs/extending.md)"
             )
         for name in self.source.fields:
             if name not in self.contract:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from resources.errors import Misconfigured
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -51,6 +53,11 @@ class Records:
     messages: pa.Int64Array | None = None
     spoiled: frozenset[int] = frozenset()
     nested: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.positions) != self.batch.num_rows:
+            said = f"the source gave {len(self.positions)} positions for {self.batch.num_rows} records"
+            raise Misconfigured(f"{said}; each record has one, also where several start at the same", place=self.origin)
 
 
 def place_of(origin: str, unit: str, position: int) -> str:

@@ -14,11 +14,18 @@ import sys
 from pathlib import Path
 
 import dagster as dg
+import pyarrow as pa
 import pytest
 
 import bus_assets
+from bus_assets import Contract, DropOff, Field, PickUp, Route, Table
+from bus_assets.account import account
+from resources.database import Database
 from resources.errors import Misconfigured
+from resources.files import LocalFiles
 from resources.http_paging import checked_paging
+from resources.records import Records
+from tests.world import World
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?( changed)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -144,6 +151,42 @@ def test_the_example_of_the_reference_builds_what_it_says():
     assert (assets["dbt/refunds"].group_name, assets["sales/all_sales"].group_name) == ("finance", "sales")
     assert (assets["sales/sold"].owners, assets["dbt/refunds"].owners) == (["team:web"], ["team:shop", "anna@example.org"])
     assert names["defs"].resolve_job_def("sales").executor_def is dg.multiprocess_executor
+
+
+def test_the_example_of_a_source_of_ones_own_drives(tmp_path):
+    names: dict = {"__name__": "host_routes"}
+    (example,) = (text for _, _, _, text in BLOCK.findall((ROOT / "docs" / "extending.md").read_text()))
+    exec(example, names)
+    good = "".join(f"{number:08}{number:10}\n" for number in range(20))
+    write(tmp_path / "bookings.txt", good + "00000020\n", changed=False)
+    world = World(tmp_path)
+    world.bus.systems.update({"host": LocalFiles(root=str(tmp_path)), "ledger": Database(url=world.warehouse_url)})
+    drive = world.drive(names["bookings"])
+    assert [(key, float(amount)) for key, amount in world.rows("bookings")] == [(f"{number:08}", number) for number in range(20)]
+    (bad,) = world.depot.quarantined()
+    assert (bad.origin, bad.position, bad.reasons[0].message) == ("bookings.txt", 21, "it has 8 characters, expected 18")
+    made = account(world.bus, names["bookings"], drive.trip.id)
+    assert made.balanced
+    assert {recount.status for recount in made.recounts} == {"agrees"}
+    assert names["defs"].resolve_job_def("bookings")
+
+
+def own(tmp_path, *given):
+    """Drives a route whose source yields what is given."""
+    source = type(
+        "Own", (), {"system": "host", "fields": {}, "read": lambda *_: iter(given), "recount": int, "address": str, "templates": tuple}
+    )()
+    world = World(tmp_path)
+    world.bus.systems["host"] = None
+    world.drive(Route("own", (PickUp("read", source, Contract((Field("n"),))), DropOff("d", Table("warehouse", "d", create=True)))))
+
+
+def test_a_source_of_ones_own_that_gives_something_else_is_told(tmp_path):
+    with pytest.raises(Misconfigured, match=r"route 'own', stop 'read': the source gave a list; .*resources\.records\.Records"):
+        own(tmp_path, ["a"])
+    batch = pa.RecordBatch.from_pylist([{"n": "1"}, {"n": "2"}])
+    with pytest.raises(Misconfigured, match=r"a\.txt: the source gave 1 positions for 2 records"):
+        Records(batch, "a.txt", pa.array([1], pa.int64()), "line")
 
 
 def test_every_make_target_that_the_documents_name_exists():

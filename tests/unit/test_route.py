@@ -333,7 +333,7 @@ WRONG = {
         "declare grain='changed'",
     ),
     "not a name": (lambda: Route("Shop!", (orders(),)), "route 'Shop!' is not a usable name"),
-    "not a source": (lambda: PickUp("x", "orders.csv", ORDERS), "source str is not a source such as TextFile"),
+    "not a source": (lambda: PickUp("x", "orders.csv", ORDERS), "one of your own lacks system, fields, read, recount, address, templates"),
     "fields of nobody": (
         lambda: PickUp("x", TextFile("l", "x", fields={"a": "B"}), ORDERS),
         "fields maps 'a', which the contract does not promise",
