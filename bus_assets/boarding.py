@@ -39,10 +39,13 @@ def board(bus: Bus, route: Route, boarding: Boarding) -> Drive:
     """
     try:
         trip = _trip(bus, route, boarding)
-        missing = _missing(bus, route, trip, boarding.selected)
-        if missing and (boarding.tagged or boarding.resumed):
-            raise Refused(f"trip {trip.id} has no passed gate for {_list(missing)}; select it too, or all stops of the route")
-        return _claimed(bus, route, trip, boarding, "rehearsal" if missing else "driving")
+        missing, rehearses = _missing(bus, route, trip, boarding.selected), trip.trigger == "rehearsal"
+        if boarding.tagged or boarding.resumed:
+            if rehearses and boarding.selected & {drop.name for drop in route.drop_offs}:
+                raise Refused(f"trip {trip.id} is a rehearsal, which never publishes; `bus drive {route.name}` starts a trip that does")
+            if missing:
+                raise Refused(f"trip {trip.id} has no passed gate for {_list(missing)}; select it too, or all stops of the route")
+        return _claimed(bus, route, trip, boarding, "rehearsal" if missing or rehearses else "driving")
     except BusError as error:
         raise error.at(route=route.name) from error.__cause__
 

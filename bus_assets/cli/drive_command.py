@@ -113,6 +113,7 @@ def finish(route: Route, driven: Driven) -> None:
             "dropped off in some of its databases, and only rolls forward" if trip.state == "stuck" else "nothing of it is dropped off"
         )
         again = f"`bus drive {route.name} --trip {trip.id}`"
-        notice(f"trip {trip.id} is {trip.state}, {standing}" + ("" if again in (driven.error or "") else f"; {again} drives it again"))
+        told = trip.trigger == "rehearsal" or again in (driven.error or "")
+        notice(f"trip {trip.id} is {trip.state}, {standing}" + ("" if told else f"; {again} drives it again"))
         notice(f"`bus trip {trip.id}` and `bus account {trip.id}` show how far it came")
     raise typer.Exit(INTERRUPTED if driven.interrupted else 1)

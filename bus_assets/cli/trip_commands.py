@@ -67,7 +67,9 @@ def trip(trip_id: TripId, as_json: AsJson = False) -> None:
     )
     for publication in publications:
         say(f"published in '{publication.database}' at {publication.at:%Y-%m-%d %H:%M:%S} UTC by attempt {publication.attempt}")
-    if found.state in ("failed", "stuck"):
+    if found.state == "failed" and found.cancelled:
+        notice("it was asked to stop, and ends as cancelled with the next tick of its sensor")
+    elif found.state in ("failed", "stuck") and found.trigger != "rehearsal":
         notice(f"`bus drive {found.route} --trip {found.id}` drives it again")
 
 

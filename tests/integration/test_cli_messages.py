@@ -565,6 +565,8 @@ def test_a_trip_that_is_driven_is_asked_to_stop(world):
     world.bus.depot.claim(departure.trip, "somebody", lease_seconds=60)
     told = world.told("cancel", departure.trip, "--reason", "not today")
     assert told == {"trip": departure.trip, "state": "driving", "cancelled": "not today"}
+    world.bus.depot.finish_trip(departure.trip, "failed", "somebody stopped")
+    assert "it was asked to stop, and ends as cancelled with the next tick" in world.bus_says("trip", departure.trip)[2]
 
 
 # Accounts

@@ -218,6 +218,10 @@ def test_a_selection_without_its_upstream_rehearses_and_never_publishes(world):
     assert rehearsal.mode == "rehearsal"
     assert rehearsal.trip.parent == first.trip.id
     assert world.depot.trip(rehearsal.trip.id).state == "rehearsed"
+    before = world.rows("totals")
+    with pytest.raises(Refused, match=f"trip {rehearsal.trip.id} is a rehearsal, which never publishes"):
+        world.drive(shop(), tagged=rehearsal.trip.id)
+    assert world.rows("totals") == before
     with pytest.raises(Refused, match="never publishes"):
         world.drive(shop(), select=("priced", "totals", "log"))
     assert len(world.rows("log")) == 3
