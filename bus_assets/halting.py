@@ -21,7 +21,7 @@ from bus_assets.progress import Progress, tell
 from bus_assets.queues import Bodies
 from bus_assets.reading import Target
 from bus_assets.rejects import RejectSpool
-from bus_assets.release import contract_for, release_stop, released_records
+from bus_assets.release import contract_for, only_looked_up, release_stop, released_records
 from bus_assets.stage import EXAMPLES_OF_A_FAILED_STOP, Findings, Stager, author_checks, with_checks
 from bus_assets.stops import PickUp, Transform
 from resources.depot.entries import QuarantinedRow, Verdict
@@ -93,7 +93,7 @@ def _staged(drive: Drive, stop: PickUp | Transform, work: Callable[[Stager], Fin
             findings = with_checks(findings, stop.checks, author_checks(stop.checks, passengers))
             verdict = _verdict(drive, stop.name, findings, verdicts)
             quarantined = spool if findings.passed else itertools.islice(spool, EXAMPLES_OF_A_FAILED_STOP)
-            drive.bus.depot.record_verdict(verdict, placed(quarantined))
+            drive.bus.depot.record_verdict(verdict, placed(quarantined), only_looked_up(drive.route, drive.trip, stop.name))
     except BusError as error:
         raise error.at(route=drive.route.name, stop=stop.name) from error.__cause__
     tell(Progress(stop.name, verdict.picked_up, verdict.passed, verdict.rejected))

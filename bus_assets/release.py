@@ -241,6 +241,19 @@ def reaches(route: Route, trip: Trip, name: str) -> bool:
     return stop is None or stop in chain(route, name)
 
 
+def only_looked_up(route: Route, trip: Trip, name: str) -> str | None:
+    """Why nobody is to see to the rows that ``name`` rejects in ``trip``; None where they wait for a person.
+
+    They wait already, in the trip that was to drop them off: held here too, each could be released as often as it was looked up.
+    """
+    if reaches(route, trip, name):
+        return None
+    return (
+        f"only looked up, for a release of stop '{release_stop(trip)}': what '{name}' rejects waits where it was to be dropped off, "
+        f"in trip {trip.parent}, say"
+    )
+
+
 def contract_for(route: Route, trip: Trip, name: str) -> Contract:
     """The contract of ``name`` in ``trip``. Shares and counts are about whole loads: for a handful of released rows they do not hold."""
     contract = route.contract_of(name)

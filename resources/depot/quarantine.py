@@ -26,12 +26,18 @@ RULE_CHARACTERS = 60
 """The type of a nested field can be longer than a line, and what is wrong is told behind it."""
 
 
-def replace_held(connection: sa.Connection, trip: Trip, verdict: Verdict, rows: Iterable[QuarantinedRow]) -> int:
-    """Quarantine ``rows`` in the place of what this (trip, stop) still held; released and discarded ones stay."""
+def replace_held(
+    connection: sa.Connection, trip: Trip, verdict: Verdict, rows: Iterable[QuarantinedRow], discarded: str | None = None
+) -> int:
+    """Quarantine ``rows`` in the place of what this (trip, stop) still held; released and discarded ones stay.
+
+    ``discarded`` is why nobody is to see to ``rows``: then they are in the place of those that were given up so before, too.
+    """
     of_stop = (quarantine.c.trip == trip.id) & (quarantine.c.stop == verdict.stop)
-    connection.execute(sa.delete(quarantine).where(of_stop, quarantine.c.state == "held"))
-    every = {"route": trip.route, "trip": trip.id, "attempt": verdict.attempt, "stop": verdict.stop}
-    every |= {"state": "held", "created_at": now(connection)}
+    so_before = (quarantine.c.state == "discarded") & (quarantine.c.reason == discarded)
+    connection.execute(sa.delete(quarantine).where(of_stop, (quarantine.c.state == "held") | so_before))
+    every = {"route": trip.route, "trip": trip.id, "attempt": verdict.attempt, "stop": verdict.stop, "reason": discarded}
+    every |= {"state": "discarded" if discarded else "held", "created_at": now(connection)}
     written = 0
     for some in chunks(rows, INSERT_ROWS):
         connection.execute(sa.insert(quarantine), [every | _values(row, verdict) for row in some])

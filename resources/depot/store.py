@@ -200,17 +200,18 @@ class Depot:
 
     # Verdicts and publications
 
-    def record_verdict(self, verdict: Verdict, quarantined: Iterable[QuarantinedRow] = ()) -> int:
+    def record_verdict(self, verdict: Verdict, quarantined: Iterable[QuarantinedRow] = (), discarded: str | None = None) -> int:
         """Commit a stop's verdict, the manifest it names and its rejected rows together; gives the number of those.
 
         Replaces this stop's verdict and its still held rows from earlier tries of the trip; released and discarded rows stay.
+        ``discarded`` is why nobody is to see to the rejected rows: they are kept as discarded, for that reason.
         ``quarantined`` is streamed while the transaction is open: it must not use the depot. AttemptEnded if the attempt is not
         live: a zombie changes nothing.
         """
         checked_name(verdict.stop, "stop")
         with self._connections.writing() as connection:
             trip = trips.replace_verdict(connection, verdict)
-            return quarantine.replace_held(connection, trip, verdict, quarantined)
+            return quarantine.replace_held(connection, trip, verdict, quarantined, discarded)
 
     def verdicts(self, trip: str) -> dict[str, Verdict]:
         """The newest verdict per stop, passed or not."""

@@ -362,6 +362,14 @@ def test_a_second_try_replaces_what_is_still_held_only(depot):
     assert [row.row_id for row in depot.quarantined(stop="other")] == ["90"]
 
 
+def test_rejected_rows_that_nobody_is_to_see_to_are_discarded_and_replaced(depot):
+    trip = driven(depot)
+    for number in (3, 2):
+        depot.record_verdict(verdict(trip), rows(number), "only looked up")
+    found = depot.quarantined(trip=trip.id, state=None)
+    assert [(row.state, row.reason) for row in found] == [("discarded", "only looked up")] * 2
+
+
 def test_rows_that_raise_halfway_leave_the_earlier_verdict_and_rows(depot):
     trip = driven(depot)
     depot.record_verdict(verdict(trip), rows(2))

@@ -252,6 +252,35 @@ def test_a_reference_that_arrived_since_lets_the_row_pass_and_other_tables_get_n
     assert made.balanced
 
 
+def test_what_a_stop_rejects_that_is_only_looked_up_waits_once_however_many_releases_read_it(world):
+    world.land("order_id\nA\nB\n")
+    world.land('id,x\nA,1\n"",2\n', "goods.csv")
+    world.drive(looked_up())
+    (of_goods,) = ids_of(world, stop="goods")
+    world.land('id,x\nA,1\nB,1\n"",2\n', "goods.csv")
+    (trip,), _ = released(world, looked_up())
+
+    def break_down(drive, at):
+        if at == "warehouse":
+            raise BusError("the bus broke down")
+
+    with pytest.raises(BusError, match="broke down"):
+        world.drive(looked_up(), tagged=trip.id, before=break_down)
+    world.drive(looked_up(), tagged=trip.id)  # what the first attempt rejected is not there twice
+    assert world.rows("log") == [("A",), ("B",)]
+    assert ids_of(world, stop="goods") == [of_goods]
+    (again,) = world.depot.quarantined(trip=trip.id, state=None)
+    assert (again.stop, again.state) == ("goods", "discarded")
+    assert again.reason == (
+        "only looked up, for a release of stop 'orders': what 'goods' rejects waits where it was to be dropped off, "
+        f"in trip {trip.parent}, say"
+    )
+    made = account(world.bus, looked_up(), trip.id)
+    assert {stop.stop: stop.rejected for stop in made.stops} == {"goods": 1, "orders": 0}
+    assert made.balanced
+    assert {count.status for count in made.recounts} == {"agrees"}
+
+
 def test_a_stop_that_is_only_looked_up_cannot_release(world):
     route = shop(stops=(*looked_up().stops[:3],))
     with pytest.raises(Refused, match="only looked up"):
