@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bus_assets.queues import Queue
+from bus_assets.release import next_of_release, release_stop
 from bus_assets.route import Route
+from resources.depot.entries import Trip
 from resources.depot.mail import Underway
 from resources.depot.process import is_gone
 from resources.depot.store import Depot
@@ -186,10 +188,26 @@ def _stuck(seen: OfRoute) -> Iterator[Finding]:
 
 def _failed(seen: OfRoute) -> Iterator[Finding]:
     """The newest trip that no message started; what failed before a later one delivered is history."""
-    newest = next((trip for trip in seen.depot.trips(seen.name, limit=MANY) if trip.trigger != "queue"), None)
+    newest = next((trip for trip in seen.depot.trips(seen.name, limit=MANY) if trip.trigger not in ("queue", "release")), None)
     if newest is not None and newest.state == "failed":
         said = f"its newest trip, {newest.id}, failed: {_line(newest.error) or 'its process died'}"
         yield Finding(seen.name, said, f"mend that, then `bus drive {seen.name} --trip {newest.id}`", newest.ended_at or newest.created_at)
+
+
+def _unreleased(seen: OfRoute) -> Iterator[Finding]:
+    """Releases that failed, were cancelled or lost their process, with rows that wait for them; stuck ones are told above."""
+    for trip in seen.depot.undelivered_releases(seen.name, MANY):
+        if trip.state == "stuck" or (trip.state == "driving" and not _has_nobody(seen, trip)):
+            continue
+        came_to = {"failed": "failed", "cancelled": "was cancelled"}.get(trip.state, "has nobody driving it")
+        why = f": {line}" if (line := _line(trip.cancelled or trip.error)) else ""
+        said = f"trip {trip.id}, which releases rows of stop '{release_stop(trip)}', {came_to}{why}"
+        yield Finding(seen.name, said, next_of_release(seen.name, trip.id, trip.state), trip.ended_at or trip.created_at)
+
+
+def _has_nobody(seen: OfRoute, trip: Trip) -> bool:
+    attempt = seen.depot.newest_attempt(trip.id)
+    return seen.depot.is_abandoned(attempt) if attempt else _seconds_since(trip.created_at) > UNCLAIMED_SECONDS
 
 
 def _underway(seen: OfRoute) -> Iterator[Finding]:
@@ -321,5 +339,5 @@ def _seconds_since(moment: datetime | None) -> float:
 
 
 OF_THE_DEPLOYMENT = (_depot, _disk, _daemon, _sensors)
-OF_A_ROUTE = (_paused, _stuck, _failed, _underway, _failing, _given_up, _halted, _waiting)
+OF_A_ROUTE = (_paused, _stuck, _failed, _unreleased, _underway, _failing, _given_up, _halted, _waiting)
 OF_ITS_SYSTEMS = (_unreachable, _queues, _unsent)

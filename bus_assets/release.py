@@ -22,7 +22,7 @@ from resources.depot.entries import QuarantinedRow
 from resources.errors import Refused
 
 if TYPE_CHECKING:
-    from resources.depot.entries import QuarantineCount, RowState, Trip
+    from resources.depot.entries import QuarantineCount, RowFilter, Trip
     from resources.depot.store import Depot
     from resources.records import Records
 
@@ -96,7 +96,7 @@ def choose(depot: Depot, route: Route, stop: str, ids: Sequence[int] | None = No
     wanted, why_not = None if ids is None else set(ids), refusals(route, stop)
     fit: list[tuple[int, str]] = []
     left: list[LeftBehind] = []
-    for row in rows_of(depot, route.name, stop, "held"):
+    for row in rows_of(depot, route.name, stop, "waiting"):
         number = row.id or 0
         if wanted is not None and number not in wanted:
             continue
@@ -145,6 +145,8 @@ def refusals(route: Route | None, stop: str) -> Callable[[QuarantinedRow | Quara
 
 
 def _by_standing(held: QuarantinedRow | QuarantineCount) -> str | None:
+    if on_its_way(held):
+        return f"release trip {held.released_trip} has it, and is {held.release_state}: {way_out(held)}"
     if held.state != "held":
         return f"it is {held.state}"
     if UNREADABLE in held.rules:
@@ -157,6 +159,24 @@ def _by_standing(held: QuarantinedRow | QuarantineCount) -> str | None:
             "--reason …` sends it round again, `bus discard` gives it up; `bus quarantine show` says which it is"
         )
     return None
+
+
+def on_its_way(held: QuarantinedRow | QuarantineCount) -> bool:
+    """Whether a release trip has it that is not delivered, or not yet."""
+    return held.state == "released" and held.release_state not in (None, "delivered")
+
+
+def way_out(held: QuarantinedRow | QuarantineCount) -> str:
+    """What becomes of a row that is :func:`on_its_way`, or of one of those that are counted together."""
+    return next_of_release(held.route, str(held.released_trip), str(held.release_state))
+
+
+def next_of_release(route: str, trip: str, state: str) -> str:
+    """What to do about a release trip that is not delivered."""
+    again, held = f"`bus drive {route} --trip {trip}`", f"`bus quarantine unrelease {trip}` holds its rows again"
+    if state == "cancelled":
+        return held
+    return f"{again} rolls it forward" if state == "stuck" else f"{again} drives it again, {held}"
 
 
 def _by_bytes(held: QuarantinedRow | QuarantineCount, bytes_in: Sequence[str]) -> str | None:
@@ -286,7 +306,9 @@ def released_records(depot: Depot, route: Route, trip: Trip) -> Iterator[Records
             yield Records(batch, origin or f"trip {some[0].trip}", positions, unit or "row", messages=messages)
 
 
-def rows_of(depot: Depot, route: str | None, stop: str | None, state: RowState | None, trip: str | None = None) -> Iterator[QuarantinedRow]:
+def rows_of(
+    depot: Depot, route: str | None, stop: str | None, state: RowFilter | None, trip: str | None = None
+) -> Iterator[QuarantinedRow]:
     """Quarantined rows, a page at a time."""
     after = 0
     while page := depot.quarantined(route, trip, stop, state, limit=ROWS_AT_A_TIME, after=after):

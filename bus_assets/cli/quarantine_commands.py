@@ -25,7 +25,9 @@ ROW_STATES = ("held", "released", "discarded", "all")
 RouteOption = Annotated[str | None, typer.Option("--route", help="Only rows of this route.")]
 TripOption = Annotated[str | None, typer.Option("--trip", help="Only rows of this trip.")]
 StopOption = Annotated[str | None, typer.Option("--stop", help="Only rows that this stop rejected.")]
-StateOption = Annotated[str, typer.Option("--state", help=f"{', '.join(ROW_STATES)}.")]
+StateOption = Annotated[
+    str, typer.Option("--state", help=f"{', '.join(ROW_STATES)}. Held are also those of a release that is not delivered.")
+]
 OfRoute = Annotated[str, typer.Option("--route", help="The route.")]
 OfStop = Annotated[str, typer.Option("--stop", help="The stop that rejected the rows.")]
 
@@ -100,6 +102,7 @@ def show(
     """Show one row with its content; sensitive fields are dots."""
     from bus_assets.cli.loading import load, open_depot
     from bus_assets.quarantine import masked, row_of
+    from bus_assets.release import on_its_way, way_out
 
     row = row_of(open_depot(), row_id)
     payload = dict(row.payload) if reveal else masked(row, load(module).routes.get(row.route))
@@ -107,6 +110,8 @@ def show(
         print_json(_brief(row, _may_ride([row], module)) | {"payload": payload})
         return
     say(f"row {row.id} of route '{row.route}', stop '{row.stop}', trip {row.trip}: {_standing(row)}")
+    if on_its_way(row):
+        say(f"next: {way_out(row)}")
     say(f"place: {_place(row)}")
     for reason in row.reasons:
         say(f"reason: {reason.rule}: {reason.message}")
@@ -225,7 +230,7 @@ def unrelease(
 def _state(state: str) -> Any:
     if state not in ROW_STATES:
         raise typer.BadParameter(f"'{state}' is none of {', '.join(ROW_STATES)}", param_hint="--state")
-    return None if state == "all" else state
+    return {"all": None, "held": "waiting"}.get(state, state)
 
 
 def _may_ride(found: Sequence[Held], module: str | None) -> Callable[[Held], bool]:
@@ -249,7 +254,8 @@ def _routes(module: str | None) -> dict[str, Route]:
 
 
 def _brief(row: QuarantinedRow, may_ride: Callable[[Held], bool]) -> dict[str, Any]:
-    names = ("id", "route", "stop", "trip", "row_id", "origin", "unit", "position", "state", "released_trip", "reason", "created_at")
+    names = ("id", "route", "stop", "trip", "row_id", "origin", "unit", "position", "state", "released_trip", "release_state", "reason")
+    names = (*names, "created_at")
     reasons = [{"rule": reason.rule, "message": reason.message} for reason in row.reasons]
     return {name: getattr(row, name) for name in names} | {"reasons": reasons, "releasable": may_ride(row)}
 
@@ -265,6 +271,10 @@ def _reasons(row: QuarantinedRow) -> str:
 
 
 def _standing(row: QuarantinedRow) -> str:
+    from bus_assets.release import on_its_way
+
+    if on_its_way(row):
+        return f"in release trip {row.released_trip}, which is {row.release_state}"
     if row.state == "released":
         return f"released in trip {row.released_trip}"
     if row.state == "discarded":

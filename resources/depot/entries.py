@@ -19,6 +19,8 @@ Kind = Literal["transient", "poison", "checks", "misconfigured", "refused", "con
 
 Outcome = Literal["published", "failed", "revoked", "rehearsed"]
 RowState = Literal["held", "released", "discarded"]
+RowFilter = Literal["held", "released", "discarded", "waiting"]
+"""Waiting are those that are held, and those given to a release trip that is not delivered."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _TRIP_ID = re.compile(r"[0-9a-z][0-9a-z_-]{0,63}")
@@ -135,6 +137,7 @@ class QuarantinedRow:
     created_at: datetime | None = None
     trip_state: TripState | None = None
     message_state: str | None = None
+    release_state: TripState | None = None
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -144,7 +147,8 @@ class QuarantinedRow:
 
 @dataclass(frozen=True)
 class QuarantineCount:
-    """``rows`` that broke the same ``rules`` and stand alike, as do their trips and messages; ``trip`` and ``message`` are one row's."""
+    """``rows`` that broke the same ``rules`` and stand alike, as do their trips, messages and release trips; ``trip``, ``message`` and
+    ``released_trip`` are one row's."""
 
     route: str
     stop: str
@@ -155,6 +159,8 @@ class QuarantineCount:
     message_state: str | None
     trip: str
     message: int | None
+    released_trip: str | None = None
+    release_state: TripState | None = None
 
 
 @dataclass(frozen=True)

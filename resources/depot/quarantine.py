@@ -16,6 +16,7 @@ from resources.errors import Misconfigured, Refused
 from resources.texts import shortened
 
 T = TypeVar("T")
+releases = trips.alias("releases")
 
 INSERT_ROWS = 2_000
 """Rows per round trip: 100,000 rows pass through as a stream, never as one list."""
@@ -62,8 +63,7 @@ def _values(row: QuarantinedRow, verdict: Verdict) -> dict[str, Any]:
 
 
 def listed(connection: sa.Connection, filters: Mapping[str, str | None], limit: int, after: int) -> list[QuarantinedRow]:
-    states = (trips.c.state.label("trip_state"), messages.c.state.label("message_state"))
-    query = sa.select(quarantine, *states).select_from(_with_trips()).where(quarantine.c.id > after)
+    query = sa.select(quarantine, *_states()).select_from(_with_trips()).where(quarantine.c.id > after)
     query = query.where(*_conditions(filters)).order_by(quarantine.c.id).limit(limit)
     return [_row(row) for row in connection.execute(query).mappings()]
 
@@ -75,11 +75,11 @@ def _row(row: Mapping[Any, Any]) -> QuarantinedRow:
 
 
 def counted(connection: sa.Connection, filters: Mapping[str, str | None]) -> list[QuarantineCount]:
-    states = (quarantine.c.state, trips.c.state.label("trip_state"), messages.c.state.label("message_state"))
-    alike = (quarantine.c.route, quarantine.c.stop, _rules(connection).label("rules"), *states)
-    each = sa.select(*alike, quarantine.c.trip, quarantine.c.message).select_from(_with_trips()).where(*_conditions(filters)).subquery()
+    alike = (quarantine.c.route, quarantine.c.stop, _rules(connection).label("rules"), quarantine.c.state, *_states())
+    own = (quarantine.c.trip, quarantine.c.message, quarantine.c.released_trip)
+    each = sa.select(*alike, *own).select_from(_with_trips()).where(*_conditions(filters)).subquery()
     by = [each.c[column.name] for column in alike]
-    one = (sa.func.min(each.c.trip).label("trip"), sa.func.min(each.c.message).label("message"))
+    one = [sa.func.min(each.c[column.name]).label(column.name) for column in own]
     query = sa.select(*by, sa.func.count().label("rows"), *one).group_by(*by).order_by(*by)
     return [QuarantineCount(**{**row, "rules": tuple(json.loads(row["rules"] or "[]"))}) for row in connection.execute(query).mappings()]
 
@@ -105,13 +105,28 @@ def by_message(connection: sa.Connection, trip: str) -> dict[int, tuple[int, str
     return {message: (rows, why[first]) for message, (rows, first) in counted.items()}
 
 
+def _states() -> tuple[sa.Label[str], ...]:
+    return trips.c.state.label("trip_state"), messages.c.state.label("message_state"), releases.c.state.label("release_state")
+
+
 def _with_trips() -> sa.FromClause:
     with_trips = quarantine.outerjoin(trips, trips.c.id == quarantine.c.trip)
+    with_trips = with_trips.outerjoin(releases, releases.c.id == quarantine.c.released_trip)
     return with_trips.outerjoin(messages, messages.c.id == quarantine.c.message)
 
 
 def _conditions(filters: Mapping[str, str | None]) -> list[sa.ColumnElement[bool]]:
-    return [quarantine.c[name] == value for name, value in filters.items() if value is not None]
+    given = [quarantine.c[name] == value for name, value in filters.items() if value not in (None, "waiting")]
+    on_its_way = (quarantine.c.state == "released") & (releases.c.state != "delivered")
+    return [*given, (quarantine.c.state == "held") | on_its_way] if filters.get("state") == "waiting" else given
+
+
+def undelivered_releases(connection: sa.Connection, route: str, limit: int) -> list[Trip]:
+    """The newest first. Those whose rows were held again have none any more."""
+    has_rows = sa.exists().where(quarantine.c.released_trip == trips.c.id, quarantine.c.state == "released")
+    query = sa.select(trips).where(trips.c.route == route, trips.c.trigger == "release", trips.c.state != "delivered", has_rows)
+    query = query.order_by(trips.c.created_at.desc(), trips.c.id.desc()).limit(limit)
+    return [Trip(**row) for row in connection.execute(query).mappings()]
 
 
 def release(connection: sa.Connection, ids: Sequence[int], trip: str) -> None:

@@ -17,7 +17,7 @@ from resources.depot.entries import (
     Publication,
     QuarantineCount,
     QuarantinedRow,
-    RowState,
+    RowFilter,
     Trip,
     TripState,
     Verdict,
@@ -262,21 +262,27 @@ class Depot:
         route: str | None = None,
         trip: str | None = None,
         stop: str | None = None,
-        state: RowState | None = "held",
+        state: RowFilter | None = "held",
         *,
         limit: int = 100,
         after: int = 0,
     ) -> list[QuarantinedRow]:
-        """Rows in the order of their ids, ``limit`` at a time: ``after`` is the last id seen. Each carries its trip's state."""
+        """Rows in the order of their ids, ``limit`` at a time: ``after`` is the last id seen. Each carries the states of its trip,
+        its message and its release trip."""
         with self._connections.reading() as connection:
             return quarantine.listed(connection, {"route": route, "trip": trip, "stop": stop, "state": state}, limit, after)
 
     def count_quarantined(
-        self, route: str | None = None, trip: str | None = None, stop: str | None = None, state: RowState | None = "held"
+        self, route: str | None = None, trip: str | None = None, stop: str | None = None, state: RowFilter | None = "held"
     ) -> list[QuarantineCount]:
         """How many rows wait, those together that broke the same rules and stand alike, in the order of routes, stops and rules."""
         with self._connections.reading() as connection:
             return quarantine.counted(connection, {"route": route, "trip": trip, "stop": stop, "state": state})
+
+    def undelivered_releases(self, route: str, limit: int = 50) -> list[Trip]:
+        """Release trips that are not delivered, for whatever reason, and have rows: the newest first."""
+        with self._connections.reading() as connection:
+            return quarantine.undelivered_releases(connection, route, limit)
 
     def mark_released(self, ids: Sequence[int], trip: str) -> None:
         """Give these rows to the releasing ``trip``: all or, with Refused, none (one is not held, or its trip or message not delivered).

@@ -362,6 +362,26 @@ def test_a_second_try_replaces_what_is_still_held_only(depot):
     assert [row.row_id for row in depot.quarantined(stop="other")] == ["90"]
 
 
+def test_rows_wait_as_long_as_their_release_is_not_delivered(depot):
+    delivered_with(depot, 3)
+    held, failed, done = depot.quarantined()
+    releases = [depot.start_trip("orders", "release", {}) for _ in range(2)]
+    depot.mark_released([failed.id], releases[0].id)
+    depot.mark_released([done.id], releases[1].id)
+    depot.finish_trip(releases[0].id, "failed", "the table is locked")
+    depot.finish_trip(releases[1].id, "delivered")
+    found = depot.quarantined(state="waiting")
+    assert [(row.id, row.state, row.release_state) for row in found] == [(held.id, "held", None), (failed.id, "released", "failed")]
+    counts = depot.count_quarantined(state="waiting")
+    assert {(one.state, one.rows, one.released_trip, one.release_state) for one in counts} == {
+        ("held", 1, None, None),
+        ("released", 1, releases[0].id, "failed"),
+    }
+    assert [trip.id for trip in depot.undelivered_releases("orders")] == [releases[0].id]
+    depot.unrelease(releases[0].id)
+    assert depot.undelivered_releases("orders") == []
+
+
 def test_rejected_rows_that_nobody_is_to_see_to_are_discarded_and_replaced(depot):
     trip = driven(depot)
     for number in (3, 2):

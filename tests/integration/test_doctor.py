@@ -17,17 +17,20 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from bus_assets import doctor
+from bus_assets import Contract, DropOff, Field, PickUp, Table, TextFile, doctor
 from bus_assets.cli import main
 from bus_assets.cli.loading import open_instance
 from bus_assets.doctor import OF_A_ROUTE, OF_ITS_SYSTEMS, OF_THE_DEPLOYMENT, Deployment, Finding, OfRoute, examined
+from bus_assets.release import choose, start_release
 from resources.depot.mail import Arrival
 from resources.depot.process import this_process
 from resources.errors import Misconfigured, Transient
 from tests.queue_cli import CliWorld
 from tests.queue_world import events, order, orders
+from tests.world import shop
 
 ROOT = Path(__file__).parents[2]
+LOG = DropOff("log", Table("warehouse", "log", create=True), of="orders")
 
 
 @pytest.fixture
@@ -180,6 +183,56 @@ def test_a_trip_that_fails_again_and_again(world):
     (finding,) = [one for one in diagnosis(world) if "again and again" in one["wrong"]]
     assert "the warehouse is being moved" in finding["wrong"]
     assert "bus cancel" in finding["advice"]
+
+
+def of_shop(world):
+    """A route without a queue, two of whose rows wait in quarantine."""
+    contract = Contract((Field("order_id", pattern="^O-"),), max_rejected=0.9)
+    route = shop(stops=(PickUp("orders", TextFile("landing", "orders.csv"), contract), LOG))
+    world.deploy(route)
+    world.land("order_id\nO-1\nX-2\nX-3\n", "orders.csv")
+    world.drive(route)
+    return route
+
+
+def test_a_release_that_failed_is_told_until_it_is_driven_or_its_rows_are_held_again(world):
+    depot, route = world.bus.depot, of_shop(world)
+    (wanted,), _ = choose(depot, route, "orders")
+    trip = start_release(depot, wanted)
+    assert world.told("doctor", "shop") == []  # it has just begun
+    depot.finish_trip(trip.id, "failed", "the table is locked")
+    world.drive(route)
+    (finding,) = diagnosis(world, "shop")
+    assert finding["wrong"] == (f"trip {trip.id}, which releases rows of stop 'orders', failed: the table is locked")
+    assert finding["advice"] == (
+        f"`bus drive shop --trip {trip.id}` drives it again, `bus quarantine unrelease {trip.id}` holds its rows again"
+    )
+    given = [row["id"] for row in world.told("quarantine", "list") if row["release_state"] == "failed"]
+    assert given == list(wanted.ids)
+    for state in ("held", "released", "all"):
+        assert f"in release trip {trip.id}, which is failed" in world.bus_says("quarantine", "list", "--state", state)[1]
+    assert f"\nnext: {finding['advice']}\n" in world.bus_says("quarantine", "show", str(given[0]))[1]
+    assert world.told("quarantine", "counts") == [
+        {"route": "shop", "stop": "orders", "rule": "order_id: pattern ^O-", "rows": 4, "releasable": 2}
+    ]
+    assert f"release trip {trip.id} has it, and is failed" in world.refused(
+        "quarantine", "release", "--route", "shop", "--stop", "orders", str(given[0])
+    )
+    depot.inbox.cancel(trip.id, "not any more")
+    assert only(diagnosis(world, "shop"))["advice"] == f"`bus quarantine unrelease {trip.id}` holds its rows again"
+    world.told("quarantine", "unrelease", trip.id)
+    assert world.told("doctor", "shop") == []
+    assert {row["state"] for row in world.told("quarantine", "list")} == {"held"}
+
+
+def test_a_release_whose_process_is_gone_is_told(world):
+    depot, route = world.bus.depot, of_shop(world)
+    (wanted,), _ = choose(depot, route, "orders")
+    trip = start_release(depot, wanted)
+    depot.claim(trip.id, "run", lease_seconds=60)
+    assert world.told("doctor", "shop") == []
+    world.sql("UPDATE depot_attempts SET lease_until = :then WHERE trip = :trip", then=long_ago(), trip=trip.id)
+    assert "has nobody driving it" in only(diagnosis(world, "shop"))["wrong"]
 
 
 def test_a_stuck_trip_says_how_to_roll_it_forward(world):
