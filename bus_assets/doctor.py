@@ -5,6 +5,7 @@ To add one: write a generator of :class:`Finding` and put it into the list that 
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,6 +32,7 @@ MANY = 1_000
 EXAMPLES = 200
 """Messages come with their bodies."""
 HALTS = 3
+FAILED = 10
 TICKS = 3
 UNRESOLVED = "dagster._config.errors.PostProcessingError: "
 LEAST_FREE_BYTES, LEAST_FREE_SHARE = 1 << 30, 0.03
@@ -187,11 +189,27 @@ def _stuck(seen: OfRoute) -> Iterator[Finding]:
 
 
 def _failed(seen: OfRoute) -> Iterator[Finding]:
-    """The newest trip that no message started; what failed before a later one delivered is history."""
-    newest = next((trip for trip in seen.depot.trips(seen.name, limit=MANY) if trip.trigger not in ("queue", "release")), None)
-    if newest is not None and newest.state == "failed":
-        said = f"its newest trip, {newest.id}, failed: {_line(newest.error) or 'its process died'}"
-        yield Finding(seen.name, said, f"mend that, then `bus drive {seen.name} --trip {newest.id}`", newest.ended_at or newest.created_at)
+    """The newest trip of each set of parameters that no message started; what failed before a later one like it delivered is history.
+
+    A rehearsal does not stand for a drive; releases are told by themselves.
+    """
+    newest: dict[tuple[Any, ...], Trip] = {}
+    for trip in seen.depot.trips(seen.name, limit=MANY):
+        if trip.trigger not in ("queue", "release"):
+            alike = (trip.trigger == "rehearsal", trip.partition, json.dumps(trip.parameters, sort_keys=True, default=str))
+            newest.setdefault(alike, trip)
+    failed = [trip for trip in newest.values() if trip.state == "failed"]
+    for trip in failed[:FAILED]:
+        given = [f"{name}={value}" for name, value in trip.parameters.items()] or (
+            [f"partition {trip.partition}"] if trip.partition else []
+        )
+        of = f" with {_line(', '.join(given))}" if given else ""
+        said = f"its newest trip{of}, {trip.id}, failed: {_line(trip.error) or 'its process died'}"
+        advice = f"mend that, then `bus drive {seen.name} --trip {trip.id}`; `bus cancel {trip.id} --reason …` gives it up"
+        yield Finding(seen.name, said, advice, trip.ended_at or trip.created_at)
+    if more := failed[FAILED:]:
+        said = f"trips with {len(more):,} other sets of parameters failed too"
+        yield Finding(seen.name, said, f"`bus trips {seen.name} --state failed` lists them", more[-1].created_at)
 
 
 def _unreleased(seen: OfRoute) -> Iterator[Finding]:

@@ -235,6 +235,34 @@ def test_a_release_whose_process_is_gone_is_told(world):
     assert "has nobody driving it" in only(diagnosis(world, "shop"))["wrong"]
 
 
+def test_a_trip_that_failed_is_told_until_one_with_the_same_parameters_is_delivered(world):
+    depot = world.bus.depot
+    of_shop(world)
+
+    def trip(state, parameters, trigger="person", **more):
+        return depot.finish_trip(depot.start_trip("shop", trigger, parameters, **more).id, state, "no such month").id
+
+    failed = trip("failed", {"month": 2, "zone": "EU"})
+    trip("delivered", {"month": 3, "zone": "EU"}, "cron")
+    trip("rehearsed", {"month": 2, "zone": "EU"}, "rehearsal")
+    trip("delivered", {"month": 2, "zone": "EU"}, "release")
+    (finding,) = diagnosis(world, "shop")
+    assert finding["wrong"] == f"its newest trip with month=2, zone=EU, {failed}, failed: no such month"
+    assert finding["advice"] == f"mend that, then `bus drive shop --trip {failed}`; `bus cancel {failed} --reason …` gives it up"
+    trip("delivered", {"zone": "EU", "month": 2}, "cron")
+    assert world.told("doctor", "shop") == []
+    of_day = trip("failed", {}, partition="2026-11-27")
+    trip("delivered", {}, partition="2026-11-28")
+    assert f"its newest trip with partition 2026-11-27, {of_day}, failed" in only(diagnosis(world, "shop"))["wrong"]
+    depot.inbox.cancel(of_day, "nobody needs that day")
+    assert world.told("doctor", "shop") == []
+    for month in range(12):
+        trip("failed", {"month": month})
+    found = [finding["wrong"] for finding in diagnosis(world, "shop")]
+    assert found[0].startswith("its newest trip with month=11, ")
+    assert found[10:] == ["trips with 2 other sets of parameters failed too"]
+
+
 def test_a_stuck_trip_says_how_to_roll_it_forward(world):
     world.send(order(1))
     world.deliver()
