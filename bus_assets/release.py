@@ -126,8 +126,8 @@ def _all_fit(route: Route, stop: str, wanted: set[int], fit: list[tuple[int, str
 def refusals(route: Route | None, stop: str) -> Callable[[QuarantinedRow | QuarantineCount], str | None]:
     """Says of a row that ``stop`` rejected, or of rows that are counted together, why it cannot ride again; None if a release takes it.
 
-    By the contract as it is now; without the ``route``, which is not known then, by the rules that were broken. What holds bytes that are
-    no text is told of single rows only.
+    By the contract as it is now; without the ``route``, which is not known then, by the rules that were broken. What lacks a field, or
+    holds bytes that are no text, is told of single rows only.
     """
     if route is not None and (never := _never(route, stop)):
         return lambda held: never
@@ -139,7 +139,7 @@ def refusals(route: Route | None, stop: str) -> Callable[[QuarantinedRow | Quara
 
     def why_not(held: QuarantinedRow | QuarantineCount) -> str | None:
         stand = [rule for rule in held.rules if (rules is None or rule in rules) and rule not in as_json]
-        return _by_standing(held) or _by_bytes(held, bytes_in) or _by_rules(stand)
+        return _by_standing(held) or _by_fields(held, contract) or _by_bytes(held, bytes_in) or _by_rules(stand)
 
     return why_not
 
@@ -177,6 +177,16 @@ def next_of_release(route: str, trip: str, state: str) -> str:
     if state == "cancelled":
         return held
     return f"{again} rolls it forward" if state == "stuck" else f"{again} drives it again, {held}"
+
+
+def _by_fields(held: QuarantinedRow | QuarantineCount, contract: Contract | None) -> str | None:
+    """A field that is absent, not null: the contract has it, or calls it so, only since the row was read."""
+    if contract is None or not isinstance(held, QuarantinedRow):
+        return None
+    if unread := [f"'{name}'" for name in contract.names if name not in held.payload]:
+        which = "which was" if len(unread) == 1 else "which were"
+        return f"the contract asks for {', '.join(unread)}, {which} not read when the row was quarantined; drive the route again"
+    return None
 
 
 def _by_bytes(held: QuarantinedRow | QuarantineCount, bytes_in: Sequence[str]) -> str | None:
@@ -290,7 +300,8 @@ def released_rows(depot: Depot, trip: Trip) -> Iterator[QuarantinedRow]:
 
 
 def released_records(depot: Depot, route: Route, trip: Trip) -> Iterator[Records]:
-    """The released rows as a source would give them: text as it was picked up, at the place where it was found."""
+    """The released rows as a source would give them: text as it was picked up, at the place where it was found. :class:`Refused` if one
+    lacks a field of the contract, which has changed since the release began."""
     import pyarrow as pa
 
     from resources.records import Records
@@ -298,6 +309,9 @@ def released_records(depot: Depot, route: Route, trip: Trip) -> Iterator[Records
     contract = route.contract_of(str(release_stop(trip)))
     for (origin, unit), rows in groupby(released_rows(depot, trip), lambda row: (row.origin, row.unit)):
         while some := _some(rows):
+            for row in some:
+                if why := _by_fields(row, contract):
+                    raise Refused(f"row {row.id} cannot ride: {why}. `bus quarantine unrelease {trip.id}` holds what this trip releases")
             texts = [_source_texts(row, contract) for row in some]
             columns = [pa.array([text[name] for text in texts], pa.string()) for name in contract.names]
             positions = pa.array([row.position or int(row.row_id) for row in some], pa.int64())

@@ -7,7 +7,7 @@ import pytest
 
 from bus_assets import Contract, DropOff, Field, Json, JsonLines, PickUp, Table, TextFile, Transform
 from bus_assets.account import account
-from bus_assets.release import choose, refusals, start_release
+from bus_assets.release import LeftBehind, choose, refusals, start_release
 from resources.errors import BusError, Refused
 from tests.queue_world import QueueWorld, events
 from tests.world import ORDERS, PRICED, World, shop
@@ -168,6 +168,28 @@ def test_an_object_in_the_place_of_text_is_not_released_as_its_text(world):
     world.drive(route(json=True), tagged=trip.id)
     assert left == ()
     assert sorted(world.rows("log")) == [("O-1", "me"), ("O-2", '{"name":"you"}')]
+
+
+def test_a_row_without_a_field_that_the_contract_has_since_does_not_ride_as_if_it_were_null(world):
+    def route(*names, most="100", **fields):
+        contract = Contract((Field("id", required=True), Field("qty", "integer", maximum=most), *map(Field, names)), max_rejected=0.9)
+        log = DropOff("log", Table("warehouse", "log", create=True), columns=("id", "qty"))
+        return shop(stops=(PickUp("orders", TextFile("landing", "orders.csv", fields=fields), contract), log))
+
+    world.land("id,qty,note,region\nA,1,x,EU\nB,500,,US\n")
+    world.drive(route("note"))
+    (number,) = ids_of(world)
+    renamed = route("remark", "region", most="900", remark="note")
+    lacks = "the contract asks for 'remark', 'region', which were not read when the row was quarantined; drive the route again"
+    assert choose(world.depot, renamed, "orders") == ((), (LeftBehind(number, lacks),))
+    with pytest.raises(Refused, match=f"row {number} cannot be released: the contract asks for 'region', which was not read"):
+        choose(world.depot, route("note", "region", most="900"), "orders", [number])
+    (trip,), left = released(world, route("note", most="900"))  # its note is null, not absent
+    assert left == ()
+    with pytest.raises(Refused, match=f"row {number} cannot ride: .*'region'.* `bus quarantine unrelease {trip.id}`"):
+        world.drive(route("note", "region", most="900"), tagged=trip.id)
+    world.drive(route(most="900"), tagged=trip.id)
+    assert world.rows("log") == [("A", 1), ("B", 500)]
 
 
 def test_ids_that_are_not_held_there_are_refused_and_nothing_is_released(world):
