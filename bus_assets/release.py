@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 
 from bus_assets.contract import Contract, Field
 from bus_assets.route import Route
-from bus_assets.stops import DropOff, Transform
+from bus_assets.stops import DropOff, Table, Transform
 from resources.depot.entries import QuarantinedRow
 from resources.errors import Refused
 
@@ -83,6 +83,12 @@ def check_release(route: Route, stop: str) -> None:
                     f"reaches table {table.name!r} through '{name}', which changes the grain: a few rows alone come out otherwise than "
                     "with all of them. Drive the route again, or let the table accumulate",
                 )
+
+
+def overwritten(route: Route, stop: str) -> tuple[Table, ...]:
+    """Tables in which a released row of ``stop`` replaces the row of its key, also one that came since."""
+    reached = (drop.into for drop in route.drop_offs if stop in chain(route, drop.name))
+    return tuple(dict.fromkeys(table for table in reached if table.mode == "upsert" and table.newest is None))
 
 
 def _refused(route: Route, stop: str, why: str) -> Refused:

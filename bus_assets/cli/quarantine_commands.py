@@ -172,7 +172,7 @@ def release(
     """Let rows ride again, after a fix: a new trip takes them through the gate and drops them off. Exits 1 if it fails."""
     from bus_assets.cli.driving import Driven, Wish, depot_of
     from bus_assets.cli.loading import load, one_of
-    from bus_assets.release import choose, start_release
+    from bus_assets.release import choose, overwritten, start_release
 
     if bool(ids) == everything:
         raise typer.BadParameter("name the rows' ids, or all of them with --all", param_hint="ID")
@@ -188,6 +188,10 @@ def release(
         notice(f"… and rows for {len(example) - REASONS_SHOWN:,} other reasons: `bus quarantine list --route {route} --stop {stop}`")
     if not releases:
         notice("no row can be released")
+    for table in overwritten(found, stop) if releases else ():
+        notice(
+            f"table {table}: a released row overwrites the row of its key, newer or not; Table(…, newest=COLUMN) lets the newer one stay"
+        )
     driven: list[Driven] = []
     for one in releases:
         from bus_assets.cli.drive_command import drive_and_tell

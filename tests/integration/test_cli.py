@@ -17,6 +17,7 @@ from bus_assets.cli import main
 from bus_assets.cli.drive_command import finish
 from bus_assets.cli.driving import Driven
 from bus_assets.cli.loading import open_depot
+from resources.errors import Refused
 
 # One world, driven once: its tests stay in one process.
 pytestmark = pytest.mark.xdist_group("cli")
@@ -530,6 +531,20 @@ def test_rows_are_discarded_with_a_reason(call, place):
     assert parsed(call("quarantine", "discard", row, "--reason", "cut off in the export", "--json"))["discarded"] == [int(row)]
     assert "discarded: cut off in the export" in call("quarantine", "list", "--state", "discarded")[1]
     assert "not held" in call("quarantine", "discard", row, "--reason", "again")[2]
+
+
+def test_a_release_that_may_overwrite_newer_rows_says_so_before_it_drives(call, place, monkeypatch):
+    def no_drive(*_):
+        raise Refused("not today")
+
+    monkeypatch.setattr("bus_assets.cli.drive_command.drive_and_tell", no_drive)
+    code, _, err = call("quarantine", "release", "--route", "shop", "--stop", "orders", str(held(call, place)[4]))
+    (trip,) = open_depot().undelivered_releases("shop")
+    call("quarantine", "unrelease", trip.id)
+    call("cancel", trip.id, "--reason", "of a test")
+    assert code == 1
+    assert err.startswith("table warehouse: totals: a released row overwrites the row of its key, newer or not; Table(…, newest=COLUMN)")
+    assert "table warehouse: log" not in err
 
 
 @pytest.mark.long

@@ -7,7 +7,7 @@ import pytest
 
 from bus_assets import Contract, DropOff, Field, Json, JsonLines, PickUp, Table, TextFile, Transform
 from bus_assets.account import account
-from bus_assets.release import LeftBehind, choose, refusals, start_release
+from bus_assets.release import LeftBehind, choose, overwritten, refusals, start_release
 from resources.errors import BusError, Refused
 from tests.queue_world import QueueWorld, events
 from tests.world import ORDERS, PRICED, World, shop
@@ -301,6 +301,13 @@ def test_what_a_stop_rejects_that_is_only_looked_up_waits_once_however_many_rele
     assert {stop.stop: stop.rejected for stop in made.stops} == {"goods": 1, "orders": 0}
     assert made.balanced
     assert {count.status for count in made.recounts} == {"agrees"}
+
+
+def test_tables_are_named_in_which_a_released_row_replaces_a_newer_one(world):
+    assert [table.name for table in overwritten(fixed(), "orders")] == ["totals"]
+    newest = Table("warehouse", "log", key="order_id", newest="qty")
+    assert overwritten(shop(stops=(fixed().stops[0], DropOff("log", newest))), "orders") == ()
+    assert overwritten(looked_up(), "orders") == ()
 
 
 def test_a_stop_that_is_only_looked_up_cannot_release(world):
