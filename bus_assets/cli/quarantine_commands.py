@@ -14,6 +14,7 @@ from bus_assets.cli.output import AsJson, Module, notice, print_json, print_tabl
 if TYPE_CHECKING:
     from bus_assets.route import Route
     from resources.depot.entries import QuarantineCount, QuarantinedRow
+    from resources.depot.store import Depot
 
     Held = QuarantinedRow | QuarantineCount
 
@@ -49,8 +50,11 @@ def list_rows(
     from bus_assets.cli.loading import open_depot
     from bus_assets.release import rows_of
 
-    every = rows_of(open_depot(), route, stop, _state(state), trip)
+    depot = open_depot()
+    every = rows_of(depot, route, stop, _state(state), trip)
     rows = list(islice((row for row in every if rule is None or any(rule in reason.rule for reason in row.reasons)), limit))
+    if not rows:
+        _check_names(depot, route, stop, module)
     if as_json:
         may = _may_ride(rows, module)
         print_json([_brief(row, may) for row in rows])
@@ -77,7 +81,10 @@ def counts(
     """Count rows by route, stop and rule, and those that a release would take. A row that breaks two rules is counted under both."""
     from bus_assets.cli.loading import open_depot
 
-    found = open_depot().count_quarantined(route, trip, stop, _state(state))  # pyright: ignore[reportArgumentType]
+    depot = open_depot()
+    found = depot.count_quarantined(route, trip, stop, _state(state))
+    if not found:
+        _check_names(depot, route, stop, module)
     rows, releasable, may = Counter(), Counter(), _may_ride(found, module)
     for count in found:
         for rule in dict.fromkeys(count.rules):
@@ -229,6 +236,25 @@ def unrelease(
         print_json({"trip": trip_id, "held": held})
     else:
         say(f"{held:,} rows are held again")
+
+
+def _check_names(depot: Depot, route: str | None, stop: str | None, module: str | None) -> None:
+    """Nothing was found: Misconfigured if the route or the stop is a slip. What the depot knows is none, whatever the module has."""
+    from bus_assets.cli.loading import load, one_of
+    from resources.errors import BusError
+
+    if (route is None and stop is None) or depot.quarantined(route, stop=stop, state=None, limit=1):
+        return
+    try:
+        loaded = load(module)
+    except BusError:
+        return
+    if route is not None and route not in depot.inbox.routes() and not depot.trips(route, limit=1):
+        loaded.route(route)
+    among = [found for name, found in loaded.routes.items() if route in (None, name)]
+    if stop is not None and among:
+        stops = dict.fromkeys(declared.name for found in among for declared in found.stops)
+        one_of(stop, stops, "stop", f"route '{route}'" if route else f"module {loaded.name}")
 
 
 def _state(state: str) -> Any:

@@ -481,6 +481,20 @@ def test_quarantine_lists_places_and_reasons_but_no_content(call, place):
     assert "orders-1.csv, line 4" not in out
 
 
+@pytest.mark.parametrize("command", ["list", "counts"])
+def test_a_slip_in_a_route_or_stop_is_no_empty_quarantine(call, command):
+    def refused(*arguments):
+        code, _, err = call("quarantine", command, *arguments)
+        assert code == 1
+        return err
+
+    assert "has no route 'shpo'; did you mean 'shop'?" in refused("--route", "shpo")
+    assert "route 'shop' has no stop 'order'; did you mean 'orders'?" in refused("--route", "shop", "--stop", "order")
+    assert "has no stop 'doubld'; did you mean 'doubled'?" in refused("--stop", "doubld")
+    assert call("quarantine", command, "--route", "shop", "--stop", "doubled")[0] == 0
+    assert call("quarantine", command, "--route", "shpo", "--module", "no_such_module")[0] == 0
+
+
 def test_quarantine_is_counted_by_rule(call, place):
     made = parsed(call("quarantine", "counts", "--trip", place.trip, "--state", "all", "--json"))
     assert {count["rule"]: count["rows"] for count in made} == {"order_id: pattern ^O-": 1, "order_id: unique": 1, "readable": 1}
