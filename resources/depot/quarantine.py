@@ -63,8 +63,12 @@ def _values(row: QuarantinedRow, verdict: Verdict) -> dict[str, Any]:
 
 
 def listed(connection: sa.Connection, filters: Mapping[str, str | None], limit: int, after: int) -> list[QuarantinedRow]:
-    query = sa.select(quarantine, *_states()).select_from(_with_trips()).where(quarantine.c.id > after)
-    query = query.where(*_conditions(filters)).order_by(quarantine.c.id).limit(limit)
+    of_page = sa.select(quarantine.c.id).where(quarantine.c.id > after).order_by(quarantine.c.id).limit(limit)
+    # A page of each state by its index: with one condition for both, each page would sort all the rows that wait.
+    pages = [of_page.select_from(_with_trips()).where(*these).subquery() for these in _either(filters)]
+    ids = sa.union_all(*(sa.select(page.c.id) for page in pages))
+    query = sa.select(quarantine, *_states()).select_from(_with_trips()).where(quarantine.c.id.in_(ids))
+    query = query.order_by(quarantine.c.id).limit(limit)
     return [_row(row) for row in connection.execute(query).mappings()]
 
 
@@ -76,8 +80,9 @@ def _row(row: Mapping[Any, Any]) -> QuarantinedRow:
 
 def counted(connection: sa.Connection, filters: Mapping[str, str | None]) -> list[QuarantineCount]:
     alike = (quarantine.c.route, quarantine.c.stop, _rules(connection).label("rules"), quarantine.c.state, *_states())
+    either = sa.or_(*(sa.and_(sa.true(), *these) for these in _either(filters)))
     own = (quarantine.c.trip, quarantine.c.message, quarantine.c.released_trip)
-    each = sa.select(*alike, *own).select_from(_with_trips()).where(*_conditions(filters)).subquery()
+    each = sa.select(*alike, *own).select_from(_with_trips()).where(either).subquery()
     by = [each.c[column.name] for column in alike]
     one = [sa.func.min(each.c[column.name]).label(column.name) for column in own]
     query = sa.select(*by, sa.func.count().label("rows"), *one).group_by(*by).order_by(*by)
@@ -115,10 +120,13 @@ def _with_trips() -> sa.FromClause:
     return with_trips.outerjoin(messages, messages.c.id == quarantine.c.message)
 
 
-def _conditions(filters: Mapping[str, str | None]) -> list[sa.ColumnElement[bool]]:
+def _either(filters: Mapping[str, str | None]) -> list[list[sa.ColumnElement[bool]]]:
+    """The conditions for each state that is asked for."""
     given = [quarantine.c[name] == value for name, value in filters.items() if value not in (None, "waiting")]
-    on_its_way = (quarantine.c.state == "released") & (releases.c.state != "delivered")
-    return [*given, (quarantine.c.state == "held") | on_its_way] if filters.get("state") == "waiting" else given
+    if filters.get("state") != "waiting":
+        return [given]
+    on_its_way = [quarantine.c.state == "released", releases.c.state != "delivered"]
+    return [[*given, quarantine.c.state == "held"], [*given, *on_its_way]]
 
 
 def undelivered_releases(connection: sa.Connection, route: str, limit: int) -> list[Trip]:
