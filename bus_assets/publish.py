@@ -39,6 +39,8 @@ from resources.staging import Manifest
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from bus_assets.contract import Contract
+
 
 @dataclass(frozen=True)
 class Dropped:
@@ -207,7 +209,8 @@ def _drop(drive: Drive, transaction: Any, drop: DropOff, verdicts: Mapping[str, 
         if table.mode == "append":
             applied = transaction.append(table.name, columns, rows)
         elif table.mode == "upsert":
-            applied = transaction.upsert(table.name, columns, tuple(table.key), rows, newest=table.newest)
+            unique = _is_unique(drive, drop, passengers.contract)
+            applied = transaction.upsert(table.name, columns, tuple(table.key), rows, newest=table.newest, unique=unique)
         elif table.mode == "replace":
             applied = transaction.replace(table.name, columns, fill(table.scope or {}, drive.values), rows)
         elif table.mode == "delete":
@@ -217,6 +220,15 @@ def _drop(drive: Drive, transaction: Any, drop: DropOff, verdicts: Mapping[str, 
     except BusError as error:
         raise error.at(stop=drop.name) from error.__cause__
     return Dropped(drop.name, str(table.mode), len(passengers), len(passengers) - rows.count, applied)
+
+
+def _is_unique(drive: Drive, drop: DropOff, contract: Contract) -> bool:
+    """Whether the stop's gate let each key of the table pass once only. It compares keys within a message, and not with other trips."""
+    if drive.route.queue is not None or release_stop(drive.trip) is not None:
+        return False
+    mapping = drop.mapping(contract)
+    key = {mapping[column] for column in drop.into.key}
+    return any(key.issuperset(unique) for unique in contract.keys)
 
 
 @dataclass

@@ -120,7 +120,7 @@ class Transaction:
             return self._ledger.rows_left_in(table)
 
     def append(self, table: str, columns: Sequence[str], batches: Iterable[pa.RecordBatch]) -> Applied:
-        """Insert every row."""
+        """Insert every row. Refused if the table takes fewer."""
         with self._doing(f"appending to table {table!r}"):
             return self._loader.append(table, columns, batches)
 
@@ -132,14 +132,16 @@ class Transaction:
         batches: Iterable[pa.RecordBatch],
         *,
         newest: str | None = None,
+        unique: bool = False,
     ) -> Applied:
-        """Insert rows with a new key, set ``columns`` of the others. Of several rows with one key the last counts.
+        """Insert rows with a new key, set ``columns`` of the others. Of several rows with one key the last counts. ``unique``: there are
+        none such. Refused if the table takes fewer rows than there are keys.
 
         ``newest``: the one with the greatest value there counts, the last of equal ones; null is less than any. It must not be less
         than the value in the table either. Rows that do not count are ``folded``.
         """
         with self._doing(f"upserting into table {table!r}"):
-            return self._loader.upsert(table, columns, key, batches, newest)
+            return self._loader.upsert(table, columns, key, batches, newest, unique)
 
     def replace(self, table: str, columns: Sequence[str], scope: Mapping[str, object], batches: Iterable[pa.RecordBatch]) -> Applied:
         """Delete the rows whose columns equal ``scope`` (``{}``: all), insert these. Refused if some of these are outside ``scope``."""

@@ -28,7 +28,7 @@ from resources.copying import copy_rows
 from resources.errors import Misconfigured, Refused
 from resources.fractions import unrounded
 from resources.ordered import Ascending
-from resources.receipts import Applied, again_after_race
+from resources.receipts import Applied, again_after_race, took_fewer
 from resources.sql_values import as_bound, as_rows, chosen, peeked, pieces, refuse_null_keys
 from resources.tables import table_name
 
@@ -57,6 +57,10 @@ class _Staged:
     newest: str | None
     in_order: bool
     """The rows came in ascending order of their key, as bytes: no key is there twice."""
+    unique: bool
+    """No key is there twice, as the contract says."""
+    as_is: bool
+    """The temporary table keeps the keys as they came: two that differ are two there."""
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -79,8 +83,7 @@ class Loader:
         self._loads = 0
 
     def append(self, table: str, columns: Sequence[str], batches: Iterable[pa.RecordBatch]) -> Applied:
-        target = self._target(table)
-        return Applied(inserted=self._fill(target, columns, (chosen(batch, columns, table) for batch in batches)))
+        return Applied(inserted=self._inserted(table, columns, (chosen(batch, columns, table) for batch in batches)))
 
     def replace(self, table: str, columns: Sequence[str], scope: Mapping[str, object], batches: Iterable[pa.RecordBatch]) -> Applied:
         if outside := [name for name in scope if name not in columns]:
@@ -93,20 +96,26 @@ class Loader:
             bound = as_bound(value, kind, self._dialect, f"table {table!r}, scope {name!r}")
             conditions.append(_same(target.c[name], bound))
         deleted = self._connection.execute(sa.delete(target).where(*conditions)).rowcount
-        inserted = self._fill(target, columns, _inside(scope, table, (chosen(batch, columns, table) for batch in rows)))
+        inserted = self._inserted(table, columns, _inside(scope, table, (chosen(batch, columns, table) for batch in rows)))
         return Applied(inserted=inserted, deleted=deleted)
 
     def upsert(
-        self, table: str, columns: Sequence[str], key: Sequence[str], batches: Iterable[pa.RecordBatch], newest: str | None = None
+        self,
+        table: str,
+        columns: Sequence[str],
+        key: Sequence[str],
+        batches: Iterable[pa.RecordBatch],
+        newest: str | None = None,
+        unique: bool = False,
     ) -> Applied:
-        staged = self._staged(table, columns, key, batches, newest=newest)
-        return self._merged(self._target(table), staged) if staged.rows else Applied()
+        staged = self._staged(table, columns, key, batches, newest=newest, unique=unique)
+        return self._all_merged(table, staged) if staged.rows else Applied()
 
     def accumulate(
         self, table: str, columns: Sequence[str], key: Sequence[str], sums: Sequence[str], batches: Iterable[pa.RecordBatch]
     ) -> Applied:
         staged = self._staged(table, columns, key, batches, sums)
-        return self._merged(self._target(table), staged) if staged.rows else Applied()
+        return self._all_merged(table, staged) if staged.rows else Applied()
 
     def delete(self, table: str, key: Sequence[str], batches: Iterable[pa.RecordBatch]) -> Applied:
         staged = self._staged(table, key, key, batches)
@@ -152,14 +161,17 @@ class Loader:
         batches: Iterable[pa.RecordBatch],
         sums: Sequence[str] = (),
         newest: str | None = None,
+        unique: bool = False,
     ) -> _Staged:
         schema, rows = peeked(batches)
         self._loads += 1
         temporary = self._temporary(f"bus_load_{self._loads}", self._target(table), columns, key)
         order = Ascending()
-        order.holds = schema is not None and all(_as_is(schema.field(name).type, temporary.c[name].type) for name in key)
-        filled = self._fill(temporary, (*columns, POSITION), _positioned(rows, columns, key, table, order))
-        return _Staged(temporary, tuple(columns), tuple(key), tuple(sums), schema, filled, newest, order.holds)
+        kinds = [] if schema is None else [(schema.field(name).type, temporary.c[name].type) for name in key]
+        order.holds = not any(pa.types.is_nested(kind) for kind, _ in kinds)
+        filled = self._fill(temporary, (*columns, POSITION), _positioned(rows, columns, key, table, order), table)
+        as_is = all(_as_is(kind, into) for kind, into in kinds)
+        return _Staged(temporary, tuple(columns), tuple(key), tuple(sums), schema, filled, newest, order.holds, unique, as_is)
 
     def _temporary(self, name: str, target: sa.Table, columns: Sequence[str], key: Sequence[str]) -> sa.Table:
         like = [sa.Column(column.name, column.type, nullable=column.name not in key) for column in self._columns_of(target, columns)]
@@ -174,12 +186,28 @@ class Loader:
             raise Misconfigured(f"table {target.name!r} in {self._where} has no column {missing}; it has {list(target.c.keys())}")
         return [target.c[name] for name in columns]
 
-    def _fill(self, table: sa.Table, columns: Sequence[str], batches: Iterable[pa.RecordBatch]) -> int:
-        targets = self._columns_of(table, columns)
-        insert = sa.insert(table).values({column.name: sa.bindparam(f"p{at}") for at, column in enumerate(targets)})
+    def _inserted(self, table: str, columns: Sequence[str], batches: Iterable[pa.RecordBatch]) -> int:
+        """How many rows the table took: all of them, else Refused. What a view's triggers make of rows is theirs to count."""
+        target, sent = self._target(table), 0
+
+        def counted() -> Iterator[pa.RecordBatch]:
+            nonlocal sent
+            for batch in batches:
+                sent += batch.num_rows
+                yield batch
+
+        inserted = self._fill(target, columns, counted(), table)
+        if inserted < sent and target.name not in sa.inspect(self._connection).get_view_names(target.schema):
+            raise took_fewer(table, inserted, sent)
+        return inserted
+
+    def _fill(self, into: sa.Table, columns: Sequence[str], batches: Iterable[pa.RecordBatch], table: str) -> int:
+        """Rows into ``into``, counted by the database; ``table`` is the destination in words."""
+        targets = self._columns_of(into, columns)
+        insert = sa.insert(into).values({column.name: sa.bindparam(f"p{at}") for at, column in enumerate(targets)})
         compiled = insert.compile(dialect=self._connection.dialect)
         inserted = 0
-        for batch in pieces(unrounded(batches, targets, table.name)):
+        for batch in pieces(unrounded(batches, targets, table)):
             rows: list[Any] = list(as_rows(batch, self._dialect))
             if compiled.positional:
                 # Straight to the driver: SQLAlchemy would look at every value of every row.
@@ -188,6 +216,16 @@ class Loader:
                 done = self._connection.execute(insert, [{f"p{at}": value for at, value in enumerate(row)} for row in rows])
             inserted += done.rowcount if done.rowcount >= 0 else len(rows)
         return inserted
+
+    def _all_merged(self, table: str, staged: _Staged) -> Applied:
+        """What became of the rows; Refused if the table took fewer than there are keys, which no folding explains."""
+        target = self._target(table)
+        done = self._merged(target, staged)
+        if done.folded:
+            keys, taken = staged.rows if staged.unique or staged.in_order else self._distinct(staged), done.inserted + done.updated
+            if taken < keys and not self._accounts_for(target, staged, keys, taken):
+                raise took_fewer(table, taken, keys)
+        return done
 
     def _merged(self, target: sa.Table, staged: _Staged) -> Applied:
         def update_then_insert() -> Applied:
@@ -235,6 +273,17 @@ class Loader:
             return getattr(sa.func, decimals.ADD)(target.c[name], source.c[name])
         return sa.func.coalesce(target.c[name], 0) + sa.func.coalesce(source.c[name], 0)
 
+    def _accounts_for(self, target: sa.Table, staged: _Staged, keys: int, taken: int) -> bool:
+        """Whether the rows that the table did not take are newer there, or all stand there as they came: a trigger may save such writes."""
+        source = self._folded(staged)
+        newer = sa.not_(sa.func.coalesce(_not_older(target, source, staged.newest), sa.false()))
+        compared = [name for name in staged.columns if not isinstance(target.c[name].type, sa.JSON)]  # Postgres's json has no equality
+        same = sa.false() if staged.sums else sa.and_(*(target.c[name].is_not_distinct_from(source.c[name]) for name in compared))
+        counts = sa.select(sa.func.coalesce(sa.func.sum(sa.case((newer, 1), else_=0)), 0), sa.func.count())
+        there = sa.join(target, source, _same_key(target, source, staged.key) & (newer | same))
+        kept, standing = self._connection.execute(counts.select_from(there)).one()
+        return taken + int(kept) >= keys or standing >= keys
+
     def _distinct(self, staged: _Staged) -> int:
         keys = sa.select(*(staged.table.c[name] for name in staged.key)).distinct().subquery()
         return self._connection.scalar(sa.select(sa.func.count()).select_from(keys)) or 0
@@ -243,12 +292,12 @@ class Loader:
 class PostgresLoader(Loader):
     """The fast way: COPY, and one ``INSERT … ON CONFLICT`` that folds, merges and counts; a plain INSERT where no key is there yet."""
 
-    def _fill(self, table: sa.Table, columns: Sequence[str], batches: Iterable[pa.RecordBatch]) -> int:
-        targets = self._columns_of(table, columns)
+    def _fill(self, into: sa.Table, columns: Sequence[str], batches: Iterable[pa.RecordBatch], table: str) -> int:
+        targets = self._columns_of(into, columns)
         types = {column.name: column.type for column in targets}
-        place = [part for part in (table.schema, table.name) if part]
-        doing = f"copying into table {table.name!r}"
-        rows = unrounded(batches, targets, table.name)
+        place = [part for part in (into.schema, into.name) if part]
+        doing = f"copying into table {table!r}"
+        rows = unrounded(batches, targets, table)
         return copy_rows(self._connection, place, columns, rows, types, where=self._where, doing=doing)
 
     def _temporary(self, name: str, target: sa.Table, columns: Sequence[str], key: Sequence[str]) -> sa.Table:
@@ -290,7 +339,8 @@ class PostgresLoader(Loader):
 
     def _folded_rows(self, staged: _Staged) -> sa.Select[Any]:
         t = staged.table
-        if staged.in_order and not staged.sums:  # a temporary table is read from its beginning: nothing to sort, nothing to fold
+        if staged.in_order and staged.as_is and not staged.sums:
+            # A temporary table is read from its beginning: nothing to sort, nothing to fold.
             return sa.select(*(t.c[name] for name in staged.columns))
         # Bytes, not the language's rules: several times faster, and the same order for every writer, so that none waits crosswise.
         key = [t.c[name].collate("C") if isinstance(t.c[name].type, sa.String) else t.c[name] for name in staged.key]

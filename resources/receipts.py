@@ -38,8 +38,8 @@ class Applied:
     """What became of the rows for one table, from the database's row counts.
 
     ``inserted + updated + folded`` is the number of rows given (not for delete). ``folded``: rows of a key that came again later
-    in the same load, or that is newer in the table, and so do not stand in the table by themselves. ``deleted``: rows taken away, by
-    delete or before a replace.
+    in the same load, that is newer in the table, or whose row stands there as it came; never rows that the table drops. ``deleted``:
+    rows taken away, by delete or before a replace.
     """
 
     inserted: int = 0
@@ -58,6 +58,14 @@ class AppliedTo:
     table: str
     mode: str
     rows: Applied
+
+
+def took_fewer(table: str, taken: int, keys: int) -> Refused:
+    """The error of a table that took fewer rows than there are different ones."""
+    return Refused(
+        f"table {table!r} took {taken} of {keys} rows that differ: a trigger or a rule of the table drops the others, or two keys are one "
+        "in the type or collation of its columns; nothing was written. Let the table take every row, or leave such rows out by where="
+    )
 
 
 class AlreadySettled(Refused):

@@ -777,3 +777,15 @@ def test_a_server_that_does_not_answer_is_transient(url: str) -> None:
     gone = make_url(url).set(port=1).render_as_string(hide_password=False)
     with pytest.raises(Transient, match="connection was lost"), Database(url=gone, connect_timeout_seconds=2).transaction():
         pass
+
+
+@pytest.mark.parametrize("mode", ["append", "upsert"])
+def test_rows_that_a_trigger_of_sqlite_ignores_are_refused(sqlite_database_url: str, mode: str) -> None:
+    database = Database(url=sqlite_database_url)
+    database.prepare([plan("orders", ORDERS, key=("order_id",))])
+    ignoring = "CREATE TRIGGER meddling BEFORE INSERT ON orders WHEN NEW.order_id = 'b' BEGIN SELECT RAISE(IGNORE); END"
+    run_sql(sqlite_database_url, ignoring)
+    with pytest.raises(Refused, match="table 'orders' took 2 of 3 rows that differ"), database.transaction() as transaction:
+        more = {"key": ["order_id"]} if mode == "upsert" else {}
+        getattr(transaction, mode)("orders", COLUMNS, batches=[batch(order("b"), order("a"), order("c"))], **more)
+    assert rows_of(database) == []

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from bus_assets import Contract, DropOff, Endpoint, Field, PickUp, Query, Table, TableKey, TextFile, XmlFeed
 from resources.database import Database
-from resources.errors import BusError, Misconfigured, Poison, Transient
+from resources.errors import BusError, Misconfigured, Poison, Refused, Transient
 from resources.http import WebService
 from tests.world import GOOD, ORDERS, World, shop
 
@@ -347,6 +347,21 @@ def test_a_destination_of_ones_own_that_cannot_compare_tables_is_asked_when_it_i
         world.drive(TWO_TABLES)
     execute(world, FITS)
     assert len(world.drive_again(TWO_TABLES)) == 3
+
+
+def test_keys_that_are_one_to_the_table_are_refused_at_its_drop_off(tmp_path, postgres_database_url):
+    """Out of order and in a type that ignores blanks, so that only the contract tells them apart."""
+    world, engine = World(tmp_path, postgres_database_url), sa.create_engine(postgres_database_url, poolclass=sa.NullPool)
+    by_id = shop(stops=(shop()["orders"], DropOff("log", Table("warehouse", "log", key="order_id"))))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE log (order_id char(9) PRIMARY KEY, qty bigint, price numeric(10, 2))")
+    world.land(GOOD + "O-1 ,1,1.00\n")
+    with pytest.raises(Refused, match=r"^route 'shop', stop 'log': table 'log' took 3 of 4 rows that differ"):
+        world.drive(by_id)
+    assert world.rows("log") == []
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE log ALTER order_id TYPE text")
+    assert len(world.drive_again(by_id)) == 4
 
 
 def test_a_database_that_cannot_be_looked_at_now_is_tried_again(world):

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -17,7 +18,7 @@ from sqlalchemy.pool import NullPool
 
 from resources.database import Database
 from resources.engines import REST_SECONDS
-from resources.errors import Misconfigured, Poison, Transient
+from resources.errors import Misconfigured, Poison, Refused, Transient
 from resources.receipts import Applied
 from resources.tables import Column, TablePlan
 
@@ -228,3 +229,81 @@ def test_types_that_only_postgres_has_become_text_that_a_contract_can_read(datab
         "2024-03-31",
         "01:02:03",
     )
+
+
+def trigger(body: str, on: str = "INSERT") -> tuple[str, str]:
+    """A BEFORE trigger of 'orders' and its function."""
+    return (
+        f"CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$",
+        f"CREATE TRIGGER meddling BEFORE {on} ON orders FOR EACH ROW EXECUTE FUNCTION meddle()",
+    )
+
+
+DROPS_ONE = "IF NEW.order_id = 'o1' THEN RETURN NULL; END IF; RETURN NEW;"
+
+
+@pytest.mark.parametrize("there", [0, 1])
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("mode", ["upsert", "accumulate", "append", "replace"])
+def test_rows_that_a_trigger_drops_are_refused_and_nothing_is_written(database: Database, mode: str, backwards: bool, there: int) -> None:
+    if there and mode not in ("append", "replace"):
+        with database.transaction() as transaction:
+            transaction.append("orders", COLUMNS, [rows(0, there)])
+    sql(database, *trigger(DROPS_ONE))
+    given = [rows(2, 1), rows(1, 1), rows(0, 1), rows(0, 1)] if backwards and mode in ("upsert", "accumulate") else [rows(0, 3)]
+    by_key: dict[str, Any] = {"key": ["order_id"]}
+    more = {"upsert": by_key, "accumulate": {**by_key, "sums": ["quantity"]}, "replace": {"scope": {}}}
+    said = r"table 'orders' took 2 of 3 rows that differ: a trigger or a rule .* nothing was written"
+    before = database.count("SELECT * FROM orders")
+    with pytest.raises(Refused, match=said), database.transaction() as transaction:
+        getattr(transaction, mode)("orders", COLUMNS, batches=given, **more.get(mode, {}))
+    assert database.count("SELECT * FROM orders") == before
+
+
+def test_a_key_that_came_once_is_merged_with_no_other(database: Database) -> None:
+    sql(database, "ALTER TABLE orders ALTER order_id TYPE char(5)")
+    given = pa.RecordBatch.from_pydict({"order_id": ["b", "a ", "a"], "quantity": [1, 2, 3]})
+    with pytest.raises(Refused, match="took 2 of 3 rows"), database.transaction() as transaction:
+        transaction.upsert("orders", COLUMNS, ["order_id"], [given], unique=True)
+
+
+@pytest.mark.parametrize("newest", [None, "quantity"])
+def test_rows_that_a_trigger_alters_or_need_not_write_are_taken(database: Database, newest: str | None) -> None:
+    sql(
+        database,
+        "ALTER TABLE orders ADD seen text",
+        *trigger("NEW.seen = 'yes'; RETURN NEW;", on="INSERT OR UPDATE"),
+        "CREATE TRIGGER z_save BEFORE UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+    )
+    first, again = rows(0, 2), pa.RecordBatch.from_pydict({"order_id": ["o2", "o1", "o0"], "quantity": [2, 1, 0]})
+    with database.transaction() as transaction:
+        assert transaction.upsert("orders", COLUMNS, ["order_id"], [first], newest=newest, unique=True) == Applied(inserted=2)
+        assert transaction.upsert("orders", COLUMNS, ["order_id"], [again], newest=newest, unique=True) == Applied(inserted=1, folded=2)
+    assert database.count("SELECT * FROM orders WHERE seen = 'yes'") == 3
+
+
+def test_what_the_trigger_of_a_view_makes_of_rows_is_not_counted(database: Database) -> None:
+    sql(
+        database,
+        "CREATE VIEW shown AS SELECT order_id, quantity FROM orders",
+        "CREATE FUNCTION through() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN INSERT INTO orders VALUES (NEW.order_id, NEW.quantity); RETURN NULL; END'",
+        "CREATE TRIGGER through INSTEAD OF INSERT ON shown FOR EACH ROW EXECUTE FUNCTION through()",
+    )
+    with database.transaction() as transaction:
+        transaction.append("shown", COLUMNS, [rows(0, 2)])
+    assert database.count("SELECT * FROM orders") == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [("varchar(3)", pa.array(["secret"])), ("numeric(3)", pa.array([12345])), ("timestamp(0)", pa.array([1], pa.timestamp("us")))],
+)
+def test_a_value_that_a_column_cannot_hold_is_told_of_the_destination(database: Database, kind: str, key: pa.Array) -> None:
+    sql(database, f"CREATE TABLE narrow (order_id {kind} PRIMARY KEY)")
+    with (
+        pytest.raises((Misconfigured, Poison), match=r"table 'public\.narrow'.*column 'order_id'") as caught,
+        database.transaction() as done,
+    ):
+        done.upsert("public.narrow", ["order_id"], ["order_id"], [pa.RecordBatch.from_arrays([key], ["order_id"])])
+    assert "bus_load" not in str(caught.value)
