@@ -19,6 +19,12 @@ from resources.engines import MYSQL_LIKE
 from resources.errors import Misconfigured
 from resources.table_names import checked_identifier, name_parts
 
+_RULES_INSTEAD = sa.text(
+    "SELECT rulename FROM pg_rewrite JOIN pg_class ON pg_class.oid = ev_class "
+    "WHERE ev_class = to_regclass(:name) AND relkind IN ('r', 'p') AND ev_type = '3' AND is_instead"
+)
+"""Rules of a table by which an INSERT does something else. A view is made of such."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -118,6 +124,7 @@ class _Found:
     columns: dict[str, dict[str, Any]]
     has_key: bool
     engine: str | None
+    rules: tuple[str, ...] = ()
 
 
 def _inspected(connection: Connection, name: TableName, key: Sequence[str]) -> _Found | None:
@@ -134,7 +141,14 @@ def _inspected(connection: Connection, name: TableName, key: Sequence[str]) -> _
             columns={str(column["name"]): dict(column) for column in columns},
             has_key=not key or frozenset(key) in _unique(inspector, table, schema),
             engine=inspector.get_table_options(table, schema).get(f"{dialect}_engine") if dialect in MYSQL_LIKE else None,
+            # Rows without a key are copied, and COPY passes over rules.
+            rules=_rules_instead(connection, table, schema) if key and dialect == "postgresql" else (),
         )
+
+
+def _rules_instead(connection: Connection, table: str, schema: str | None) -> tuple[str, ...]:
+    quote = connection.dialect.identifier_preparer.quote_identifier
+    return tuple(connection.scalars(_RULES_INSTEAD, {"name": ".".join(quote(part) for part in (schema, table) if part)}))
 
 
 def _unique(inspector: sa.Inspector, table: str, schema: str | None) -> Iterator[frozenset[str]]:
@@ -177,6 +191,8 @@ def _unlike(plan: TablePlan, found: _Found, dialect: Dialect) -> Iterator[str]:
             yield f"column {name!r} must have a value and has no default; drop it too, or give it a default"
     if not found.has_key:
         yield f"no unique index on exactly ({', '.join(plan.key)}); create one, or change key="
+    if found.rules:
+        yield f"rule {found.rules[0]!r} does something else instead of an INSERT, and what it did is not counted; drop it, or use a trigger"
     if found.engine and found.engine.lower() != "innodb":
         yield f"engine {found.engine} has no transactions; ALTER TABLE … ENGINE = InnoDB"
 

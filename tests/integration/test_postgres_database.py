@@ -260,6 +260,17 @@ def test_rows_that_a_trigger_drops_are_refused_and_nothing_is_written(database: 
     assert database.count("SELECT * FROM orders") == before
 
 
+def test_a_table_whose_rule_does_something_else_takes_no_upsert(database: Database) -> None:
+    sql(database, 'CREATE SCHEMA "Sales"', 'CREATE TABLE "Sales"."or.ders" (order_id text PRIMARY KEY, quantity bigint)')
+    sql(database, 'CREATE RULE elsewhere AS ON INSERT TO "Sales"."or.ders" DO INSTEAD INSERT INTO orders VALUES (NEW.order_id)')
+    columns = (Column("order_id", pa.string(), nullable=False), Column("quantity", pa.int64()))
+    plan = TablePlan('Sales."or.ders"', columns, key=("order_id",))
+    with pytest.raises(Misconfigured, match=r"rule 'elsewhere' does something else instead of an INSERT.*; drop it, or use a trigger"):
+        database.prepare([plan])
+    sql(database, 'DROP RULE elsewhere ON "Sales"."or.ders"')
+    database.prepare([plan])
+
+
 def test_a_key_that_came_once_is_merged_with_no_other(database: Database) -> None:
     sql(database, "ALTER TABLE orders ALTER order_id TYPE char(5)")
     given = pa.RecordBatch.from_pydict({"order_id": ["b", "a ", "a"], "quantity": [1, 2, 3]})
