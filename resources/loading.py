@@ -24,6 +24,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.sql.elements import quoted_name
 
 from resources import decimals
+from resources.blanks import uncut
 from resources.copying import copy_rows
 from resources.errors import Misconfigured, Refused
 from resources.fractions import unrounded
@@ -207,7 +208,7 @@ class Loader:
         insert = sa.insert(into).values({column.name: sa.bindparam(f"p{at}") for at, column in enumerate(targets)})
         compiled = insert.compile(dialect=self._connection.dialect)
         inserted = 0
-        for batch in pieces(unrounded(batches, targets, table)):
+        for batch in pieces(_unchanged(batches, targets, table, self._dialect)):
             rows: list[Any] = list(as_rows(batch, self._dialect))
             if compiled.positional:
                 # Straight to the driver: SQLAlchemy would look at every value of every row.
@@ -297,7 +298,7 @@ class PostgresLoader(Loader):
         types = {column.name: column.type for column in targets}
         place = [part for part in (into.schema, into.name) if part]
         doing = f"copying into table {table!r}"
-        rows = unrounded(batches, targets, table)
+        rows = _unchanged(batches, targets, table, self._dialect)
         return copy_rows(self._connection, place, columns, rows, types, where=self._where, doing=doing)
 
     def _temporary(self, name: str, target: sa.Table, columns: Sequence[str], key: Sequence[str]) -> sa.Table:
@@ -380,6 +381,11 @@ def _as_is(kind: pa.DataType, into: Any) -> bool:
     if pa.types.is_string(kind):
         return type(into) in (sa.TEXT, sa.VARCHAR)
     return (pa.types.is_integer(kind) and isinstance(into, sa.Integer)) or (pa.types.is_date32(kind) and type(into) is sa.DATE)
+
+
+def _unchanged(batches: Iterable[pa.RecordBatch], columns: Sequence[sa.Column[Any]], table: str, dialect: str) -> Iterator[pa.RecordBatch]:
+    """``batches``; Misconfigured before the first one with a value that a column would alter and not refuse."""
+    return uncut(unrounded(batches, columns, table), columns, table, dialect)
 
 
 def _positioned(

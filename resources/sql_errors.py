@@ -166,7 +166,8 @@ def _columns_of(original: BaseException) -> str:
         parts = [f"{what} {name!r}" for name, what in named if name] + [f"SQLSTATE {getattr(original, 'sqlstate', None) or 'unknown'}"]
         return f" ({', '.join(parts)})"
     said = re.search(r"constraint failed: .*|for (?:column|key) [^ ]+|[Cc]olumn '[^']+' cannot be null|CONSTRAINT [^ ]+", str(original))
-    return f" ({said.group(0)})" if said else ""
+    # Without the table: it may be a temporary one, and the work in words has the destination's.
+    return f" ({re.sub(r'(`[^`]*`[.])+', '', said.group(0))})" if said else ""
 
 
 def _first_line(error: BaseException) -> str:

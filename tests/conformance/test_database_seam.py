@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import itertools
 import json
@@ -368,6 +369,33 @@ def test_a_fraction_of_a_second_that_the_column_would_round_is_refused(database:
             getattr(transaction, mode)("moments", kinds.names, batches=[batch({"id": mode, "at": whole}, schema=kinds)], **more)
         with pytest.raises(Misconfigured, match="'at' keeps 0 digits of a second"), database.transaction() as transaction:
             getattr(transaction, mode)("moments", kinds.names, batches=[batch({"id": mode, "at": half}, schema=kinds)], **more)
+
+
+@pytest.mark.parametrize("mode", ["append", "upsert"])
+def test_blanks_that_the_column_would_cut_off_are_refused(database: Database, url: str, mode: str) -> None:
+    characters = " CHARACTER SET utf8mb4" if url.startswith(("mysql", "mariadb")) else ""
+    run_sql(url, f"CREATE TABLE texts (id VARCHAR(3){characters} PRIMARY KEY)")
+    kinds = pa.schema([("id", pa.string())])
+    more = {"key": ["id"]} if mode == "upsert" else {}
+    with database.transaction() as transaction:
+        getattr(transaction, mode)("texts", ["id"], batches=[batch({"id": "żół"}, {"id": "ab "}, schema=kinds)], **more)
+    if url.startswith("sqlite"):
+        keeps_any = contextlib.nullcontext()
+    else:
+        keeps_any = pytest.raises(Misconfigured, match="table 'texts': column 'id' keeps 3 characters and would cut off blanks")
+    with keeps_any, database.transaction() as transaction:
+        getattr(transaction, mode)("texts", ["id"], batches=[batch({"id": "c"}, {"id": "abc  "}, schema=kinds)], **more)
+    if not url.startswith("sqlite"):
+        with pytest.raises(Poison, match="too long"), database.transaction() as transaction:
+            getattr(transaction, mode)("texts", ["id"], batches=[batch({"id": "abcd "}, schema=kinds)], **more)
+
+
+def test_what_mariadb_says_of_the_temporary_table_is_not_told(mariadb_database_url: str) -> None:
+    run_sql(mariadb_database_url, "CREATE TABLE texts (id VARCHAR(3) CHARACTER SET latin1 PRIMARY KEY)")
+    given = batch({"id": "żół"}, schema=pa.schema([("id", pa.string())]))
+    said = r"^upserting into table 'texts' in [^`]*\(for column `id`\)$"
+    with pytest.raises(Poison, match=said), Database(url=mariadb_database_url).transaction() as transaction:
+        transaction.upsert("texts", ["id"], ["id"], [given])
 
 
 def test_numbers_are_not_compared_in_a_column_of_text(database: Database, url: str) -> None:
