@@ -191,12 +191,12 @@ def _stuck(seen: OfRoute) -> Iterator[Finding]:
 def _failed(seen: OfRoute) -> Iterator[Finding]:
     """The newest trip of each set of parameters that no message started; what failed before a later one like it delivered is history.
 
-    A rehearsal does not stand for a drive; releases are told by themselves.
+    A rehearsal is no drive, and whoever rehearses sees what comes of it; releases are told by themselves.
     """
     newest: dict[tuple[Any, ...], Trip] = {}
     for trip in seen.depot.trips(seen.name, limit=MANY):
-        if trip.trigger not in ("queue", "release"):
-            alike = (trip.trigger == "rehearsal", trip.partition, json.dumps(trip.parameters, sort_keys=True, default=str))
+        if trip.trigger not in ("queue", "release", "rehearsal"):
+            alike = (trip.partition, json.dumps(trip.parameters, sort_keys=True, default=str))
             newest.setdefault(alike, trip)
     failed = [trip for trip in newest.values() if trip.state == "failed"]
     for trip in failed[:FAILED]:
