@@ -29,7 +29,7 @@ from resources.copying import copy_rows
 from resources.errors import Misconfigured, Refused
 from resources.fractions import unrounded
 from resources.ordered import Ascending
-from resources.receipts import Applied, again_after_race, took_fewer
+from resources.receipts import RACES, Applied, again_after_race, took_fewer
 from resources.sql_values import as_bound, as_rows, chosen, peeked, pieces, refuse_null_keys
 from resources.tables import table_name
 
@@ -74,6 +74,9 @@ class _Staged:
 
 class Loader:
     """The portable way, for every dialect that SQLAlchemy speaks; ``where`` is the database in words."""
+
+    _merges = RACES
+    """How often it is merged where rows are missing: a key that somebody inserts between UPDATE and INSERT gets neither."""
 
     def __init__(self, connection: Connection, schema: str | None, where: str):
         self._connection = connection.execution_options(preserve_rowcount=True)
@@ -220,13 +223,20 @@ class Loader:
 
     def _all_merged(self, table: str, staged: _Staged) -> Applied:
         """What became of the rows; Refused if the table took fewer than there are keys, which no folding explains."""
-        target = self._target(table)
-        done = self._merged(target, staged)
-        if done.folded:
-            keys, taken = staged.rows if staged.unique or staged.in_order else self._distinct(staged), done.inserted + done.updated
-            if taken < keys and not self._accounts_for(target, staged, keys, taken):
-                raise took_fewer(table, taken, keys)
-        return done
+        target, taken, keys = self._target(table), 0, 0
+        for left in reversed(range(self._merges)):
+            savepoint = self._connection.begin_nested() if left else None
+            done = self._merged(target, staged)
+            taken = keys = done.inserted + done.updated
+            if done.folded:
+                keys = staged.rows if staged.unique or staged.in_order else self._distinct(staged)
+            if taken >= keys or self._accounts_for(target, staged, keys, taken):
+                if savepoint:
+                    savepoint.commit()
+                return done
+            if savepoint:
+                savepoint.rollback()
+        raise took_fewer(table, taken, keys)
 
     def _merged(self, target: sa.Table, staged: _Staged) -> Applied:
         def update_then_insert() -> Applied:
@@ -292,6 +302,8 @@ class Loader:
 
 class PostgresLoader(Loader):
     """The fast way: COPY, and one ``INSERT … ON CONFLICT`` that folds, merges and counts; a plain INSERT where no key is there yet."""
+
+    _merges = 1
 
     def _fill(self, into: sa.Table, columns: Sequence[str], batches: Iterable[pa.RecordBatch], table: str) -> int:
         targets = self._columns_of(into, columns)

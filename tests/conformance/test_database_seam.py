@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
@@ -681,6 +682,26 @@ def test_upserts_of_the_same_keys_at_once_both_succeed(orders: Database, url: st
     with ThreadPoolExecutor(3) as many:
         assert list(many.map(upsert, range(3))) == [900, 900, 900]
     assert [row["order_id"] for row in rows_of(orders)] == keys
+
+
+def test_a_key_that_somebody_inserts_between_update_and_insert_is_merged(mariadb_database_url: str) -> None:
+    database = Database(url=mariadb_database_url)
+    database.prepare([plan("orders", ORDERS, key=("order_id",))])
+    other = [order("a", 1)]
+
+    def slip_in(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if other and statement.startswith("INSERT INTO `orders`") and "SELECT" in statement:
+            append(Database(url=mariadb_database_url), other.pop())
+
+    event.listen(sa.Engine, "before_cursor_execute", slip_in)
+    try:
+        with database.transaction() as transaction:
+            given = [batch(order("b", 2), order("a", 5))]
+            done = transaction.accumulate("orders", COLUMNS, ["order_id"], ("quantity",), given)
+    finally:
+        event.remove(sa.Engine, "before_cursor_execute", slip_in)
+    assert done == Applied(inserted=1, updated=1)
+    assert [(row["order_id"], row["quantity"]) for row in rows_of(database)] == [("a", 6), ("b", 2)]
 
 
 def test_a_deadlock_is_transient_and_the_other_transaction_goes_on(orders: Database, url: str) -> None:
