@@ -396,7 +396,7 @@ def test_a_failed_drive_tells_its_error_once_and_how_to_go_on(call):
 
 
 def test_how_to_drive_a_trip_again_is_told_once(call, place, capsys):
-    trip = SimpleNamespace(id="t1", state="failed")
+    trip = SimpleNamespace(id="t1", trigger="cron", state="failed")
     for error in ("somebody else holds a lock; `bus drive shop --trip t1` tries the trip again", "no such column"):
         with pytest.raises(typer.Exit):
             finish(SimpleNamespace(name="shop"), Driven("r1", trip, error))  # pyright: ignore[reportArgumentType]
