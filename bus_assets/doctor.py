@@ -18,7 +18,7 @@ from bus_assets.queues import Queue
 from bus_assets.release import next_of_release, release_stop
 from bus_assets.route import Route
 from resources.depot.entries import Trip
-from resources.depot.mail import Underway
+from resources.depot.mail import WAIT_FOR_A_PERSON, Underway
 from resources.depot.process import is_gone
 from resources.depot.store import Depot
 from resources.errors import BusError
@@ -267,7 +267,7 @@ def _failing(seen: OfRoute) -> Iterator[Finding]:
 def _given_up(seen: OfRoute) -> Iterator[Finding]:
     """Messages that wait for a person, most frequent reason first."""
     counts = seen.depot.inbox.counts(seen.name)
-    for state in ("stranded", "quarantined", "held"):
+    for state in WAIT_FOR_A_PERSON:
         if number := counts.by_state.get(state, 0):
             waiting = seen.depot.inbox.messages(seen.name, state, limit=EXAMPLES)
             reasons = Counter(_line(message.error) or "no reason is kept" for message in waiting)

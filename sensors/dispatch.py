@@ -316,8 +316,8 @@ def tick(
     """One tick: ends when a trip is ready to depart and nothing more comes at once, or when ``poll_seconds`` have brought nothing.
 
     While trips are under way it looks after them every :data:`LOOK_SECONDS`; else it just waits for a message. While the route is
-    paused nothing is received: messages are safe on their queue. Raises what the depot or the queue raises; a trip that cannot be
-    settled, or a body that cannot be fetched, does not keep others from departing.
+    paused nothing is received: messages are safe on their queue. Raises what the depot or the queue raises, with the route; a trip that
+    cannot be settled, or a body that cannot be fetched, does not keep others from departing.
     """
     ticking = _Ticking(policy, inbox, above, poll_seconds)
     try:
@@ -327,7 +327,10 @@ def tick(
             ticking.told.notes += send_dead_letters(policy, inbox, dead_letters)
     except BusError as error:
         ticking.failed = error
-    return ticking.done()
+    try:
+        return ticking.done()
+    except BusError as error:
+        raise error.at(route=policy.route) from error.__cause__
 
 
 @dataclass

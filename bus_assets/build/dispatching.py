@@ -15,7 +15,6 @@ from bus_assets.drive import TRIP_TAG, Bus
 from bus_assets.queues import Queue
 from bus_assets.route import Route
 from resources.depot.entries import Attempt, Trip
-from resources.errors import BusError
 from sensors.dispatch import POLL_SECONDS, Above, Tick, tick
 from sensors.envelopes import unwrap
 from sensors.judging import LOST_RUNS, Policy, Unclaimed
@@ -34,14 +33,7 @@ def route_sensor(route: Route, job: Any) -> Any:
         dead_letters = systems[queue.dead_letters] if queue.dead_letters else None
         above = protocol(bus, route, queue, context.instance)
         policy, inbox = policy_of(route, queue), bus.depot.inbox
-
-        def ticks() -> Tick:
-            try:
-                return tick(policy, inbox, systems[queue.system], above, dead_letters=dead_letters, poll_seconds=POLL_SECONDS)
-            except BusError as error:
-                raise error.at(route=route.name) from error.__cause__
-
-        yield ticks
+        yield partial(tick, policy, inbox, systems[queue.system], above, dead_letters=dead_letters, poll_seconds=POLL_SECONDS)
 
     needs = {DEPOT, STAGING, *queue.systems, *route.databases}
     said = f"Boards messages of {queue.system}, starts trips of up to {queue.batch}, sees to those that failed."

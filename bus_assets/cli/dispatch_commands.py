@@ -12,7 +12,6 @@ from bus_assets.cli.message_commands import Reason
 from bus_assets.cli.output import AsJson, Module, notice, print_json, say
 from bus_assets.cli.route_commands import RouteName
 from bus_assets.cli.trip_commands import TripId
-from resources.errors import BusError
 
 if TYPE_CHECKING:
     from bus_assets.cli.loading import Loaded
@@ -66,10 +65,7 @@ def _tick(bus: Bus, route: Route, queue: Queue, instance: Any, wait: float) -> T
     from sensors.dispatch import tick
 
     above, dead = protocol(bus, route, queue, instance), bus.systems[queue.dead_letters] if queue.dead_letters else None
-    try:
-        return tick(policy_of(route, queue), bus.depot.inbox, bus.systems[queue.system], above, dead_letters=dead, poll_seconds=wait)
-    except BusError as error:
-        raise error.at(route=route.name) from error.__cause__
+    return tick(policy_of(route, queue), bus.depot.inbox, bus.systems[queue.system], above, dead_letters=dead, poll_seconds=wait)
 
 
 def _driven(loaded: Loaded, route: Route, done: Tick, as_json: bool) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ from resources.depot import boarding, decisions, forming, messages, quarantine, 
 from resources.depot.connections import Connections
 from resources.depot.entries import Trip, checked_name
 from resources.depot.mail import (
+    WAIT_FOR_A_PERSON,
     Aboard,
     Arrival,
     Boarded,
@@ -29,7 +30,6 @@ from resources.depot.mail import (
 from resources.depot.quarantine import chunks
 from resources.errors import Misconfigured
 
-WAIT_FOR_A_PERSON: tuple[MessageState, ...] = ("stranded", "quarantined", "held")
 REDRIVEN: tuple[MessageState, ...] = (*WAIT_FOR_A_PERSON, "discarded")
 DECIDED_AT_ONCE = 5_000
 """A second or two on Postgres."""

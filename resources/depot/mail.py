@@ -21,6 +21,8 @@ from typing import Any, Literal, NamedTuple
 from resources.depot.entries import Attempt, Trip
 
 MessageState = Literal["waiting", "aboard", "delivered", "quarantined", "stranded", "superseded", "held", "discarded"]
+WAIT_FOR_A_PERSON: tuple[MessageState, ...] = ("stranded", "quarantined", "held")
+"""These can be redriven and discarded."""
 ENDED: tuple[MessageState, ...] = ("delivered", "superseded", "discarded")
 """Of these nothing more is expected: purging takes them. All others ride, or wait, for a trip or for a person."""
 Spent = Literal["failure", "death"]

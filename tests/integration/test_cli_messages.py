@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from datetime import UTC, datetime, timedelta
+from typing import get_args
 
 import pytest
 
 from bus_assets import Contract, DropOff, Field, Json, PickUp, Route, Table, TextFile, Transform
+from bus_assets.cli import message_commands
 from resources.database import Database
-from resources.depot.mail import Arrival
+from resources.depot.inbox import REDRIVEN
+from resources.depot.mail import WAIT_FOR_A_PERSON, Arrival, MessageState
 from resources.errors import BusError, Transient
 from resources.queue import SqsQueue
 from resources.queue_seam import Outgoing
@@ -315,6 +318,13 @@ def test_a_replay_says_which_it_leaves_out(stranded):
     assert "sqs:m-1" in out
     assert "sqs:m-4" not in out
     assert "left out: 4: not delivered" in err
+
+
+def test_the_commands_know_the_states_that_messages_have():
+    """They name them without the depot's modules, which would be loaded for every help."""
+    assert get_args(MessageState) == message_commands.STATES
+    assert message_commands.WAIT_FOR_A_PERSON == WAIT_FOR_A_PERSON
+    assert message_commands.REDRIVEN == REDRIVEN
 
 
 def test_rows_of_a_message_that_is_wholly_quarantined_are_redriven_not_released(world):
