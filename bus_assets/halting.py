@@ -40,6 +40,11 @@ class Stopped:
     findings: Findings | None
     passengers: Passengers
 
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Columns of the source that no field takes."""
+        return self.findings.unread if self.findings else ()
+
 
 def pick_up(drive: Drive, stop: PickUp) -> Stopped:
     """Read the source through the gate into staging. Raises what the source raises, or :class:`ChecksFailed`."""

@@ -40,7 +40,7 @@ EXAMPLES_OF_A_FAILED_STOP = 1_000
 
 @dataclass(frozen=True)
 class Findings:
-    """What came of staging one stop."""
+    """What came of staging one stop. ``unread``: columns of the source that no field takes."""
 
     manifest: Manifest
     picked_up: int
@@ -50,6 +50,7 @@ class Findings:
     reasons: Mapping[str, int]
     check_failures: Mapping[str, int]
     problems: tuple[str, ...]
+    unread: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -77,6 +78,7 @@ class Stager:
     _unit: str | None = None
     _came: Counter[int] = field(default_factory=Counter)
     _spoiled: set[int] = field(default_factory=set)
+    _unread: dict[str, None] = field(default_factory=dict)
     _in_order: InOrder = field(init=False)
 
     def __post_init__(self) -> None:
@@ -100,6 +102,7 @@ class Stager:
                 seen += run.batch.num_rows + len(run.unreadable)
                 self._count(run.messages, run.unreadable)
                 self._spoiled |= run.spoiled
+                self._unread |= dict.fromkeys(run.unread)
                 self.progress(seen)
         return self._judged(writer.manifest, seen)
 
@@ -195,7 +198,8 @@ class Stager:
                 for figure in figures
                 if figure.violations
             ]
-        return Findings(manifest, picked_up, manifest.rows, rejected, tuple(figures), dict(self.spool.reasons), {}, tuple(found))
+        reasons, unread = dict(self.spool.reasons), tuple(self._unread)
+        return Findings(manifest, picked_up, manifest.rows, rejected, tuple(figures), reasons, {}, tuple(found), unread)
 
     def _too_many(self, rejected: int, picked_up: int) -> list[str]:
         if self.contract.allows(rejected, picked_up):

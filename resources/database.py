@@ -22,7 +22,7 @@ from resources.engines import MYSQL_LIKE, OwnEngine, Waiting, connected, in_word
 from resources.errors import Misconfigured, Transient
 from resources.loading import loader_for
 from resources.receipts import AlreadySettled, Applied, AppliedTo, Ledger, ledger_tables
-from resources.records import Records
+from resources.records import Records, unread_of
 from resources.sql_errors import explained, meaning, raise_explained
 from resources.sql_values import Columns
 from resources.system import System
@@ -225,7 +225,7 @@ class Database(System):
             for rows in _fetched(result, batch_rows, self.where, f"query {name!r}"):
                 for batch in columns.batches(rows, at):
                     positions = pa.array(range(first, first + batch.num_rows), pa.int64())
-                    yield Records(batch=batch, origin=name, positions=positions, unit="row")
+                    yield Records(batch=batch, origin=name, positions=positions, unit="row", unread=unread_of(there, wanted))
                     first += batch.num_rows
 
     def count(self, sql: str, params: Mapping[str, Any] | None = None) -> int:

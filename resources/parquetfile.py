@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from resources.errors import Misconfigured, Poison, Transient
 from resources.files_seam import Files, Listed, matching
-from resources.records import Records
+from resources.records import Records, unread_of
 
 BATCH_ROWS = 65536
 COPY_BYTES = 8 << 20
@@ -49,16 +49,17 @@ def _read(files: Files, pattern: str, fields: dict[str, str], batch_rows: int) -
 
 def _read_file(file: pq.ParquetFile, name: str, fields: dict[str, str], batch_rows: int) -> Iterator[Records]:
     _check_columns(file.schema_arrow.names, fields, name)
+    unread = unread_of(file.schema_arrow.names, fields)
     row = 1
     for batch in _batches(file, name, fields, batch_rows):
         positions = pa.array(np.arange(row, row + batch.num_rows, dtype=np.int64))
         row += batch.num_rows
-        yield Records(batch, name, positions, "row")
+        yield Records(batch, name, positions, "row", unread=unread)
     if row - 1 != file.metadata.num_rows:
         raise Poison(f"the footer promises {file.metadata.num_rows} rows but there are {row - 1}; have the file sent again", place=name)
     if row == 1:
         schema = _selected(file.schema_arrow.empty_table(), fields)
-        yield Records(schema, name, pa.array([], pa.int64()), "row")
+        yield Records(schema, name, pa.array([], pa.int64()), "row", unread=unread)
 
 
 def _batches(file: pq.ParquetFile, name: str, fields: dict[str, str], batch_rows: int) -> Iterator[pa.RecordBatch]:

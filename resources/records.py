@@ -43,6 +43,7 @@ class Records:
     ``messages``    int64, one per record: the depot's number of the message that it came in, or that named what was read; None where
                     no message did. ``spoiled``: messages of which no record may be used, in this run or another.
     ``nested``      where a column of ``batch`` has the JSON text of 'a list' or 'an object': column → row of the batch → which of them.
+    ``unread``      columns of the origin that none of the names asked for takes, where it has columns: they stay behind.
     """
 
     batch: pa.RecordBatch
@@ -53,11 +54,18 @@ class Records:
     messages: pa.Int64Array | None = None
     spoiled: frozenset[int] = frozenset()
     nested: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.positions) != self.batch.num_rows:
             said = f"the source gave {len(self.positions)} positions for {self.batch.num_rows} records"
             raise Misconfigured(f"{said}; each record has one, also where several start at the same", place=self.origin)
+
+
+def unread_of(there: Iterable[str], fields: Mapping[str, str]) -> tuple[str, ...]:
+    """Which of the columns ``there`` no output column is read from."""
+    read = set(fields.values())
+    return tuple(dict.fromkeys(name for name in there if name not in read))
 
 
 def place_of(origin: str, unit: str, position: int) -> str:

@@ -15,7 +15,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
@@ -23,7 +23,7 @@ import pyarrow.csv as arrow_csv
 from resources.errors import Misconfigured, Poison
 from resources.files_seam import Files, Listed, matching
 from resources.linecount import Ledger, Shape, open_quote, quote_left_open
-from resources.records import Records, place_of
+from resources.records import Records, place_of, unread_of
 from resources.textstream import Utf8Stream, break_lines, check_encoding, opened, utf8
 
 DELIMITERS = (",", ";", "\t", "|", ":", "\x01")
@@ -146,16 +146,17 @@ def _read_file(stream: Utf8Stream, fields: dict[str, str], dialect: _Dialect) ->
     line = 1 + sum(1 for _ in break_lines(header))
     shape = Shape(dialect.delimiter, dialect.quote, len(names), wanted, line, dialect.block_bytes)
     ledger = Ledger(stream, first[len(header) :], shape)
+    unread = unread_of(names, fields)
     runs = 0
     for batch in _batches(ledger, shape, dialect):
         run = ledger.account(batch)
         if run.batch.num_rows or run.unreadable:
             runs += 1
-            yield run
+            yield replace(run, unread=unread)
     run = ledger.rest()
     _check_fits(ledger, dialect)
     if run.unreadable or not runs:
-        yield run
+        yield replace(run, unread=unread)
     ledger.close()
 
 

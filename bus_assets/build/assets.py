@@ -106,6 +106,8 @@ def stop_asset(route: Route, stop: PickUp | Transform) -> AssetsDefinition:
             stopped = pick_up(drive, stop) if isinstance(stop, PickUp) else transform(drive, stop)
             verdict = stopped.verdict
             context.log.info(f"{stop.name}: {verdict.picked_up} rows in, {verdict.kept} kept, {verdict.rejected} rejected")
+            if stopped.unread:
+                context.log.info(f"{stop.name}: columns of the source that no field reads: {', '.join(stopped.unread)}")
             results, metadata = check_results(key, stop, stopped), stop_metadata(drive, stopped)
             if is_first:
                 results.append(accounted(key, drive))

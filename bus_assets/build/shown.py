@@ -32,6 +32,7 @@ def stop_metadata(drive: Drive, stopped: Stopped) -> dict[str, Any]:
     files = stopped.passengers.manifest.files
     staged = drive.bus.staging.uri(files[0].path.rsplit("/", 1)[0]) if files else ""
     why = {"why rejected": rejected_table(verdict.figures, drive, verdict.stop)} if verdict.rejected else {}
+    unread = {"columns not read": ", ".join(stopped.unread)} if stopped.unread else {}
     return {
         "dagster/row_count": verdict.kept,
         "dagster/column_schema": column_schema(contract),
@@ -40,6 +41,7 @@ def stop_metadata(drive: Drive, stopped: Stopped) -> dict[str, Any]:
         "picked up": verdict.picked_up,
         "rejected": verdict.rejected,
         **why,
+        **unread,
         "preview": preview(stopped.passengers),
         **trip_metadata(drive, verdict.attempt),
         "staged at": MetadataValue.md(in_lines(staged)),

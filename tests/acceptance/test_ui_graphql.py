@@ -155,6 +155,11 @@ def test_conservation_is_a_check_of_its_own_on_every_stop(january):
     assert all(january.check(stop, "conserved")["success"] for stop in EVERYTHING)
 
 
+def test_a_column_that_is_left_behind_is_told(january):
+    assert january.seen("orders")["columns not read"] == "note"
+    assert "columns not read" not in january.seen("priced")
+
+
 def test_a_stop_shows_a_preview_without_sensitive_values(january):
     assert january.seen("orders")["preview"].splitlines()[2] == "| O-101 | 1 | tea | 2 | ••• |"
 

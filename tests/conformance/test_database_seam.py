@@ -757,6 +757,7 @@ def test_a_query_streams_in_batches_with_names_and_places(orders: Database) -> N
 
 def test_a_query_without_rows_gives_one_empty_batch(orders: Database) -> None:
     (run,) = orders.read("SELECT order_id, quantity FROM orders", fields={"a": "order_id"}, name="none")
+    assert run.unread == ("quantity",)
     assert (run.batch.num_rows, run.batch.schema.names, len(run.positions)) == (0, ["a"], 0)
 
 

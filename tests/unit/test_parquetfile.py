@@ -123,3 +123,9 @@ def test_a_file_that_changed_since_it_was_listed_is_not_read(tmp_path: Path) -> 
     pq.write_table(TABLE, tmp_path / "f.parquet")
     with pytest.raises(Poison, match="changed since it was listed"):
         list(read_parquet(Stale(root=str(tmp_path)), "f.parquet", fields={"id": "id"}))
+
+
+def test_columns_that_nobody_asks_for_are_told(tmp_path: Path) -> None:
+    pq.write_table(TABLE, tmp_path / "t.parquet")
+    (run,) = read_parquet(LocalFiles(root=str(tmp_path)), "t.parquet", fields={"a": "id", "b": "dotted"})
+    assert run.unread == ("price", "tags", "kind", "dotted.name")

@@ -57,6 +57,15 @@ def test_columns_come_named_and_ordered_as_asked_for(folder: Folder) -> None:
     assert (run.origin, run.unit) == ("f.csv", "line")
 
 
+def test_columns_that_nobody_asks_for_are_told(folder: Folder) -> None:
+    (run,) = folder.read(b"a,new one,b,c\n1,2,3,4\n")
+    assert run.unread == ("new one", "c")
+    (run,) = folder.read(b"1,2,3\n", header=False, columns=("a", "left", "b"))
+    assert run.unread == ("left",)
+    (run,) = folder.read(b"b,a\n")
+    assert run.unread == ()
+
+
 def test_lines_are_physical_through_quoted_breaks_blank_lines_and_ragged_records(folder: Folder) -> None:
     runs = folder.read(b'a,b\n\n1,"x\n\ny"\n\n\n2,3,"4\n5"\n6,7\nshort\n\n8,9')
     assert list(zip(rows(runs), lines(runs), strict=True)) == [(("1", "x\n\ny"), 3), (("6", "7"), 10), (("8", "9"), 13)]

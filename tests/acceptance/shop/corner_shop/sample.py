@@ -27,23 +27,26 @@ def write(folder: Path) -> None:
 
 
 def orders(folder: Path, month: int) -> None:
-    """Six orders. Lines 5 and 6 wait in quarantine (no quantity; a card that is none, of an unknown customer); a leaflet is free."""
+    """Six orders. Lines 5 and 6 wait in quarantine (no quantity; a card that is none, of an unknown customer); a leaflet is free.
+
+    The shop's route takes no notice of the notes.
+    """
     _land(
         folder,
         month,
-        f"O-{month}01;1;tea;2;4000123412341234",
-        f"O-{month}02;2;bread;1;4000123412341235",
-        f"O-{month}03;1;leaflet;1;",
-        f"O-{month}04;2;tea;none;4000123412341236",
-        f"O-{month}05;3;tea;1;{SECRET}",
-        f"O-{month}06;2;tea;10;",
+        f"O-{month}01;1;tea;2;4000123412341234;",
+        f"O-{month}02;2;bread;1;4000123412341235;",
+        f"O-{month}03;1;leaflet;1;;free",
+        f"O-{month}04;2;tea;none;4000123412341236;",
+        f"O-{month}05;3;tea;1;{SECRET};",
+        f"O-{month}06;2;tea;10;;",
     )
 
 
 def too_many_rejects(folder: Path, month: int) -> None:
     """Two of three cards are none, which is more than half."""
-    _land(folder, month, f"O-{month}01;1;tea;2;{SECRET}-1", f"O-{month}02;1;tea;2;{SECRET}-2", f"O-{month}03;1;tea;2;")
+    _land(folder, month, f"O-{month}01;1;tea;2;{SECRET}-1;", f"O-{month}02;1;tea;2;{SECRET}-2;", f"O-{month}03;1;tea;2;;")
 
 
 def _land(folder: Path, month: int, *lines: str) -> None:
-    (folder / "landing" / f"orders-{month}.csv").write_text("\n".join(("order_id;customer_id;article;quantity;card", *lines, "")))
+    (folder / "landing" / f"orders-{month}.csv").write_text("\n".join(("order_id;customer_id;article;quantity;card;note", *lines, "")))
