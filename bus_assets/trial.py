@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ def try_where(where: str, stop: str, contract: Contract) -> None:
     rows = pa.schema([(field.name, field.parsed_type.arrow()) for field in contract.fields]).empty_table()
     if said := _problem({}, lambda connection: meeting(where, rows, connection)):
         names = ", ".join(contract.names)
+        said += _unquoted(said, where, [contract])
         raise Misdeclared(f"it does not run: {said}; it is about one row of stop {stop!r} and knows nothing but its fields: {names}")
 
 
@@ -62,6 +64,7 @@ def _try(sql: str, stops: Mapping[str, Contract], run: Callable[[duckdb.DuckDBPy
             run(connection)
 
     if said := _problem(stops, unless_rows_make_columns, with_row):
+        said += _unquoted(said, sql, stops.values())
         there = "; ".join(f"{stop!r} has {', '.join(contract.names)}" for stop, contract in stops.items())
         raise Misdeclared(f"it does not run: {said}; stop {there}")
 
@@ -80,6 +83,17 @@ def _problem(stops: Mapping[str, Contract], run: Callable[[duckdb.DuckDBPyConnec
             return None  # what it takes from outside is there or not when it runs
         return " ".join(line for line in str(error).partition("\nLINE ")[0].splitlines() if line)
     return None
+
+
+def _unquoted(said: str, sql: str, contracts: Iterable[Contract]) -> str:
+    """The fields that ``sql`` may name without the quotes which they need, if it could not be parsed."""
+    if not said.startswith("Parser Error"):
+        return ""
+    words = {word.lower() for word in re.findall(r'(?<!")\b\w+\b(?!")', sql)}
+    keywords = "SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category IN ('reserved', 'type_function')"
+    reserved = {name for (name,) in _database(os.getpid()).cursor().execute(keywords).fetchall()}
+    fields = dict.fromkeys(name for contract in contracts for name in contract.names if name.lower() in words & reserved)
+    return f"; a field that is called as a word of SQL is written in quotes: {', '.join(map(quoted, fields))}" if fields else ""
 
 
 @cache

@@ -31,6 +31,7 @@ from bus_assets import (
 )
 
 ORDERS = Contract((Field("order_id", unique=True, required=True), Field("qty", "integer"), Field("sku")))
+EVENTS = Contract((Field("id"), Field("at", "timestamp"), Field("group")))
 FILE = TextFile("landing", "orders.csv")
 
 
@@ -369,6 +370,14 @@ WRONG = {
     "where of a field that is not dropped, misspelt": (
         lambda: route(orders(), DropOff("d", Table("w", "t"), columns=("sku",), where="order = 'x'")),
         "drop-off 'd': where=\"order = 'x'\": it does not run",
+    ),
+    "where of a field that is called as a word of SQL": (
+        lambda: route(PickUp("orders", FILE, EVENTS), DropOff("d", Table("w", "t"), where="at > '2026-01-01'")),
+        '; a field that is called as a word of SQL is written in quotes: "at"; it is about one row',
+    ),
+    "sql of a field that is called as a word of SQL": (
+        lambda: route(PickUp("orders", FILE, EVENTS), Transform("x", "SELECT id, group FROM orders", EVENTS)),
+        "; a field that is called as a word of SQL is written in quotes: \"group\"; stop 'orders' has",
     ),
     "where that is no condition": (lambda: route(orders(), DropOff("d", Table("w", "t"), where="qty >")), "it does not run: Parser Error"),
     "where that counts": (lambda: route(orders(), DropOff("d", Table("w", "t"), where="count(*) > 1")), "it does not run: Binder Error"),
