@@ -178,12 +178,21 @@ class Loader:
         return _Staged(temporary, tuple(columns), tuple(key), tuple(sums), schema, filled, newest, order.holds, unique, as_is)
 
     def _temporary(self, name: str, target: sa.Table, columns: Sequence[str], key: Sequence[str]) -> sa.Table:
-        like = [sa.Column(column.name, column.type, nullable=column.name not in key) for column in self._columns_of(target, columns)]
+        kinds = {column.name: self._kind(column, target) for column in self._columns_of(target, columns)}
+        like = [sa.Column(column, kind, nullable=column not in key) for column, kind in kinds.items()]
         # The key comes first in the index: folding reads it in that order, and merging looks it up.
         index = sa.PrimaryKeyConstraint(*key, POSITION)
         made = sa.Table(name, sa.MetaData(), *like, sa.Column(POSITION, sa.BigInteger, autoincrement=False), index, prefixes=["TEMPORARY"])
         made.create(self._connection, checkfirst=False)
         return made
+
+    def _kind(self, column: sa.Column[Any], target: sa.Table) -> sa.types.TypeEngine[Any]:
+        if not isinstance(column.type, sa.types.NullType):
+            return column.type
+        if self._dialect == "sqlite":
+            return _Untyped()
+        said = f"column {column.name!r} of table {target.name!r} in {self._where} has a type that is not known here"
+        raise Misconfigured(f"{said}, so no temporary table can be made like it: leave it out by columns=, or append")
 
     def _columns_of(self, target: sa.Table, columns: Sequence[str]) -> list[sa.Column[Any]]:
         if missing := [name for name in columns if name not in target.c]:
@@ -298,6 +307,15 @@ class Loader:
     def _distinct(self, staged: _Staged) -> int:
         keys = sa.select(*(staged.table.c[name] for name in staged.key)).distinct().subquery()
         return self._connection.scalar(sa.select(sa.func.count()).select_from(keys)) or 0
+
+
+class _Untyped(sa.types.UserDefinedType[Any]):
+    """SQLite's column without a type, in words that SQLAlchemy can write: values stay what they are."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "BLOB"
 
 
 class PostgresLoader(Loader):

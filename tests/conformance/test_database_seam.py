@@ -839,3 +839,23 @@ def test_rows_that_a_trigger_of_sqlite_ignores_are_refused(sqlite_database_url: 
         more = {"key": ["order_id"]} if mode == "upsert" else {}
         getattr(transaction, mode)("orders", COLUMNS, batches=[batch(order("b"), order("a"), order("c"))], **more)
     assert rows_of(database) == []
+
+
+def test_columns_of_sqlite_without_a_type_are_merged_like_others(sqlite_database_url: str) -> None:
+    database = Database(url=sqlite_database_url)
+    run_sql(sqlite_database_url, "CREATE TABLE orders (order_id PRIMARY KEY, quantity, price, note)")
+    database.prepare([plan("orders", ORDERS, key=("order_id",), create=False)])
+    for rows in ([order("b"), order("a")], [order("a"), order("c")]):
+        with database.transaction() as transaction:
+            transaction.upsert("orders", COLUMNS, batches=[batch(*rows)], key=["order_id"])
+    assert [row["order_id"] for row in rows_of(database)] == ["a", "b", "c"]
+
+
+def test_a_type_that_nobody_knows_is_told_with_its_column(mariadb_database_url: str) -> None:
+    database = Database(url=mariadb_database_url)
+    run_sql(mariadb_database_url, "CREATE TABLE places (id VARCHAR(9) PRIMARY KEY, place POINT)")
+    with (
+        pytest.raises(Misconfigured, match="column 'place' of table 'places' in .* not known here.* leave it out"),
+        database.transaction() as t,
+    ):
+        t.upsert("places", ["id", "place"], batches=[pa.record_batch({"id": ["a"], "place": ["POINT(1 1)"]})], key=["id"])
