@@ -855,7 +855,7 @@ def test_a_type_that_nobody_knows_is_told_with_its_column(mariadb_database_url: 
     database = Database(url=mariadb_database_url)
     run_sql(mariadb_database_url, "CREATE TABLE places (id VARCHAR(9) PRIMARY KEY, place POINT)")
     with (
-        pytest.raises(Misconfigured, match="column 'place' of table 'places' in .* not known here.* leave it out"),
+        pytest.raises(Misconfigured, match=r"column 'place' of table 'places' in .* not known here.* leave it out"),
         database.transaction() as t,
     ):
         t.upsert("places", ["id", "place"], batches=[pa.record_batch({"id": ["a"], "place": ["POINT(1 1)"]})], key=["id"])
