@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -135,3 +136,43 @@ def test_dagster_still_has_the_interval_that_the_eager_daemon_shortens():
     from dagster._daemon import sensor
 
     assert sensor.MIN_INTERVAL_LOOP_TIME == 5
+
+
+def failed_tick(error: Exception) -> Exception:
+    """What the daemon gets of a tick that ended by ``error`` in the code server."""
+    from dagster import DagsterInstance, build_sensor_context, sensor
+    from dagster._core.errors import DagsterUserCodeProcessError, SensorExecutionError, user_code_error_boundary
+    from dagster._utils.error import serializable_error_info_from_exc_info
+
+    @sensor(name="s", job_name="j")
+    def ticks():
+        raise error
+
+    with (
+        pytest.raises(SensorExecutionError) as caught,
+        DagsterInstance.ephemeral() as instance,
+        user_code_error_boundary(SensorExecutionError, lambda: "in evaluation_fn"),
+    ):
+        ticks.evaluate_tick(build_sensor_context(instance))
+    info = serializable_error_info_from_exc_info((caught.type, caught.value, caught.tb))
+    return DagsterUserCodeProcessError.from_error_info(info)
+
+
+def test_a_tick_that_an_error_of_ours_ended_is_told_in_a_line_and_once(caplog, monkeypatch):
+    from dagster._core.errors import DagsterUserCodeProcessError
+    from dagster._daemon.utils import DaemonErrorCapture
+
+    from bus_assets.up import eager_daemon
+
+    assert callable(DaemonErrorCapture.process_exception), "Dagster has moved it: failed ticks are eighty lines each"
+    monkeypatch.setattr(eager_daemon, "_said", {})
+    logger = logging.getLogger("daemon")
+    for error in (Misconfigured("queue q does not exist; create it", route="r"),) * 2 + (ValueError("odd"),):
+        try:
+            raise failed_tick(error)
+        except DagsterUserCodeProcessError:
+            info = eager_daemon.told(sys.exc_info(), logger, "Sensor tick caught an error")
+        assert str(error) in info.to_string()
+    ours, foreign = caplog.records
+    assert (ours.message, ours.exc_info) == ("Sensor tick caught an error: route 'r': queue q does not exist; create it", None)
+    assert foreign.exc_info
