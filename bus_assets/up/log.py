@@ -16,8 +16,9 @@ LAST_LINES = 40
 NAME_WIDTH = 8
 UP = "up"
 """Under which name lines about the town stand."""
-_DEBUG = " - DEBUG - "
-"""Every event of every run is such a line in Dagster's log: they stand in the file only."""
+_ONLY_FILE = re.compile(r" - DEBUG - |SensorDaemon - INFO - (Checking for new runs for sensor|Sensor \S+ skipped): | - nothing waits$")
+"""What the file alone gets: every event of every run, and of every queue's ticks, one in ten seconds, those that did nothing; what
+the others did, the code server says."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 Tell = Callable[[str], None]
@@ -43,7 +44,7 @@ class TownLog:
         with self._lock:
             self._last.setdefault(name, deque(maxlen=LAST_LINES)).append(plain)
             self._file.emit(logging.LogRecord("up", logging.INFO, "", 0, shown, None, None))
-            if name == UP or not (self._only_file or _DEBUG in plain):
+            if name == UP or not (self._only_file or _ONLY_FILE.search(plain)):
                 self._tell(shown)
 
     def only_file(self) -> None:

@@ -176,3 +176,23 @@ def test_a_tick_that_an_error_of_ours_ended_is_told_in_a_line_and_once(caplog, m
     ours, foreign = caplog.records
     assert (ours.message, ours.exc_info) == ("Sensor tick caught an error: route 'r': queue q does not exist; create it", None)
     assert foreign.exc_info
+
+
+def test_ticks_that_did_nothing_stand_in_the_file_only(tmp_path):
+    shown: list[str] = []
+    log = TownLog(tmp_path / "up.log", shown.append)
+    told = (
+        "2026 - dagster.daemon.SensorDaemon - ERROR - Sensor tick caught an error: queue q does not exist",
+        "2026 - dagster - INFO - __repository__ - orders_queue - boarded 5, departed 1",
+    )
+    quiet = (
+        "2026 - dagster - DEBUG - orders - RUN_START",
+        "2026 - dagster.daemon.SensorDaemon - INFO - Checking for new runs for sensor: orders_queue",
+        "2026 - dagster.daemon.SensorDaemon - INFO - Sensor orders_queue skipped: boarded 5",
+        "2026 - dagster - INFO - __repository__ - orders_queue - nothing waits",
+    )
+    for line in (*told, *quiet):
+        log.line("daemon", line)
+    log.close()
+    assert shown == [f"daemon   | {line}" for line in told]
+    assert all(line in (tmp_path / "up.log").read_text() for line in quiet)
