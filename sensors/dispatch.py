@@ -18,12 +18,12 @@ from functools import partial
 
 from resources.depot.entries import Attempt, Trip
 from resources.depot.inbox import Inbox
-from resources.depot.mail import Arrival, Boarded, Departure, Message, Taken, Underway
+from resources.depot.mail import Arrival, Boarded, Departure, Message, Riders, Taken, Underway
 from resources.errors import BusError, Misconfigured, Poison
 from resources.queue_seam import MessageQueue, Outgoing, Received
 from sensors.ahead import Ahead
 from sensors.envelopes import NO_GROUP, Fetch, carried
-from sensors.judging import BREAKER, Decision, Pause, Policy, Retry, Split, Strand, Unclaimed, judge, judge_unclaimed
+from sensors.judging import BREAKER, PROBES, Decision, Pause, Policy, Retry, Split, Strand, Unclaimed, judge, judge_unclaimed, probe
 from sensors.keeping import Keeping, Kept, total
 
 CLAIM_SECONDS = 120.0
@@ -187,7 +187,7 @@ def _decide(policy: Policy, inbox: Inbox, told: Told, found: Underway, attempt: 
     error = trip.error or attempt.error or "the process that drove it died"
     decision = judge(trip, riders, kind, attempt.culprit, policy)
     if kind != "transient":
-        decision = _breaker(policy, inbox, found, decision)
+        decision = _breaker(policy, inbox, trip, riders, attempt.culprit, decision)
     if isinstance(decision, Retry):
         told.returned += inbox.retry(trip.id, decision.delay_seconds, spent=decision.spent, launch=trip.launches)
     elif isinstance(decision, Split):
@@ -202,18 +202,24 @@ def _decide(policy: Policy, inbox: Inbox, told: Told, found: Underway, attempt: 
         told.stranded += len(decision.messages) * done
 
 
-def _breaker(policy: Policy, inbox: Inbox, found: Underway, decision: Decision) -> Decision:
-    """Where messages are suspected, count the trip's first failure; after :data:`BREAKER` in a row pause instead, and strand nothing.
+def _breaker(policy: Policy, inbox: Inbox, trip: Trip, riders: Riders, culprit: int | None, decision: Decision) -> Decision:
+    """Where messages are suspected, count the trip's first failure; from :data:`BREAKER` in a row on strand nothing.
 
-    A lone group rides on by its beginning: until that is one message, its failures in a row are one failure.
+    Trips of several messages fail for one of them, however many do: they count up to there, and part with a single message that tells
+    more. Those that fail by themselves count on, and after :data:`PROBES` the route is paused. A lone group rides on by its beginning:
+    until that is one message, its failures in a row are one failure.
     """
     if isinstance(decision, Pause) or (isinstance(decision, Retry) and decision.spent != "failure"):
         return decision
     if isinstance(decision, Split) and len(decision.parts) == 1:
         return decision
-    if found.trip.failures == 0 and inbox.failed_in_row(policy.route) >= BREAKER:
-        return Pause()
-    return Pause() if isinstance(decision, Strand) and inbox.paused(policy.route) else decision
+    most = BREAKER if isinstance(decision, Split) else BREAKER + PROBES
+    in_row = inbox.failed_in_row(policy.route, at_most=most if trip.failures == 0 else 0)
+    if isinstance(decision, Split):
+        return probe(riders) if in_row >= BREAKER and culprit is None else decision
+    if isinstance(decision, Strand):
+        return Pause() if in_row >= BREAKER or inbox.paused(policy.route) else decision
+    return Pause() if in_row >= BREAKER + PROBES else decision
 
 
 # Boarding

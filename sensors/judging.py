@@ -15,7 +15,10 @@ LOST_RUNS = 12
 """So many runs in a row that end before they claim their trip pause the route, some twenty minutes after the first: an outage that is
 shorter needs nobody, and a run's setting that is missing for longer needs somebody."""
 BREAKER = 5
-"""So many trips that fail in a row, with none delivered between them, are no accident: the route is paused, and strands nothing."""
+"""So many trips that fail in a row, with none delivered between them, may be no accident: from then on nothing is stranded, and single
+messages tell whether something is wrong with all of them, a bad deploy, or with one in each trip."""
+PROBES = 3
+"""So many messages that fail by themselves after that, with none delivered between them, pause the route."""
 LONGEST_DELAY_SECONDS = 300.0
 PATIENCE = 3
 """So often is a trip launched before the message that cannot be read for now, while others can, rides on without them."""
@@ -116,6 +119,12 @@ def halves(messages: Sequence[int], groups: Sequence[str | None], culprit: int |
         return ()
     before = messages.index(culprit) if culprit in messages else len(messages) // 2
     return (tuple(messages[: max(before, 1)]),)
+
+
+def probe(riders: Riders) -> Split:
+    """The first by itself, with its group if it has one; the others behind it."""
+    first, *others = _units(riders.messages, riders.groups)
+    return Split((first, _flat(others)))
 
 
 def _units(messages: Sequence[int], groups: Sequence[str | None]) -> list[tuple[int, ...]]:

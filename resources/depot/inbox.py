@@ -286,10 +286,11 @@ class Inbox:
 
     # The route
 
-    def failed_in_row(self, route: str) -> int:
-        """Count a failed trip; how many in a row that makes. ``delivered``, if something was kept, and ``resume`` begin anew."""
+    def failed_in_row(self, route: str, *, at_most: int | None = None) -> int:
+        """Count a failed trip, though not beyond ``at_most``; how many in a row there are. ``delivered``, if something was kept, and
+        ``resume`` begin anew."""
         with self._connections.writing() as connection:
-            return routes.failed_in_row(connection, checked_name(route, "route"))
+            return routes.failed_in_row(connection, checked_name(route, "route"), at_most)
 
     def pause(self, route: str, reason: str) -> None:
         """Form and depart no trips until ``resume``. The first reason stands."""

@@ -34,8 +34,9 @@ def count(connection: sa.Connection, route: str, **more: int) -> None:
         _set(connection, route, changed)
 
 
-def failed_in_row(connection: sa.Connection, route: str) -> int:
-    failures = lock(connection, route)["failures_in_row"] + 1
+def failed_in_row(connection: sa.Connection, route: str, at_most: int | None = None) -> int:
+    before = lock(connection, route)["failures_in_row"]
+    failures = before + 1 if at_most is None else max(before, min(before + 1, at_most))
     _set(connection, route, {"failures_in_row": failures})
     return failures
 

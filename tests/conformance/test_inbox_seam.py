@@ -614,6 +614,8 @@ def test_failures_in_a_row_end_with_a_delivery_or_a_person(depot, inbox):
     assert inbox.failed_in_row("orders") == 1
     inbox.delivered(trip, {}, {})  # said again: nothing was delivered by that
     assert inbox.failed_in_row("orders") == 2
+    assert [inbox.failed_in_row("orders", at_most=most) for most in (3, 3, 0, 4, 3)] == [3, 3, 3, 4, 4]
+    assert inbox.counts("orders").failures_in_row == 4
 
 
 def test_a_trip_of_which_nothing_was_kept_is_a_failure_among_those_in_a_row(inbox):

@@ -315,6 +315,31 @@ def test_where_everything_fails_the_route_is_paused_and_nobody_is_stranded(tmp_p
     assert states["waiting"] <= (4 * states["stranded"] if fifo else 0)
 
 
+@pytest.mark.parametrize(("batch", "every", "attempts", "fifo"), [(20, 8, 2, False), (20, 8, 2, True)])
+def test_bad_messages_in_every_trip_stop_nobody(tmp_path, batch, every, attempts, fifo):
+    """Every trip fails, and none is delivered before the fifth has: single messages tell that it is no bad deploy."""
+    street = Street(tmp_path, batch=batch, attempts=attempts, fifo=fifo)
+    for number in range(80):
+        street.send("poison" if number % every == every // 2 else f"good {number}", group=f"g{number}" if fifo else None)
+    street.deliver(400)
+    bad = len(range(every // 2, 80, every))
+    assert street.depot.inbox.paused(ROUTE) is None
+    assert street.states() == {"delivered": 80 - bad, "stranded": bad}
+
+
+def test_a_few_single_messages_tell_a_bad_deploy_however_large_the_trips_are(tmp_path):
+    street = Street(tmp_path, batch=60, attempts=3)
+    street.send(*["poison"] * 600)
+    runs = 0
+    while street.depot.inbox.paused(ROUTE) is None:
+        street.hurry()
+        for departure in street.tick().departures:
+            street.run(departure)
+            runs += 1
+    assert street.states()["stranded"] == 0
+    assert runs < 30
+
+
 def test_what_waits_behind_a_stranded_message_leaves_room_for_other_groups(tmp_path):
     street = Street(tmp_path, batch=1, attempts=1, fifo=True)
     street.send("poison", *map(str, range(8)), group="a")
