@@ -63,11 +63,13 @@ class Deployment:
 
 @dataclass(frozen=True)
 class OfRoute:
-    """A route as the depot knows it. ``queue`` as it is declared; None if it has none, or its module does not load."""
+    """A route as the depot knows it. ``queue`` as it is declared; None if it has none, or its module does not load. ``missing_in``: the
+    module that loads, and has no route of that name."""
 
     depot: Depot
     name: str
     queue: Queue | None = None
+    missing_in: str | None = None
 
     @property
     def halts(self) -> bool:
@@ -228,8 +230,21 @@ def _has_nobody(seen: OfRoute, trip: Trip) -> bool:
     return seen.depot.is_abandoned(attempt) if attempt else _seconds_since(trip.created_at) > UNCLAIMED_SECONDS
 
 
+def _undeclared(seen: OfRoute) -> Iterator[Finding]:
+    """Messages of a route that was renamed or taken away: no sensor looks after them."""
+    states = ("waiting", "aboard")
+    oldest = [message for state in states for message in seen.depot.inbox.messages(seen.name, state, limit=1)]
+    since = min((message.changed_at for message in oldest), default=None)
+    if seen.missing_in and _seconds_since(since) > OLD_SECONDS:
+        counts = seen.depot.inbox.counts(seen.name).by_state
+        number = sum(counts.get(state, 0) for state in states)
+        said = f"{_messages(number)} not over, and module {seen.missing_in} has no route of that name: nobody looks after them"
+        advice = "was it renamed? Give it its name back until they are delivered; `bus cancel TRIP` gives up what is aboard"
+        yield Finding(seen.name, said, advice, since)
+
+
 def _underway(seen: OfRoute) -> Iterator[Finding]:
-    for found in seen.depot.inbox.underway(seen.name):
+    for found in seen.depot.inbox.underway(seen.name) if not seen.missing_in else ():
         if found.trip.state == "departed" and found.departed_seconds > UNCLAIMED_SECONDS:
             before = f"; before that: {why}" if (why := _line(found.trip.error)) else ""
             said = f"nobody drives trip {found.trip.id}, whose run was asked for{before}"
@@ -293,7 +308,7 @@ def _waiting(seen: OfRoute) -> Iterator[Finding]:
     """For longer than a trip may take to fill; those that a stranded message holds are told of by themselves."""
     inbox, counts = seen.depot.inbox, seen.depot.inbox.counts(seen.name)
     oldest = inbox.oldest_moving(seen.name) if seen.halts else counts.oldest_waiting
-    if counts.paused_at is None and _seconds_since(oldest) > OLD_SECONDS + seen.max_wait.total_seconds():
+    if counts.paused_at is None and not seen.missing_in and _seconds_since(oldest) > OLD_SECONDS + seen.max_wait.total_seconds():
         halted = sum(halt.behind for halt in inbox.halts(seen.name)) if seen.halts else 0
         said = f"{_messages(counts.by_state.get('waiting', 0) - halted)} waiting for a trip"
         yield Finding(seen.name, said, f"is the sensor on, and the daemon up? `bus dispatch {seen.name}` does without", oldest)
@@ -357,5 +372,5 @@ def _seconds_since(moment: datetime | None) -> float:
 
 
 OF_THE_DEPLOYMENT = (_depot, _disk, _daemon, _sensors)
-OF_A_ROUTE = (_paused, _stuck, _failed, _unreleased, _underway, _failing, _given_up, _halted, _waiting)
+OF_A_ROUTE = (_paused, _stuck, _failed, _unreleased, _undeclared, _underway, _failing, _given_up, _halted, _waiting)
 OF_ITS_SYSTEMS = (_unreachable, _queues, _unsent)

@@ -31,7 +31,8 @@ def doctor(
         routes = [known_route(depot, route, module)] if route else sorted({*depot.inbox.routes(), *(loaded.routes if loaded else ())})
         for name in routes:
             queue = loaded.routes[name].queue if loaded and name in loaded.routes else None
-            found += doctors.examined(doctors.OfRoute(depot, name, queue), doctors.OF_A_ROUTE, name)
+            missing_in = loaded.name if loaded and name not in loaded.routes else None
+            found += doctors.examined(doctors.OfRoute(depot, name, queue, missing_in), doctors.OF_A_ROUTE, name)
             found += _of_systems(depot, loaded, name)
     _tell(found, as_json)
     if found:

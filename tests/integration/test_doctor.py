@@ -144,6 +144,18 @@ def test_messages_that_wait_for_a_trip_to_fill_wait_for_as_long_as_they_may(worl
     assert only(diagnosis(world))["wrong"] == "1 message is waiting for a trip"
 
 
+def test_messages_of_a_route_that_was_renamed_are_told_in_every_state_that_needs_its_sensor(world):
+    world.send(*orders([1, 2]))
+    assert world.tick().departures
+    world.deploy(events(name="orders"))
+    assert [finding for finding in world.told("doctor", code=0) if finding["where"] == "events"] == []
+    world.sql("UPDATE depot_messages SET changed_at = :then, received_at = :then", then=long_ago())
+    world.sql("UPDATE depot_trips SET departed_at = :then", then=long_ago())
+    finding = only(finding for finding in diagnosis(world) if finding["where"] == "events")
+    assert finding["wrong"].startswith("2 messages are not over, and module bus_routes_of_a_test has no route of that name")
+    assert "Give it its name back" in finding["advice"]
+
+
 def test_a_departed_trip_that_nobody_claims(world):
     world.send(order(1))
     (departure,) = world.tick().departures
