@@ -1,7 +1,8 @@
 """XML feeds as streams of records: rows are elements, columns are text found by short paths, memory is bounded by a chunk.
 
 Paths in a row: ``name``, ``price/amount``, ``@id``, ``price/@currency``, ``.`` (the row's own text), ``tags/tag[]`` (all of them,
-as a JSON list of texts), with prefixes from ``namespaces``.
+as a JSON list of texts), with prefixes from ``namespaces``. A list has an item for each element before ``[]``: of ``variant[]/@size``
+and ``variant[]/price`` for each variant, null where it has no size or price, so that lists of the same element belong together.
 """
 
 from __future__ import annotations
@@ -260,6 +261,9 @@ class _Rows:
         for child in element if step.inner else ():
             if (below := find(child.tag)) is None:
                 continue
+            if below.items:
+                self._read_item(child, below, values)
+                continue
             slot = below.lone_text
             if slot is None or values[slot] is not None or len(child):
                 self._read(child, below, values)
@@ -267,16 +271,24 @@ class _Rows:
                 text = child.text
                 values[slot] = text.strip(_BLANK) if text else ""
 
+    def _read_item(self, element: Any, step: Step, values: list[Any]) -> None:
+        """As ``_read``, but that what is found for ``step.items`` is put behind what the elements before this one gave."""
+        before = [values[slot] for slot in step.items]
+        for slot in step.items:
+            values[slot] = None
+        self._read(element, step, values)
+        for slot, items in zip(step.items, before, strict=True):
+            values[slot] = [*(items or ()), values[slot] or None]
+
     def _put(self, values: list[Any], slot: int, text: str) -> None:
-        there = values[slot]
-        if self._plan.many[slot]:
-            values[slot] = [*(there or ()), text or None]
-        elif there is None:
+        if values[slot] is None:
             values[slot] = text
-        else:
-            path = self._plan.paths[slot]
-            listed = path.replace("/@", "[]/@") if "/@" in path else f"{path}[]"
-            raise _Unusable(f"{path!r} is there more than once; write {listed!r} to take all of them as a list")
+            return
+        path = self._plan.paths[slot]
+        if self._plan.many[slot]:
+            raise _Unusable(f"{path!r} is there more than once in an element before '[]'; a list of lists is not read")
+        listed = path.replace("/@", "[]/@") if "/@" in path else f"{path}[]"
+        raise _Unusable(f"{path!r} is there more than once; write {listed!r} to take all of them as a list")
 
 
 def _own_text(element: Any, *, may_hold_elements: bool) -> str:

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 from resources.errors import Misconfigured
 
-_NAME = re.compile(r"(?:[\w.-]+:)?[\w.-]+")
+_NAME = re.compile(r"(?:[\w.-]+:)?(?!\.+$)[\w.-]+")
+_PREDEFINED = {"xml": "http://www.w3.org/XML/1998/namespace"}
 
 
 def clark(name: str, namespaces: Mapping[str, str], *, attribute: bool = False) -> str:
     """``n:product`` as ``{http://x}product``. The prefix '' is the namespace of elements written without one."""
+    namespaces = {**_PREDEFINED, **namespaces}
     if not _NAME.fullmatch(name):
         raise Misconfigured(f"{name!r} is not the name of an element or attribute; paths look like 'price/amount' or 'price/@currency'")
     prefix, colon, local = name.rpartition(":")
@@ -44,11 +46,15 @@ class RowPath:
 
 
 class Step(NamedTuple):
-    """What to take from an element, by slot, and from the elements in it. ``lone_text``: the slot if it is one single text only."""
+    """What to take from an element, by slot, and from the elements in it. ``lone_text``: the slot if it is one single text only.
+
+    ``items``: slots of lists of which each such element makes one item, whatever is found in it.
+    """
 
     texts: tuple[int, ...]
     attributes: tuple[tuple[str, int], ...]
     inner: Mapping[Any, Step]
+    items: tuple[int, ...]
     lone_text: int | None
 
 
@@ -65,39 +71,44 @@ def plan_of(fields: Mapping[str, str], namespaces: Mapping[str, str]) -> Plan:
     if not fields:
         raise Misconfigured("no fields are asked for; name at least one, as in fields={'name': 'name'}")
     paths = [_path(text, namespaces) for text in fields.values()]
-    many = tuple(path.many for path in paths)
-    return Plan(tuple(fields), tuple(fields.values()), many, _step(list(enumerate(paths)), many))
+    many = tuple(path.item is not None for path in paths)
+    return Plan(tuple(fields), tuple(fields.values()), many, _step(list(enumerate(paths)), 0))
 
 
 class _Path(NamedTuple):
+    """``item``: how many elements down the one is that makes items of a list."""
+
     elements: tuple[str, ...]
     attribute: str | None
-    many: bool
+    item: int | None
 
 
 def _path(text: str, namespaces: Mapping[str, str]) -> _Path:
     if text == ".":
-        return _Path((), None, False)
+        return _Path((), None, None)
     *before, last = text.split("/")
     elements, attribute = (before, last[1:]) if last.startswith("@") else ([*before, last], None)
-    many = bool(elements) and elements[-1].endswith("[]")
-    if many:
-        elements = [*elements[:-1], elements[-1].removesuffix("[]")]
-    if any("[" in step for step in elements):
-        raise Misconfigured(f"field path {text!r}: [] belongs at the end of the last element, as in 'tags/tag[]' or 'tag[]/@id'")
+    repeated = [depth for depth, step in enumerate(elements, 1) if step.endswith("[]")]
+    elements = [step.removesuffix("[]") for step in elements]
+    if len(repeated) > 1 or any("[" in step for step in elements):
+        raise Misconfigured(
+            f"field path {text!r}: [] stands once, behind the element that is repeated: 'tags/tag[]', 'tag[]/@id', 'tag[]/name'"
+        )
     names = tuple(clark(step, namespaces) for step in elements)
-    return _Path(names, clark(attribute, namespaces, attribute=True) if attribute is not None else None, many)
+    attribute = clark(attribute, namespaces, attribute=True) if attribute is not None else None
+    return _Path(names, attribute, repeated[0] if repeated else None)
 
 
-def _step(paths: list[tuple[int, _Path]], many: tuple[bool, ...]) -> Step:
-    """What is to be taken from an element where ``paths`` (by slot) begin."""
+def _step(paths: list[tuple[int, _Path]], depth: int) -> Step:
+    """What is to be taken from an element at ``depth`` below the row, from where ``paths`` (by slot) lead on."""
     ends = [(slot, path) for slot, path in paths if not path.elements]
     texts = tuple(slot for slot, path in ends if path.attribute is None)
     attributes = tuple((path.attribute, slot) for slot, path in ends if path.attribute is not None)
+    items = tuple(slot for slot, path in paths if path.item == depth)
     further: dict[str, list[tuple[int, _Path]]] = {}
     for slot, path in paths:
         if path.elements:
             further.setdefault(path.elements[0], []).append((slot, path._replace(elements=path.elements[1:])))
-    inner = {tag: _step(rest, many) for tag, rest in further.items()}
-    is_lone = len(texts) == 1 and not attributes and not inner and not many[texts[0]]
-    return Step(texts, attributes, inner, texts[0] if is_lone else None)
+    inner = {tag: _step(rest, depth + 1) for tag, rest in further.items()}
+    is_lone = len(texts) == 1 and not attributes and not inner and not items
+    return Step(texts, attributes, inner, items, texts[0] if is_lone else None)

@@ -2,6 +2,7 @@
 
 import gzip
 import http.server
+import json
 import threading
 import time
 from pathlib import Path
@@ -64,12 +65,39 @@ CATALOG = """<?xml version="1.0"?>
         ("blank", [None, None]),
         ("absent/deeper", [None, None]),
         ("tags/tag[]", ['["a",null,"\\"b\\""]', None]),
-        ("price[]/@currency", ['["EUR"]', None]),
+        ("price[]/@currency", ['["EUR"]', "[null]"]),
+        ("price[]/amount", ['["12.50"]', '["007"]']),
+        ("absent[]/@x", [None, None]),
         (".", [None, None]),
     ],
 )
 def test_a_path_finds_its_text(feed, path, found):
     assert column(feed(CATALOG), path) == found
+
+
+def test_lists_of_the_same_element_belong_together_whatever_is_missing_in_it(feed):
+    variants = (
+        '<variant sku="A"><price>1</price><tag>x</tag></variant><variant sku="B" size="M"/>'
+        '<variant sku="C" size=""><price/></variant><variant size="L"><price>4</price></variant>'
+    )
+    fields = {name: f"variant[]/{path}" for name, path in {"sku": "@sku", "size": "@size", "price": "price"}.items()} | {"id": "@id"}
+    (run,) = read(feed(f'<f><p id="1">{variants}</p><p id="2"/></f>'), row="p", fields=fields)
+    first, second = run.batch.to_pylist()
+    lists = {name: json.loads(text) for name, text in first.items() if name != "id"}
+    assert lists == {"sku": ["A", "B", "C", None], "size": [None, "M", None, "L"], "price": ["1", None, None, "4"]}
+    assert second == {"sku": None, "size": None, "price": None, "id": "2"}
+
+
+def test_a_list_of_lists_is_not_read(feed):
+    (run,) = read(feed("<f><p><v><t>1</t><t>2</t></v></p></f>"), row="p", fields={"t": "v[]/t"})
+    assert [bad.reason for bad in run.unreadable] == [
+        "'v[]/t' is there more than once in an element before '[]'; a list of lists is not read"
+    ]
+
+
+def test_the_prefix_xml_is_known(feed):
+    (run,) = read(feed('<f><p xml:lang="de"/></f>'), row="p", fields={"lang": "@xml:lang"})
+    assert run.batch.to_pylist() == [{"lang": "de"}]
 
 
 def test_all_columns_are_strings_named_as_asked_in_order(feed):
@@ -185,8 +213,10 @@ def test_a_feed_that_is_truly_empty_gives_one_empty_batch(feed, feed_text, row):
         ("z:p", "v", "prefix 'z' in 'z:p' is not declared"),
         ("p", "z:v", "prefix 'z' in 'z:v' is not declared"),
         ("p", "a//b", "'' is not the name"),
-        ("p", "a[1]/b", r"\[\] belongs at the end"),
-        ("p", "a[]/b", r"\[\] belongs at the end"),
+        ("p", "a[1]/b", r"\[\] stands once, behind the element that is repeated"),
+        ("p", "a[]/b[]", r"\[\] stands once, behind the element that is repeated"),
+        ("p", "../@id", "'..' is not the name"),
+        ("..", "v", "'..' is not the name"),
         ("p", "", "'' is not the name"),
         ("p", "a/@", "'' is not the name"),
         ("p", "@a/b", "'@a' is not the name"),
