@@ -173,7 +173,8 @@ class XmlFeed:
     """An XML feed, streamed, from files, S3 or a web service. ``row`` is the element of a record: 'product', 'n:product' or a path.
 
     ``fields`` are paths in the row: 'name', 'price/amount', '@id', 'price/@currency', '.' (the row's own text), and 'tags/tag[]'
-    for repeated children as a list; 'variant[]/@sku' and 'variant[]/price' have an item for each variant, null where it has none. Prefixes come from ``namespaces``. Entities are never expanded, nothing external is loaded.
+    for repeated children as a list; 'variant[]/@sku' and 'variant[]/price' have an item for each variant, null where it has none.
+    Prefixes come from ``namespaces``. Entities are never expanded, nothing external is loaded.
     """
 
     unit: ClassVar[str] = "element"
