@@ -146,8 +146,10 @@ def _listed(body: Mapping[str, Any], path: str) -> list[Mapping[str, Any]]:
     found: Any = body
     for key in path.split("."):
         found = found.get(key) if isinstance(found, dict) else None
-    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-        raise Poison(f"the body has no list of objects at {path!r}")
+    if not isinstance(found, list):
+        raise Poison(f"the body has no list at {path!r}")
+    if odd := [number for number, item in enumerate(found, 1) if not isinstance(item, dict)]:
+        raise Poison(f"item {odd[0]} of the list at {path!r} in the body is not an object")
     return found
 
 

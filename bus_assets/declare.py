@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import keyword
 import os
 import re
 import sys
@@ -118,7 +119,9 @@ def _word(given: Any) -> str:
 
 
 def checked_name(value: str, what: str) -> str:
-    """``value`` if it is a usable name, else an error that says which characters are."""
+    """``value`` if it is a usable name, else an error that says which characters are. Dagster takes no word of Python's as a job's name."""
+    if keyword.iskeyword(value):
+        raise Misdeclared(f"{what} {value!r} is a word of Python's, which Dagster takes for no name; call it {value + 's'!r}, say")
     if not NAME.fullmatch(value):
         raise Misdeclared(
             f"{what} {value!r} is not a usable name: lower-case letters, digits and underscores, starting with a letter, at most 63"

@@ -22,6 +22,7 @@ from resources.depot.mail import WAIT_FOR_A_PERSON, Underway
 from resources.depot.process import is_gone
 from resources.depot.store import Depot
 from resources.errors import BusError
+from resources.texts import shortened
 
 UNCLAIMED_SECONDS = 60
 OLD_SECONDS = 300
@@ -32,6 +33,8 @@ MANY = 1_000
 EXAMPLES = 200
 """Messages come with their bodies."""
 HALTS = 3
+LINE_CHARACTERS = 400
+"""Of an error: where it is, what was expected and what to do."""
 FAILED = 10
 TICKS = 3
 UNRESOLVED = "dagster._config.errors.PostProcessingError: "
@@ -364,7 +367,7 @@ def _messages(number: int) -> str:
 
 
 def _line(text: str | None) -> str:
-    return (text or "").partition("\n")[0][:120]
+    return shortened((text or "").partition("\n")[0], LINE_CHARACTERS)
 
 
 def _seconds_since(moment: datetime | None) -> float:

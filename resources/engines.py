@@ -45,7 +45,8 @@ def parsed(url: str) -> URL:
     try:
         made = make_url(url)
     except (exc.ArgumentError, ValueError):
-        raise Misconfigured("the database URL cannot be read; expected dialect://user:password@host:port/database") from None
+        said = "the database URL cannot be read; expected dialect://user:password@host:port/database"
+        raise Misconfigured(f"{said}, with signs of user and password percent-encoded (@ as %40, / as %2F)") from None
     made = made.set(drivername=_DRIVERS.get(made.drivername, made.drivername))
     try:
         made.get_dialect()
@@ -96,7 +97,8 @@ def make_engine(url: URL, waiting: Waiting) -> Engine:
     try:
         engine = sa.create_engine(url, hide_parameters=True, connect_args=arguments, **options)
     except ImportError as error:
-        raise Misconfigured(f"no driver is installed for {url.drivername!r}: {error}") from error
+        likely = f"; with `pip install pymysql` it begins as {backend}+pymysql://" if backend in MYSQL_LIKE else ""
+        raise Misconfigured(f"no driver is installed for {url.drivername!r}: {error}{likely}") from error
     if backend == "postgresql":
         ask_after_rest(engine)
     elif backend == "sqlite":

@@ -125,7 +125,10 @@ def missing(name: str, where: str, there: Sequence[str]) -> Misconfigured:
 
 
 def changed(name: str, listed: str | None, now: str) -> Poison:
-    return Poison(f"{name!r} has changed since it was listed (was {listed}, is {now}); start a new trip to read the new one", place=name)
+    return Poison(
+        f"{name!r} has changed since it was listed (was {listed}, is {now}); a later trip or message reads the new one",
+        place=name,
+    )
 
 
 def gone(name: str, where: str) -> Gone:

@@ -121,7 +121,9 @@ class WebService(System):
             self._refuse(response, _place(name))
             now = version_of(response)
             if version and now and now != version and now.startswith(("W/", '"')) == version.startswith(("W/", '"')):
-                said = f"{_place(name)!r} has changed since it was listed (was {version}, is {now}); start a new trip to read the new one"
+                said = (
+                    f"{_place(name)!r} has changed since it was listed (was {version}, is {now}); a later trip or message reads the new one"
+                )
                 raise Poison(said, place=_place(name))
         except BusError:
             response.close()

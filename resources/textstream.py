@@ -217,6 +217,6 @@ def _decodes(sample: bytes, encoding: str) -> bool:
         return False
     try:
         codecs.getincrementaldecoder(encoding)().decode(sample)
-    except UnicodeDecodeError:
+    except UnicodeError:  # UTF-16 without a byte-order mark is no UnicodeDecodeError
         return False
     return True

@@ -172,7 +172,8 @@ def replay(
 ) -> None:
     """List delivered messages that have their bodies still. They are applied, so only --again sends them round once more.
 
-    Delivered again they are applied once more, under receipts of their own: twice in a table without a key.
+    Delivered again they are applied once more, under receipts of their own: twice in a table without a key, and added
+    again where a table accumulates.
     """
     from bus_assets.cli.loading import known_route, open_depot
 

@@ -47,8 +47,9 @@ def test_a_file_that_is_no_database_is_misconfigured(tmp_path: Path) -> None:
         ("sqlite://x.db", "three slashes, .*: write sqlite:///x.db$"),
         ("sqlite://data/x.db", "three slashes, .*: write sqlite:///data/x.db$"),
         ("sqlite://me:pa55word@data/x.db", "three slashes, .*: write sqlite:///path/to/file.db$"),
-        ("no url, pa55word", "cannot be read"),
+        ("no url, pa55word", "cannot be read; .*percent-encoded"),
         ("nosuchdb://u:pa55word@h/db", "no driver is installed for 'nosuchdb'"),
+        ("mysql+mysqldb://u:pa55word@h/db", r"it begins as mysql\+pymysql://"),
     ],
 )
 def test_a_url_that_cannot_work_is_misconfigured(url: str, said: str) -> None:

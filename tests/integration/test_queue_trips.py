@@ -196,6 +196,16 @@ def test_a_message_of_many_rows_is_judged_by_its_own_share(tmp_path):
     assert (third.state, third.rows_rejected) == ("delivered", 0)
 
 
+def test_an_item_that_is_no_object_is_named(tmp_path):
+    world = QueueWorld(tmp_path, events(decode=Json(ORDER, records="orders")))
+    world.send({"orders": [order(1), None]}, {"orders": order(2)}, {"orders": [order(3)]})
+    world.deliver()
+    assert world.logged() == ["O-3"]
+    reasons = [message.error for message in world.messages() if message.state == "quarantined"]
+    said = ("item 2 of the list at 'orders' in the body is not an object", "the body has no list at 'orders'")
+    assert reasons == [f"readable: {why}" for why in said]
+
+
 def test_what_all_rows_of_a_message_share_is_found_in_its_body(tmp_path):
     fields = {"order_id": "@body.order.id", "qty": "qty"}
     world = QueueWorld(tmp_path, events(decode=Json(ORDER, fields=fields, records="lines")))

@@ -333,6 +333,7 @@ WRONG = {
         lambda: route(orders(), Transform("x", "SELECT sku FROM orders GROUP BY sku", ORDERS)),
         "declare grain='changed'",
     ),
+    "a word of Python's": (lambda: Route("import", (orders(),)), "route 'import' is a word of Python's, which Dagster takes for no name"),
     "not a name": (lambda: Route("Shop!", (orders(),)), "route 'Shop!' is not a usable name"),
     "not a source": (lambda: PickUp("x", "orders.csv", ORDERS), "one of your own lacks system, fields, read, recount, address, templates"),
     "fields of nobody": (

@@ -206,6 +206,8 @@ def test_text_cut_within_a_character_is_poison(folder: Folder) -> None:
 def test_utf_16_without_a_mark_read_as_utf_8_is_told(folder: Folder) -> None:
     with pytest.raises(Poison, match="NUL characters; the encoding may be utf-16-le"):
         folder.read("a,b\n1,2\n".encode("utf-16-le"))
+    with pytest.raises(Poison, match=r"f\.csv, line 2: b7 at byte .* is not utf-8"):
+        folder.read("a,b\n\u0107,2\u00b7\n".encode("utf-16-le"))
 
 
 def test_nul_bytes_arrive_as_they_are(folder: Folder) -> None:
