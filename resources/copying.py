@@ -53,7 +53,7 @@ def copy_rows(
                         copy.write(memoryview(part))
                 copied += cursor.rowcount
     except psycopg.Error as error:
-        raise_explained(error, where, doing)
+        raise_explained(error, where, doing, writes_rows=True)
         raise
     return copied
 

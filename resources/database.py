@@ -54,6 +54,9 @@ class Transaction:
     def _doing(self, what: str) -> AbstractContextManager[None]:
         return explained(self._where, what)
 
+    def _writing(self, what: str) -> AbstractContextManager[None]:
+        return explained(self._where, what, writes_rows=True)
+
     def outcome(self, trip: str, attempt: int) -> str | None:
         """'published', 'revoked' …, or None if the attempt is not settled."""
         with self._doing("looking up an outcome"):
@@ -121,7 +124,7 @@ class Transaction:
 
     def append(self, table: str, columns: Sequence[str], batches: Iterable[pa.RecordBatch]) -> Applied:
         """Insert every row. Refused if the table takes fewer."""
-        with self._doing(f"appending to table {table!r}"):
+        with self._writing(f"appending to table {table!r}"):
             return self._loader.append(table, columns, batches)
 
     def upsert(
@@ -140,24 +143,24 @@ class Transaction:
         ``newest``: the one with the greatest value there counts, the last of equal ones; null is less than any. It must not be less
         than the value in the table either. Rows that do not count are ``folded``.
         """
-        with self._doing(f"upserting into table {table!r}"):
+        with self._writing(f"upserting into table {table!r}"):
             return self._loader.upsert(table, columns, key, batches, newest, unique)
 
     def replace(self, table: str, columns: Sequence[str], scope: Mapping[str, object], batches: Iterable[pa.RecordBatch]) -> Applied:
         """Delete the rows whose columns equal ``scope`` (``{}``: all), insert these. Refused if some of these are outside ``scope``."""
-        with self._doing(f"replacing rows of table {table!r}"):
+        with self._writing(f"replacing rows of table {table!r}"):
             return self._loader.replace(table, columns, scope, batches)
 
     def delete(self, table: str, key: Sequence[str], batches: Iterable[pa.RecordBatch]) -> Applied:
         """Delete the rows with these keys; keys that are not there are no error."""
-        with self._doing(f"deleting from table {table!r}"):
+        with self._writing(f"deleting from table {table!r}"):
             return self._loader.delete(table, key, batches)
 
     def accumulate(
         self, table: str, columns: Sequence[str], key: Sequence[str], sums: Sequence[str], batches: Iterable[pa.RecordBatch]
     ) -> Applied:
         """Like upsert, but ``sums`` are added to what is there, and rows with one key are summed; null counts as 0."""
-        with self._doing(f"accumulating in table {table!r}"):
+        with self._writing(f"accumulating in table {table!r}"):
             return self._loader.accumulate(table, columns, key, sums, batches)
 
     def count_matching(self, table: str, key: Sequence[str], batches: Iterable[pa.RecordBatch]) -> int:
@@ -346,7 +349,7 @@ class Database(System):
                 raise Transient(
                     f"the connection to {self.where} was lost at COMMIT: outcome unknown; look up the trip's outcome before trying again"
                 ) from error
-            raise_explained(error, self.where, "committing")
+            raise_explained(error, self.where, "committing", writes_rows=True)
 
     def _parsed(self) -> URL:
         try:

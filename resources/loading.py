@@ -30,6 +30,7 @@ from resources.errors import Misconfigured, Refused
 from resources.fractions import unrounded
 from resources.ordered import Ascending
 from resources.receipts import RACES, Applied, again_after_race, took_fewer
+from resources.sql_errors import explained
 from resources.sql_values import as_bound, as_rows, chosen, peeked, pieces, refuse_null_keys
 from resources.tables import table_name
 
@@ -147,7 +148,7 @@ class Loader:
         """The table with its columns as they are in the database; its constraints are not looked up, the database keeps them."""
         if table not in self._targets:
             quoted, schema = table_name(table, self._schema).quoted()
-            with warnings.catch_warnings():
+            with explained(self._where, f"looking at table {table!r}"), warnings.catch_warnings():
                 warnings.simplefilter("ignore", exc.SAWarning)  # column types of extensions: passed on as they are
                 try:
                     found = sa.inspect(self._connection).get_columns(quoted, schema)
@@ -169,7 +170,9 @@ class Loader:
     ) -> _Staged:
         schema, rows = peeked(batches)
         self._loads += 1
-        temporary = self._temporary(f"bus_load_{self._loads}", self._target(table), columns, key)
+        target = self._target(table)
+        with explained(self._where, f"making a temporary table like table {table!r}"):
+            temporary = self._temporary(f"bus_load_{self._loads}", target, columns, key)
         order = Ascending()
         kinds = [] if schema is None else [(schema.field(name).type, temporary.c[name].type) for name in key]
         order.holds = not any(pa.types.is_nested(kind) for kind, _ in kinds)

@@ -811,6 +811,69 @@ def test_a_value_that_the_table_refuses_is_poison_and_not_shown(orders: Database
     assert orders.count("SELECT * FROM strict") == 0
 
 
+SIGNALLING = "SET @said = CONCAT('blocked for column ', NEW.id); SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = @said"
+MARIADB_REFUSES = {
+    1644: (
+        "CREATE TABLE strict (id VARCHAR(60) PRIMARY KEY)",
+        f"CREATE TRIGGER meddling BEFORE INSERT ON strict FOR EACH ROW BEGIN IF NEW.id LIKE '4711%%' THEN {SIGNALLING}; END IF; END",
+    ),
+    1526: ("CREATE TABLE strict (id VARCHAR(60) PRIMARY KEY) PARTITION BY LIST COLUMNS (id) (PARTITION one VALUES IN ('good'))",),
+    1369: (
+        "CREATE TABLE kept (id VARCHAR(60) PRIMARY KEY)",
+        "CREATE VIEW strict AS SELECT id FROM kept WHERE id NOT LIKE '4711%%' WITH CHECK OPTION",
+    ),
+}
+"""By the server's number: tables of which a trigger, the partitions or a view refuse one row."""
+
+
+@pytest.mark.parametrize("mode", ["append", "upsert"])
+@pytest.mark.parametrize("number", MARIADB_REFUSES)
+def test_what_mariadb_refuses_of_a_row_is_poison_and_not_shown(mariadb_database_url: str, number: int, mode: str) -> None:
+    run_sql(mariadb_database_url, *MARIADB_REFUSES[number])
+    given = batch({"id": "good"}, {"id": SECRET}, schema=pa.schema([("id", pa.string())]))
+    more = {"key": ["id"]} if mode == "upsert" else {}
+    with (
+        pytest.raises(Poison, match=rf"table 'strict' in .*\(error {number}\)") as caught,
+        Database(url=mariadb_database_url).transaction() as transaction,
+    ):
+        getattr(transaction, mode)("strict", ["id"], batches=[given], **more)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_of_a_value_that_names_a_key_only_the_constraint_is_told(mariadb_database_url: str) -> None:
+    run_sql(mariadb_database_url, "CREATE TABLE strict (id VARCHAR(60) PRIMARY KEY)")
+    given = batch(*[{"id": f"for key {SECRET}"}] * 2, schema=pa.schema([("id", pa.string())]))
+    with (
+        pytest.raises(Poison, match=r"must be unique \(for key 'PRIMARY'\)$") as caught,
+        Database(url=mariadb_database_url).transaction() as transaction,
+    ):
+        transaction.append("strict", ["id"], [given])
+    assert SECRET not in str(caught.value)
+
+
+def test_what_mariadb_says_of_a_statement_stays_misconfigured_while_rows_are_written(mariadb_database_url: str) -> None:
+    meddling = "CREATE TRIGGER meddling BEFORE INSERT ON strict FOR EACH ROW INSERT INTO strict VALUES ('b')"
+    run_sql(mariadb_database_url, "CREATE TABLE strict (id VARCHAR(60) PRIMARY KEY)", meddling)
+    given = batch({"id": "a"}, schema=pa.schema([("id", pa.string())]))
+    with pytest.raises(Misconfigured, match="Can't update table"), Database(url=mariadb_database_url).transaction() as transaction:
+        transaction.append("strict", ["id"], [given])
+
+
+def test_what_sqlite_finds_in_a_value_as_it_runs_is_poison_and_not_shown(sqlite_database_url: str) -> None:
+    saying = f"CREATE TRIGGER saying BEFORE INSERT ON things BEGIN SELECT RAISE(ABORT, 'constraint failed: {SECRET}'); END"
+    run_sql(sqlite_database_url, "CREATE TABLE things (id TEXT PRIMARY KEY, n BIGINT)", saying)
+    database = Database(url=sqlite_database_url)
+    kinds = pa.schema([("id", pa.string()), ("n", pa.int64())])
+    with pytest.raises(Poison, match=r"a value was refused$"), database.transaction() as transaction:
+        transaction.append("things", kinds.names, [batch({"id": "a", "n": 1}, schema=kinds)])
+    with pytest.raises(Poison, match=r"a number is out of its column's range$"), database.transaction() as transaction:
+        most = [{"id": "a", "n": 2**63 - 1}] * 2
+        transaction.accumulate("things", kinds.names, ["id"], ["n"], [batch(*most, schema=kinds)])
+    whole = pa.schema([("n", pa.uint64())])
+    with pytest.raises(Poison, match="a number is out of its column's range"), database.transaction() as transaction:
+        transaction.append("things", ["n"], [batch({"n": 2**63}, schema=whole)])
+
+
 def test_a_password_is_never_shown(url: str) -> None:
     if url.startswith("sqlite"):
         pytest.skip("SQLite has no login")

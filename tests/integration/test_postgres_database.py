@@ -239,6 +239,44 @@ def trigger(body: str, on: str = "INSERT") -> tuple[str, str]:
     )
 
 
+@pytest.mark.parametrize("mode", ["append", "upsert"])
+@pytest.mark.parametrize(
+    ("body", "state"),
+    [  # the driver reads %% as a sign
+        ("RAISE EXCEPTION 'customer %% is blocked, column secret', NEW.order_id USING ERRCODE = 'BU001';", "BU001"),
+        ("ASSERT false, 'secret ' || NEW.order_id;", "P0004"),
+        ("SELECT order_id INTO STRICT NEW.order_id FROM orders WHERE order_id = NEW.order_id;", "P0002"),
+    ],
+)
+def test_what_a_trigger_raises_is_about_the_row_and_not_shown(database: Database, body: str, state: str, mode: str) -> None:
+    sql(database, *trigger(f"IF NEW.order_id LIKE 'secret%%' THEN {body} END IF; RETURN NEW;"))
+    given = pa.RecordBatch.from_pydict({"order_id": ["a", "secret, column secret"], "quantity": [1, 2]})
+    said = rf"into table 'orders' in .*: a row was refused \(SQLSTATE {state}\); look at the triggers"
+    with pytest.raises(Poison, match=said) as caught, database.transaction() as transaction:
+        getattr(transaction, mode)("orders", COLUMNS, batches=[given], **({"key": ["order_id"]} if mode == "upsert" else {}))
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+    assert database.count("SELECT * FROM orders") == 0
+
+
+def test_what_a_trigger_raises_at_commit_is_about_the_row_and_not_shown(database: Database) -> None:
+    sql(
+        database,
+        "CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE '%%', NEW.order_id USING ERRCODE = 'BU001'; END $$",
+        "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON orders DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION late()",
+    )
+    with pytest.raises(Poison, match=r"committing in .*\(SQLSTATE BU001\)") as caught, database.transaction() as transaction:
+        transaction.append("orders", COLUMNS, [rows(0, 1)])
+    assert "o0" not in str(caught.value)
+
+
+def test_what_is_about_a_statement_stays_misconfigured_while_rows_are_written(database: Database) -> None:
+    sql(database, *trigger("PERFORM nothing_of_that_name(); RETURN NEW;"))
+    with pytest.raises(Misconfigured, match="nothing_of_that_name"), database.transaction() as transaction:
+        transaction.append("orders", COLUMNS, [rows(0, 1)])
+    with pytest.raises(Misconfigured, match="nothing may be written here"), database.transaction(reading=True) as reading:
+        reading.append("orders", COLUMNS, [rows(0, 1)])
+
+
 DROPS_ONE = "IF NEW.order_id = 'o1' THEN RETURN NULL; END IF; RETURN NEW;"
 
 

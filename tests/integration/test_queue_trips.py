@@ -7,6 +7,7 @@ import sqlite3
 from dataclasses import replace
 from decimal import Decimal
 
+import psycopg
 import pytest
 
 from bus_assets import Contract, DropOff, Field, Json, PickUp, S3Event, Table, Text, TextFile, Transform, archive
@@ -86,6 +87,22 @@ def test_a_poison_message_is_found_stranded_and_the_others_go_on(tmp_path):
     assert "666 is too much for me" in stranded.error
     (copy,) = world.dead.receive(10)
     assert copy.attributes["bus-key"] == stranded.key
+
+
+def test_a_message_that_a_trigger_of_the_table_refuses_is_found_and_its_value_not_told(tmp_path, postgres_database_url):
+    refusing = "BEGIN IF NEW.order_id = 'O-666' THEN RAISE '%', NEW.order_id USING ERRCODE = 'BU001'; END IF; RETURN NEW; END"
+    with psycopg.connect(postgres_database_url.replace("+psycopg", "")) as connection:
+        connection.execute("CREATE TABLE log (order_id text, total numeric(14, 2))")
+        connection.execute(f"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ {refusing} $$")
+        connection.execute("CREATE TRIGGER refusing BEFORE INSERT ON log FOR EACH ROW EXECUTE FUNCTION refuse()")
+    stops = (Transform("priced", "SELECT order_id, qty * price AS total FROM messages", TOTAL), events()["log"])
+    world = QueueWorld(tmp_path, events(stops=stops), warehouse_url=postgres_database_url)
+    world.send(*orders([1, 666, 2]))
+    said = world.deliver()
+    assert world.states() == {"delivered": 2, "stranded": 1}
+    (stranded,) = world.messages("stranded")
+    assert "a row was refused (SQLSTATE BU001)" in stranded.error
+    assert "O-666" not in stranded.error + "".join(said)
 
 
 def test_a_stranded_message_that_comes_back_from_the_dead_letters_is_known_and_delivered_once(tmp_path):
