@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.compute
 import sqlalchemy as sa
 
-from resources.errors import Misconfigured
+from resources.errors import Poison
 
 pc: Any = pyarrow.compute  # its functions are made at import; no type checker knows them
 
 
 def uncut(batches: Iterable[pa.RecordBatch], columns: Sequence[sa.Column[Any]], table: str, dialect: str) -> Iterator[pa.RecordBatch]:
-    """``batches``; Misconfigured before the first one with a text that is too long for its column, in the order of ``columns``, by
+    """``batches``; Poison before the first one with a text that is too long for its column, in the order of ``columns``, by
     blanks alone: SQL has them cut without a word. SQLite keeps texts of any length; in ``char(n)`` blanks count for nothing anyway."""
     keeps = {place: characters for place, column in enumerate(columns) if dialect != "sqlite" and (characters := _characters(column.type))}
     for batch in batches:
@@ -23,7 +23,7 @@ def uncut(batches: Iterable[pa.RecordBatch], columns: Sequence[sa.Column[Any]], 
             values = batch.column(place)
             is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
             if is_text and _cut(values, characters):
-                raise Misconfigured(
+                raise Poison(
                     f"table {table!r}: column {columns[place].name!r} keeps {characters} characters and would cut off blanks at the end; "
                     "make it longer, or cut them off in a transform"
                 )

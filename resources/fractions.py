@@ -10,20 +10,20 @@ import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
-from resources.errors import Misconfigured
+from resources.errors import Poison
 
 MICROSECOND_DIGITS = 6
 
 
 def unrounded(batches: Iterable[pa.RecordBatch], columns: Sequence[sa.Column[Any]], table: str) -> Iterator[pa.RecordBatch]:
-    """``batches``; Misconfigured before the first one with a time that its column, in the order of ``columns``, would round."""
+    """``batches``; Poison before the first one with a time that its column, in the order of ``columns``, would round."""
     kept = {place: digits for place, column in enumerate(columns) if (digits := _digits(column.type)) is not None}
     for batch in batches:
         for place, digits in kept.items():
             values = batch.column(place)
             is_time = pa.types.is_timestamp(values.type) or pa.types.is_time64(values.type)
             if is_time and _between(values, 10 ** (MICROSECOND_DIGITS - digits)):
-                raise Misconfigured(
+                raise Poison(
                     f"table {table!r}: column {columns[place].name!r} keeps {digits} digits of a second and would round; "
                     "let it keep 6, or round the field in a transform"
                 )

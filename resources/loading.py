@@ -417,7 +417,7 @@ def _as_is(kind: pa.DataType, into: Any) -> bool:
 
 
 def _unchanged(batches: Iterable[pa.RecordBatch], columns: Sequence[sa.Column[Any]], table: str, dialect: str) -> Iterator[pa.RecordBatch]:
-    """``batches``; Misconfigured before the first one with a value that a column would alter and not refuse."""
+    """``batches``; Poison before the first one with a value that a column would alter and not refuse."""
     return uncut(unrounded(batches, columns, table), columns, table, dialect)
 
 
