@@ -12,6 +12,7 @@ import contextlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,11 @@ from sqlalchemy.sql.elements import quoted_name
 from resources import decimals
 from resources.blanks import uncut
 from resources.copying import copy_rows
+from resources.engines import MYSQL_LIKE
 from resources.errors import Misconfigured, Refused
 from resources.fractions import unrounded
 from resources.ordered import Ascending
+from resources.packets import fitting
 from resources.receipts import RACES, Applied, again_after_race, took_fewer
 from resources.sql_errors import explained
 from resources.sql_values import as_bound, as_rows, chosen, peeked, pieces, refuse_null_keys
@@ -222,16 +225,27 @@ class Loader:
         targets = self._columns_of(into, columns)
         insert = sa.insert(into).values({column.name: sa.bindparam(f"p{at}") for at, column in enumerate(targets)})
         compiled = insert.compile(dialect=self._connection.dialect)
-        inserted = 0
+        inserted = sent = 0
         for batch in pieces(_unchanged(batches, targets, table, self._dialect)):
             rows: list[Any] = list(as_rows(batch, self._dialect))
-            if compiled.positional:
-                # Straight to the driver: SQLAlchemy would look at every value of every row.
-                done = self._connection.exec_driver_sql(str(compiled), rows)
-            else:
-                done = self._connection.execute(insert, [{f"p{at}": value for at, value in enumerate(row)} for row in rows])
-            inserted += done.rowcount if done.rowcount >= 0 else len(rows)
+            for run in self._fitting(rows, columns, table, str(compiled), sent + 1):
+                if compiled.positional:
+                    # Straight to the driver: SQLAlchemy would look at every value of every row.
+                    done = self._connection.exec_driver_sql(str(compiled), run)
+                else:
+                    done = self._connection.execute(insert, [{f"p{at}": value for at, value in enumerate(row)} for row in run])
+                inserted += done.rowcount if done.rowcount >= 0 else len(run)
+            sent += len(rows)
         return inserted
+
+    def _fitting(self, rows: list[Any], columns: Sequence[str], table: str, statement: str, first: int) -> Iterable[list[Any]]:
+        if self._dialect not in MYSQL_LIKE:
+            return (rows,)
+        return fitting(rows, columns, table=table, statement=statement, most_bytes=self._packet_bytes, first=first)
+
+    @cached_property
+    def _packet_bytes(self) -> int:
+        return self._connection.execute(sa.text("SELECT @@max_allowed_packet")).scalar_one()
 
     def _all_merged(self, table: str, staged: _Staged) -> Applied:
         """What became of the rows; Refused if the table took fewer than there are keys, which no folding explains."""

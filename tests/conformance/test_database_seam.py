@@ -840,6 +840,31 @@ def test_what_mariadb_refuses_of_a_row_is_poison_and_not_shown(mariadb_database_
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
+@pytest.fixture
+def small_packets(mariadb_database_url: str) -> Iterator[str]:
+    """A database of a server that takes statements below 64 KB."""
+    table = "CREATE TABLE texts (id BIGINT PRIMARY KEY, text MEDIUMTEXT CHARACTER SET utf8mb4)"
+    run_sql(mariadb_database_url, table, "SET GLOBAL max_allowed_packet = 65536")
+    yield mariadb_database_url
+    run_sql(mariadb_database_url, "SET GLOBAL max_allowed_packet = DEFAULT")
+
+
+@pytest.mark.parametrize("mode", ["append", "upsert"])
+def test_rows_go_in_statements_that_mariadb_takes_and_one_that_is_too_large_is_poison(small_packets: str, mode: str) -> None:
+    kinds = pa.schema([("id", pa.int64()), ("text", pa.string())])
+    more = {"key": ["id"]} if mode == "upsert" else {}
+    refused = pytest.raises(Poison, match=r"row 2 of those .* for column 'text', .* max_allowed_packet is 65536; raise that")
+    for texts, done in (
+        (["a" * 40_000, "ż" * 30_000, "'" * 30_000, "b" * 64_000], contextlib.nullcontext()),
+        (["c", "d" * 70_000], refused),
+        (["c", "'" * 40_000], refused),
+    ):
+        rows = batch(*({"id": at, "text": text} for at, text in enumerate(texts)), schema=kinds)
+        with done, Database(url=small_packets).transaction() as transaction:
+            getattr(transaction, mode)("texts", kinds.names, batches=[rows], **more)
+    assert Database(url=small_packets).count("SELECT * FROM texts") == 4
+
+
 def test_of_a_value_that_names_a_key_only_the_constraint_is_told(mariadb_database_url: str) -> None:
     run_sql(mariadb_database_url, "CREATE TABLE strict (id VARCHAR(60) PRIMARY KEY)")
     given = batch(*[{"id": f"for key {SECRET}"}] * 2, schema=pa.schema([("id", pa.string())]))
