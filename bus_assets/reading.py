@@ -98,10 +98,16 @@ def faults_of(source: pa.Array, values: pa.Array, target: Target, explain: Calla
 
 
 def as_python(values: pa.Array) -> list[Any]:
-    """The values; as text where one is outside of what Python's dates can say."""
+    """The values; as text where one is outside of what Python's dates can say, in a list or a struct as well."""
     try:
         return values.to_pylist()
     except (OverflowError, ValueError):
+        if pa.types.is_struct(values.type):
+            members = {member.name: as_python(pc.struct_field(values, at)) for at, member in enumerate(values.type)}
+            there = enumerate(values.is_valid().to_pylist())
+            return [{name: column[row] for name, column in members.items()} if is_there else None for row, is_there in there]
+        if pa.types.is_nested(values.type):
+            return [as_python(items.values) if items.is_valid else None for items in values]
         return values.cast(pa.string()).to_pylist()
 
 

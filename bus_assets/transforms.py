@@ -196,7 +196,7 @@ def _column(stop: Transform, made: Any, name: str) -> pa.Array:
     values = made[name]
     try:
         array = pa.array(values, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # the last for a whole number of more than 64 bits
         return _as_texts(values)
     if values.dtype == object and (pa.types.is_date(array.type) or pa.types.is_timestamp(array.type)) and _mixes_moments(values):
         return _as_texts(values)

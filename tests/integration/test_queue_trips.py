@@ -198,6 +198,21 @@ def test_a_row_that_breaks_its_contract_sets_only_its_message_aside(world):
     assert [(row.unit, row.position, row.message) for row in rows] == [("message", 2, 2)]
 
 
+def too_big(messages):
+    """An author's function with a number of more than 64 bits, beyond the unsigned ones too."""
+    return messages.assign(total=[2**70 if qty == 7 else int(qty) for qty in messages["qty"]])
+
+
+def test_a_number_that_64_bits_do_not_hold_sets_only_its_message_aside(tmp_path):
+    total = Contract((Field("order_id", required=True), Field("total", "integer")))
+    stops = (Transform("priced", too_big, total), DropOff("log", Table("warehouse", "log", create=True), of="priced"))
+    world = QueueWorld(tmp_path, events(stops=stops))
+    world.send(order(1), order(2, qty=7), order(3))
+    world.deliver()
+    assert world.states() == {"delivered": 2, "quarantined": 1}
+    assert world.logged() == ["O-1", "O-3"]
+
+
 def test_a_message_of_many_rows_is_judged_by_its_own_share(tmp_path):
     """One bad row of twenty waits; of a message that is half bad nothing is delivered; neither depends on who shares the trip."""
     route = events(decode=Json(ORDER, records="orders"))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bus_assets.casting import cast_column
-from bus_assets.reading import Target, hidden, shown
+from bus_assets.reading import Target, as_python, hidden, shown
 from bus_assets.types import parse_type
 
 
@@ -359,3 +359,27 @@ def test_typed_days_outside_the_calendar_are_refused(kind: str) -> None:
     assert values[0] is None
     assert values[1] is not None
     assert list(faults) == [0]
+
+
+FAR = pa.array([0, 2_932_897, None], pa.int32()).view(pa.date32())
+"""1970-01-01, 10000-01-01, which Python cannot say, and null."""
+LISTED = pa.ListArray.from_arrays(pa.array([0, 1, 2, None, 3], pa.int32()), FAR)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        (FAR, ["1970-01-01", "10000-01-01", None]),
+        (LISTED, [[date(1970, 1, 1)], ["10000-01-01"], [None], None]),
+        (
+            pa.StructArray.from_arrays([FAR, pa.array([1, 2, 3])], ["on", "n"], mask=pa.array([False, False, True])),
+            [{"on": "1970-01-01", "n": 1}, {"on": "10000-01-01", "n": 2}, None],
+        ),
+        (pa.StructArray.from_arrays([LISTED], ["days"])[1:2], [{"days": ["10000-01-01"]}]),
+    ],
+)
+def test_a_day_that_python_cannot_say_is_text_also_inside_of_others(column: pa.Array, values: list[Any]) -> None:
+    assert as_python(column) == values
+    refused, faults = cast(column, "string" if pa.types.is_nested(column.type) else "date")
+    assert faults
+    assert len(refused) == len(column)
