@@ -225,6 +225,17 @@ def test_a_query_for_what_is_not_there_is_told_and_the_trip_drives_again(tmp_pat
     assert world.drive_again(route) == [("1",)]
 
 
+def test_a_day_of_postgres_that_is_none_here_waits_in_quarantine_and_the_others_go_on(tmp_path, postgres_database_url):
+    days = "SELECT '1' AS id, '2024-01-01'::date AS \"on\" UNION ALL SELECT '2', 'infinity' UNION ALL SELECT '3', '2024-01-03'"
+    world = World(tmp_path, legacy=Database(url=postgres_database_url))
+    contract = Contract((Field("id", required=True), Field("on", "date")), max_rejected=1)
+    drop = DropOff("log", Table("warehouse", "log", create=True))
+    drive = world.drive(shop(stops=(PickUp("days", Query("legacy", days), contract), drop)))
+    assert [row[0] for row in world.rows("log")] == ["1", "3"]
+    (waiting,) = world.depot.quarantined(trip=drive.trip.id)
+    assert (waiting.position, waiting.reasons[0].message) == (2, "'infinity' is not a date, YYYY-MM-DD")
+
+
 @pytest.fixture
 def changing(tmp_path, monkeypatch):
     """A legacy database whose prices begin as whole numbers, read two rows at a time: SQLite stores 5.00 as the integer 5."""

@@ -231,6 +231,26 @@ def test_types_that_only_postgres_has_become_text_that_a_contract_can_read(datab
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "values", "read"),
+    [
+        ("date", ["2024-01-01", "infinity", "0044-03-15 BC"], ["2024-01-01", "infinity", "0044-03-15 BC"]),
+        ("time", ["10:00", "24:00"], ["10:00:00", "24:00:00"]),
+        ("timetz", ["24:00+02"], ["24:00:00+02"]),
+        ("timestamp", ["2024-01-01 10:00", "12345-01-01"], ["2024-01-01T10:00:00", "12345-01-01 00:00:00"]),
+        ("timestamptz", ["2024-01-01 10:00+02", "-infinity"], ["2024-01-01T08:00:00+00:00", "-infinity"]),
+        ("interval", ["1000000000 days"], ["1000000000 days"]),
+        ("date[]", ["{2024-01-01,infinity}"], ['["2024-01-01","infinity"]']),
+    ],
+)
+def test_a_moment_that_python_cannot_say_comes_as_postgres_wrote_it(
+    database: Database, kind: str, values: list[str], read: list[str]
+) -> None:
+    query = " UNION ALL ".join(f"SELECT '{value}'::{kind} AS value" for value in values)
+    (found,) = database.read(query, name="moments")
+    assert found.batch.column("value").to_pylist() == read
+
+
 def trigger(body: str, on: str = "INSERT") -> tuple[str, str]:
     """A BEFORE trigger of 'orders' and its function."""
     return (
