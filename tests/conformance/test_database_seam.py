@@ -899,6 +899,19 @@ def test_what_sqlite_finds_in_a_value_as_it_runs_is_poison_and_not_shown(sqlite_
         transaction.append("things", ["n"], [batch({"n": 2**63}, schema=whole)])
 
 
+def test_a_sum_that_the_column_cannot_hold_is_poison(database: Database) -> None:
+    kinds = pa.schema([("id", pa.string()), ("n", pa.int64())])
+    database.prepare([plan("sums", kinds, key=("id",))])
+    for number, done in (
+        (2**63 - 2, contextlib.nullcontext()),
+        (1, contextlib.nullcontext()),
+        (1, pytest.raises(Poison, match="a number is out of its column's range")),
+    ):
+        with done, database.transaction() as transaction:
+            transaction.accumulate("sums", kinds.names, ["id"], ["n"], [batch({"id": "a", "n": number}, schema=kinds)])
+    assert rows_of(database, "sums", "id") == [{"id": "a", "n": 2**63 - 1}]
+
+
 def test_a_password_is_never_shown(url: str) -> None:
     if url.startswith("sqlite"):
         pytest.skip("SQLite has no login")
