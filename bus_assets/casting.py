@@ -11,7 +11,7 @@ Columns with a type of their own are widened where no information can be lost:
 | decimal      | decimals, integers, and floats by their shortest digits, if they fit without rounding    |
 | boolean      | booleans, 0 and 1                                                                        |
 | date         | dates, wall clock times at midnight (what pandas makes of a date)                        |
-| time, timestamp, binary | themselves, in any unit that comes out exact                                  |
+| time, timestamp, binary | themselves, in any unit that comes out exact; times within a day                |
 | timestamptz  | instants; wall clock times only where the field names a zone                             |
 | list, struct | lists and structs, item by item and member by member; JSON text                          |
 
@@ -149,14 +149,15 @@ def _direct(column: pa.Array, target: Target) -> Cast:
 
     def convert(part: pa.Array) -> pa.Array:
         values = part.cast(into)
-        if target.type.kind in ("date", "timestamp", "timestamptz"):
+        if target.type.kind in ("date", "time", "timestamp", "timestamptz"):
             return within_calendar(values)
         if target.type.kind == "number" and pc.all(pc.is_finite(values)).as_py() is False:
             raise pa.ArrowInvalid("not finite")
         return values
 
     values = by_halves(column, convert, into)
-    return _with_faults(column, values, target, lambda value: f"has no exact value as {target.type}")
+    bounds = ", 00:00 to 23:59:59.999999" if target.type.kind == "time" else ""
+    return _with_faults(column, values, target, lambda value: f"has no exact value as {target.type}{bounds}")
 
 
 def _into_instants(column: pa.Array, target: Target) -> Cast:

@@ -50,12 +50,14 @@ def _minutes_given(texts: pa.StringArray) -> bool:
 
 
 def within_calendar(values: pa.Array) -> pa.Array:
-    """``values``, dates or timestamps in microseconds; raises ``ArrowInvalid`` unless all lie in the years 1 to 9999."""
+    """``values``, dates, times or timestamps in microseconds; raises ``ArrowInvalid`` unless all lie in the years 1 to 9999, or a day."""
     is_date = pa.types.is_date32(values.type)
+    first, end, unit = _FIRST_DAY, _LAST_DAY + 1, 1 if is_date else _DAY_MICROSECONDS
+    if pa.types.is_time(values.type):
+        first, end = 0, 1
     span = pc.min_max(values.view(pa.int32() if is_date else pa.int64())).as_py()
-    unit = 1 if is_date else _DAY_MICROSECONDS
-    if span["min"] is not None and (span["min"] < _FIRST_DAY * unit or span["max"] >= (_LAST_DAY + 1) * unit):
-        raise pa.ArrowInvalid("outside the years 1 to 9999")
+    if span["min"] is not None and (span["min"] < first * unit or span["max"] >= end * unit):
+        raise pa.ArrowInvalid("outside a day" if pa.types.is_time(values.type) else "outside the years 1 to 9999")
     return values
 
 

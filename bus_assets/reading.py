@@ -98,17 +98,24 @@ def faults_of(source: pa.Array, values: pa.Array, target: Target, explain: Calla
 
 
 def as_python(values: pa.Array) -> list[Any]:
-    """The values; as text where one is outside of what Python's dates can say, in a list or a struct as well."""
+    """The values; times as text, and every moment in one that is outside of what Python's dates and times can say, nested ones too."""
     try:
-        return values.to_pylist()
+        # Python's times begin anew at midnight, and end at microseconds: 24:00:00 would be 00:00:00.
+        exact = values.cast(_instead(values.type, pa.types.is_time, pa.time64("us")))
+        return exact.cast(_instead(exact.type, pa.types.is_time, pa.string())).to_pylist()
     except (OverflowError, ValueError):
-        if pa.types.is_struct(values.type):
-            members = {member.name: as_python(pc.struct_field(values, at)) for at, member in enumerate(values.type)}
-            there = enumerate(values.is_valid().to_pylist())
-            return [{name: column[row] for name, column in members.items()} if is_there else None for row, is_there in there]
-        if pa.types.is_nested(values.type):
-            return [as_python(items.values) if items.is_valid else None for items in values]
-        return values.cast(pa.string()).to_pylist()
+        if len(values) > 1:
+            return [value for row in range(len(values)) for value in as_python(values.slice(row, 1))]
+        return values.cast(_instead(values.type, pa.types.is_temporal, pa.string())).to_pylist()
+
+
+def _instead(kind: pa.DataType, is_meant: Callable[[pa.DataType], bool], into: pa.DataType) -> pa.DataType:
+    """``kind`` with ``into`` in every place of what ``is_meant``."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(_instead(kind.value_type, is_meant, into))
+    if pa.types.is_struct(kind):
+        return pa.struct([member.with_type(_instead(member.type, is_meant, into)) for member in kind])
+    return into if is_meant(kind.value_type if pa.types.is_dictionary(kind) else kind) else kind
 
 
 def by_halves(source: pa.Array, convert: Callable[[pa.Array], pa.Array], into: pa.DataType) -> pa.Array:

@@ -176,6 +176,27 @@ def test_moments_that_python_cannot_say_wait_in_quarantine(world):
     assert world.depot.quarantined()[0].payload["t"].startswith("20983-03-30")
 
 
+def test_the_end_of_a_day_is_no_time_in_sql_and_in_files_and_stays_none_when_it_is_released(world):
+    contract = Contract((Field("a"), Field("t", "time"), Field("ts", "list<time>")), **ANY)
+    times = pa.array([86_400_000_000, 36_000_000_000, 36_000_000_000], pa.int64()).view(pa.time64("us"))
+    found = pa.table({"a": ["x", "y", "z"], "t": times, "ts": pa.ListArray.from_arrays([0, 0, 1, 2], times)})
+    picked = parquet(world, found, contract)
+    sql = "SELECT a, CASE a WHEN 'z' THEN TIME '24:00:00' ELSE t END AS t, ts FROM orders"
+    declared = route(picked, Transform("made", sql, contract), into(), DropOff("kept", Table("warehouse", "k", create=True), of="orders"))
+    world.drive(declared)
+    assert [row[0] for row in world.rows("k")] == ["z"]
+    assert world.rows("t") == []
+    waiting = world.depot.quarantined()
+    assert [(row.stop, [reason.rule for reason in row.reasons]) for row in waiting] == [
+        ("orders", ["t: type time"]),
+        ("orders", ["ts: type list<time>"]),
+        ("made", ["t: type time"]),
+    ]
+    (release,), _ = choose(world.depot, declared, "orders", [row.id for row in waiting[:2]])
+    world.drive(declared, tagged=start_release(world.depot, release).id)
+    assert [row[0] for row in world.rows("k")] == ["z"]
+
+
 def test_a_field_named_row_is_a_field_like_others(world):
     contract = Contract((Field("row", required=True, unique=True), Field("b", "integer")))
     world.land("row,b\nx,1\ny,2\n")

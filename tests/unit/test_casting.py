@@ -369,11 +369,11 @@ LISTED = pa.ListArray.from_arrays(pa.array([0, 1, 2, None, 3], pa.int32()), FAR)
 @pytest.mark.parametrize(
     ("column", "values"),
     [
-        (FAR, ["1970-01-01", "10000-01-01", None]),
+        (FAR, [date(1970, 1, 1), "10000-01-01", None]),
         (LISTED, [[date(1970, 1, 1)], ["10000-01-01"], [None], None]),
         (
             pa.StructArray.from_arrays([FAR, pa.array([1, 2, 3])], ["on", "n"], mask=pa.array([False, False, True])),
-            [{"on": "1970-01-01", "n": 1}, {"on": "10000-01-01", "n": 2}, None],
+            [{"on": date(1970, 1, 1), "n": 1}, {"on": "10000-01-01", "n": 2}, None],
         ),
         (pa.StructArray.from_arrays([LISTED], ["days"])[1:2], [{"days": ["10000-01-01"]}]),
     ],
@@ -383,3 +383,41 @@ def test_a_day_that_python_cannot_say_is_text_also_inside_of_others(column: pa.A
     refused, faults = cast(column, "string" if pa.types.is_nested(column.type) else "date")
     assert faults
     assert len(refused) == len(column)
+
+
+@pytest.mark.parametrize(
+    ("unit", "out_of_day", "within"),
+    [
+        ("us", [86_400_000_000, -5], 5),
+        ("ns", [86_400_000_000_000, 36_000_123_456_789], 5_000),
+        ("ms", [86_400_000, -1], 5),
+        ("s", [86_400], 5),
+    ],
+)
+def test_times_outside_a_day_or_between_microseconds_are_refused_and_not_wrapped(unit: str, out_of_day: list[int], within: int) -> None:
+    kind = pa.time64(unit) if unit in ("us", "ns") else pa.time32(unit)
+    column = pa.array([*out_of_day, within, None], pa.int64() if unit in ("us", "ns") else pa.int32()).view(kind)
+    values, faults = cast(column, "time")
+    assert [value is None for value in values] == [*(True for _ in out_of_day), False, True]
+    assert all(why.endswith("has no exact value as time, 00:00 to 23:59:59.999999") for why in faults.values())
+    assert not any("00:00:00" in why.partition(" has ")[0] for why in faults.values())
+    nested, faults = cast(pa.ListArray.from_arrays(list(range(len(column) + 1)), column), "list<time>")
+    assert nested == [None if row in faults else [value] for row, value in enumerate(values)]
+    assert list(faults) == list(range(len(out_of_day)))
+
+
+def test_what_is_said_of_a_time_reads_as_no_other_time() -> None:
+    times = pa.array([86_400_000_000, -5, 5], pa.int64()).view(pa.time64("us"))
+    for column in (times, times.dictionary_encode(), times.cast(pa.time64("ns"))):
+        _, faults = cast(pa.array(as_python(column)), "time")
+        assert list(faults) == [0, 1]
+
+
+@pytest.mark.parametrize("wrapped", ["list", "struct"])
+def test_a_nested_day_outside_the_calendar_is_a_fault_of_its_row(wrapped: str) -> None:
+    days = pa.array([2**31 - 1, 1], pa.int32()).view(pa.date32())
+    column = pa.ListArray.from_arrays([0, 1, 2], days) if wrapped == "list" else pa.StructArray.from_arrays([days], ["d"])
+    values, faults = cast(column, "list<date>" if wrapped == "list" else "struct<d: date>")
+    assert (values[0], list(faults)) == (None, [0])
+    assert values[1] is not None
+    assert list(cast(column, "integer")[1]) == [0, 1]
