@@ -151,6 +151,8 @@ def _direct(column: pa.Array, target: Target) -> Cast:
         values = part.cast(into)
         if target.type.kind in ("date", "time", "timestamp", "timestamptz"):
             return within_calendar(values)
+        if target.type.kind == "decimal":
+            values.validate(full=True)  # DuckDB's HUGEINT comes as 38 digits and may have 39
         if target.type.kind == "number" and pc.all(pc.is_finite(values)).as_py() is False:
             raise pa.ArrowInvalid("not finite")
         return values

@@ -81,10 +81,13 @@ _READERS = {
         _times,
         lambda kind: f"^{_CLOCK}$",
         lambda text, kind: "is not a time of day, HH:MM:SS",
-        trusted=lambda texts: False,
+        trusted=lambda texts, kind: False,
     ),
     "timestamp": Reader(
-        lambda texts, kind: within_calendar(texts.cast(NAIVE)), lambda kind: _WALL_CLOCK, _explain_timestamp, trusted=_minutes_given
+        lambda texts, kind: within_calendar(texts.cast(NAIVE)),
+        lambda kind: _WALL_CLOCK,
+        _explain_timestamp,
+        trusted=lambda texts, kind: _minutes_given(texts),
     ),
 }
 

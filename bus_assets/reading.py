@@ -32,7 +32,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bus_assets.types import Type
+from bus_assets.types import MAX_DECIMAL_DIGITS, Type
 from resources.texts import shortened
 
 MAX_SHOWN_CHARACTERS = 80
@@ -148,12 +148,12 @@ class Reader:
     convert: Callable[[pa.StringArray, Type], pa.Array]
     syntax: Callable[[Type], str]
     explain: Callable[[str, Type], str]
-    trusted: Callable[[pa.StringArray], bool] = lambda texts: True
+    trusted: Callable[[pa.StringArray, Type], bool] = lambda texts, kind: True
     tidy: Callable[[pa.StringArray, Type], pa.StringArray] = lambda texts, kind: texts
 
 
 def read(texts: pa.StringArray, reader: Reader, target: Target) -> Cast:
-    if reader.trusted(texts):
+    if reader.trusted(texts, target.type):
         try:
             return Cast(reader.convert(texts, target.type), {})
         except pa.ArrowInvalid:
@@ -175,9 +175,14 @@ def bytes_of(texts: pa.StringArray) -> np.ndarray:
     return np.frombuffer(data, np.uint8)[bounds[0] : bounds[-1]]
 
 
-def _no_letters(texts: pa.StringArray) -> bool:
+def _no_letters(texts: pa.StringArray, _kind: Type) -> bool:
     data = bytes_of(texts)
     return not data.size or data.max() <= ord("9")
+
+
+def _has_room(texts: pa.StringArray, kind: Type) -> bool:
+    """Whether Arrow reads every text as ``kind`` or refuses it: of more digits than 38, its scale's included, it makes another number."""
+    return _no_letters(texts, kind) and (pc.max(pc.binary_length(texts)).as_py() or 0) + kind.scale <= MAX_DECIMAL_DIGITS
 
 
 def _finite(texts: pa.StringArray, _kind: Type) -> pa.Array:
@@ -203,7 +208,9 @@ def _without_nul(texts: pa.StringArray, _kind: Type) -> pa.Array:
 
 def _decimal_syntax(kind: Type) -> str:
     before, after = kind.precision - kind.scale, kind.scale
-    return rf"^[+-]?0*(?:\d{{1,{before}}}(?:\.\d{{0,{after}}}0*)?|0?\.\d{{0,{after}}}0*)$" if before else rf"^[+-]?0*\.?\d{{0,{after}}}0*$"
+    return (
+        rf"^[+-]?0*(?:\d{{1,{before}}}(?:\.\d{{0,{after}}}0*)?|0?\.\d{{0,{after}}}0*)$" if before else rf"^[+-]?0*(?:\.\d{{0,{after}}}0*)?$"
+    )
 
 
 def _decimals(texts: pa.StringArray, kind: Type) -> pa.Array:
@@ -250,7 +257,7 @@ _READERS = {
         tidy=lambda texts, kind: pc.replace_substring_regex(texts, r"^\+", ""),
     ),
     "number": Reader(_finite, lambda kind: f"^{_NUMBER}$", _explain_number),
-    "decimal": Reader(_decimals, _decimal_syntax, _explain_decimal, trusted=_no_letters, tidy=_short_decimals),
+    "decimal": Reader(_decimals, _decimal_syntax, _explain_decimal, trusted=_has_room, tidy=_short_decimals),
     "boolean": Reader(
         _booleans,
         lambda kind: f"(?i)^(?:{'|'.join((*_TRUE, *_FALSE))})$",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, time, timedelta, timezone
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bus_assets.casting import cast_column
@@ -331,13 +331,30 @@ def test_a_value_reads_the_same_whatever_stands_beside_it(texts: list[str | None
         assert faults.get(row) == alone_faults.get(0)
 
 
-@given(st.decimals(allow_nan=False, allow_infinity=False, places=4, min_value=-(10**9), max_value=10**9))
+@given(st.sampled_from("-+0 "), st.integers(0, 10**45), st.integers(0, 45), st.integers(1, 38), st.integers(0, 38))
+@example("+", 340282366920938463463374607431768211455, 0, 20, 2)
+@example("0", 92097428264002940900, 0, 38, 38)
 @settings(max_examples=100, deadline=None)
-def test_decimals_read_exactly_or_not_at_all(value: Decimal) -> None:
-    values, faults = cast([f"{value:f}"], "decimal(10,2)")
-    exact = value == value.quantize(Decimal("0.01")) and abs(value) < 10**8
-    assert values == ([value] if exact else [None])
-    assert bool(faults) != exact
+def test_decimals_read_exactly_or_not_at_all(start: str, digits: int, after: int, precision: int, scale: int) -> None:
+    scale = min(precision, scale)
+    with localcontext(prec=200):
+        text = start.strip() + format(Decimal(digits).scaleb(-after), "f")
+        exact, unit = Decimal(text), Decimal(1).scaleb(-scale)
+        fits = exact == exact.quantize(unit) and abs(exact) < Decimal(10) ** (precision - scale)
+    values, faults = cast([text], f"decimal({precision},{scale})")
+    assert values == ([exact] if fits else [None])
+    assert bool(faults) != fits
+
+
+def test_numbers_with_more_digits_than_a_decimal_has_are_refused_not_wrapped() -> None:
+    huge = pa.array([Decimal(10**38)], pa.decimal256(60, 0))
+    wrapped = pa.array([2**127 - 1, 0], pa.decimal256(39, 0))
+    hugeint = pa.Array.from_buffers(pa.decimal128(38, 0), 2, [None, pa.py_buffer((2**127 - 1).to_bytes(16, "little") + bytes(16))])
+    for column in (huge, wrapped, pa.array([1e39]), hugeint):
+        for kind in ("decimal(38,0)", "decimal(38,2)", "decimal(20,2)"):
+            values, faults = cast(column, kind)
+            assert (values[0], list(faults)) == (None, [0])
+    assert cast(hugeint, "string") == ([str(2**127 - 1), "0"], {})
 
 
 @given(st.lists(st.floats(width=64) | st.none(), max_size=30))
