@@ -34,6 +34,7 @@ import pyarrow.compute as pc
 from bus_assets.moments import exact_dates, explain_zone, localised_or_null, read_moment, within_calendar
 from bus_assets.reading import Cast, Target, by_halves, faults_of, plain_decimals, read_text
 from bus_assets.types import Type
+from resources.errors import Misconfigured
 from resources.records import NESTED
 
 _BY_TEXT = {
@@ -79,7 +80,8 @@ def cast_column(column: pa.Array, target: Target) -> Cast:
     if (found, wanted) in _DIRECT:
         return _direct(column, target)
     if (found, wanted) == ("timestamp", "date"):
-        return _with_faults(column, exact_dates(column), target, lambda value: "has a time of day, a date has none")
+        days = by_halves(column, lambda part: within_calendar(exact_dates(part)), pa.date32())
+        return _with_faults(column, days, target, _explain_date)
     if (found, wanted) == ("timestamp", "timestamptz"):
         return _into_instants(column, target)
     return _refused(column, target)
@@ -93,13 +95,17 @@ def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
         column = column.storage
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if pa.types.is_run_end_encoded(column.type):
+        column = pc.run_end_decode(column)
     kind = column.type
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return column.cast(pa.string())
     if pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind) or pa.types.is_binary_view(kind):
         return column.cast(pa.binary())
-    if pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_list_view(kind):
+    if pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return column.cast(pa.list_(kind.value_type))
+    if pa.types.is_decimal32(kind) or pa.types.is_decimal64(kind):
+        return column.cast(pa.decimal128(kind.precision, kind.scale))
     return column
 
 
@@ -115,7 +121,8 @@ _FAMILIES: tuple[tuple[Callable[[pa.DataType], bool], str], ...] = (
     (lambda kind: pa.types.is_timestamp(kind) and kind.tz is not None, "timestamptz"),
     (pa.types.is_timestamp, "timestamp"),
     (pa.types.is_binary, "binary"),
-    (pa.types.is_list, "list"),
+    # Arrow's own cast of a view takes the wrong items where it is a slice.
+    (lambda kind: pa.types.is_list(kind) or pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind), "list"),
     (pa.types.is_struct, "struct"),
 )
 
@@ -138,8 +145,11 @@ def _with_faults(column: pa.Array, values: pa.Array, target: Target, explain: Ca
 
 
 def _by_text(column: pa.Array, target: Target) -> Cast:
-    read = read_text(plain_decimals(column.cast(pa.string())), Target(target.type, show=target.show))
-    if not read.faults:
+    given = column
+    if pa.types.is_date(column.type):  # text would be made of days outside the calendar too, and without their time of what has one
+        given = by_halves(column, lambda part: within_calendar(part.cast(pa.date32())), pa.date32())
+    read = read_text(plain_decimals(given.cast(pa.string())), Target(target.type, show=target.show))
+    if not read.faults and given.null_count == column.null_count:
         return read
     return _with_faults(column, read.values, target, lambda value: f"has no exact value as {target.type}")
 
@@ -160,6 +170,11 @@ def _direct(column: pa.Array, target: Target) -> Cast:
     values = by_halves(column, convert, into)
     bounds = ", 00:00 to 23:59:59.999999" if target.type.kind == "time" else ""
     return _with_faults(column, values, target, lambda value: f"has no exact value as {target.type}{bounds}")
+
+
+def _explain_date(moment: Any) -> str:
+    """Why ``moment`` is no date; text is a time that Python's datetime cannot hold."""
+    return "is outside the years 1 to 9999" if isinstance(moment, str) else "has a time of day, a date has none"
 
 
 def _into_instants(column: pa.Array, target: Target) -> Cast:
@@ -192,8 +207,10 @@ def _list(column: pa.ListArray, target: Target) -> Cast:
 def _struct(column: pa.StructArray, target: Target) -> Cast:
     members = []
     for name, kind in target.type.members:
-        there = column.type.get_field_index(name) >= 0
-        member = pc.struct_field(column, name) if there else pa.nulls(len(column))
+        there = column.type.get_all_field_indices(name)
+        if len(there) > 1:
+            raise Misconfigured(f"a struct has the member '{name}' {len(there)} times; give each a name of its own")
+        member = pc.struct_field(column, there) if there else pa.nulls(len(column))
         members.append(cast_column(member, _inner(target, kind)))
     return _structured(members, column.is_null(), target)
 

@@ -8,18 +8,16 @@ import re
 import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
 from decimal import InvalidOperation
 from typing import Any
 
 import pyarrow as pa
 
 from bus_assets.duck import disk_full, duck
-from bus_assets.passengers import INDEX, MESSAGE, ROW, Passengers, frame
+from bus_assets.passengers import INDEX, MESSAGE, ROW, Passengers, frame, quoted
 from bus_assets.sql import carrying, casts
 from bus_assets.stops import Transform
 from resources.errors import BusError, Misconfigured, Poison
-from resources.sql_values import as_json
 
 BATCH_ROWS = 65_536
 _NOT_SHOWN = "the text is not shown, as rows here hold sensitive fields"
@@ -27,6 +25,8 @@ _UNREAD = ("Conversion Error", "Invalid Input Error: Could not parse")
 """What DuckDB's texts about a value that does not read begin with, also where Arrow passes them on."""
 _SO_WAITS = "null where a value does not read, and a field with required=True then sends that row to quarantine"
 _TRY_CAST = f"; TRY_CAST instead of CAST, and try_strptime, give {_SO_WAITS}"
+_WORDED = ("time with time zone", "uhugeint", "bignum")
+"""DuckDB's types that come into Arrow without their offset, as a negative number, or as DuckDB's own bytes."""
 _COERCE = f"; pandas.to_numeric and to_datetime with errors='coerce' give {_SO_WAITS}"
 
 
@@ -68,10 +68,35 @@ def _run_sql(stop: Transform, inputs: Sequence[Passengers]) -> Iterator[pa.Recor
         for number, passengers in enumerate(inputs):
             passengers.view(connection, with_row=keeps and number == 0)
         try:
-            yield from connection.sql(sql).to_arrow_reader(BATCH_ROWS)
+            yield from _in_arrow(stop, connection.sql(sql)).to_arrow_reader(BATCH_ROWS)
         except (duckdb.Error, pa.ArrowException, OSError) as error:  # after the first batch it is Arrow that tells of DuckDB's error
             failed = disk_full(error) or Poison(f"its SQL failed: {_sql_problem(stop, inputs, error)}")
             raise failed from _cause(stop, inputs, error)
+
+
+def _in_arrow(stop: Transform, made: Any) -> Any:
+    """DuckDB's relation ``made`` with text where Arrow would get other values than there are."""
+    kinds = [_in_words(kind, name) if name in stop.contract else None for name, kind in zip(made.columns, made.types, strict=True)]
+    if not any(kinds):
+        return made
+    numbered = [f"c{number}" for number in range(len(kinds))]  # names may be there twice, which the gate tells
+    given = [f"CAST({column} AS {kind})" if kind else column for column, kind in zip(numbered, kinds, strict=True)]
+    columns = ", ".join(f"{value} AS {quoted(name)}" for value, name in zip(given, made.columns, strict=True))
+    return made.query("_bus_made", f"SELECT {columns} FROM _bus_made AS _bus_made({', '.join(numbered)})")  # noqa: S608 - identifiers are quoted
+
+
+def _in_words(kind: Any, name: str) -> str | None:
+    """The type with text in place of what Arrow has no type for, None without any; :class:`Misconfigured` where text would say less."""
+    if kind.id in ("list", "array"):
+        items = _in_words(kind.children[0][1], name)
+        return f"{items}[]" if items else None
+    if kind.id == "struct":
+        members = [(member, inner, _in_words(inner, name)) for member, inner in kind.children]
+        changed = any(words for _, _, words in members)
+        return f"STRUCT({', '.join(f'{quoted(member)} {words or inner}' for member, inner, words in members)})" if changed else None
+    if kind.id in ("bit", "union"):  # Arrow has DuckDB's own bytes of the one, and ends the process at some of the other
+        raise Misconfigured(f"column '{name}' holds DuckDB's type {kind}, which no field takes; CAST({quoted(name)} AS VARCHAR) gives text")
+    return "VARCHAR" if kind.id in _WORDED else None
 
 
 def _run_function(stop: Transform, inputs: Sequence[Passengers], parameters: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
@@ -176,6 +201,8 @@ def _batches(stop: Transform, name: str, result: Any) -> Iterator[pa.RecordBatch
 
 def _from_frame(stop: Transform, made: Any) -> pa.Table:
     """A pandas result as Arrow, its identity taken from the index where the column was not carried along."""
+    from bus_assets.objects import arrow_column
+
     if made.columns.duplicated().any():
         twice = sorted({str(name) for name in made.columns[made.columns.duplicated()]})
         raise Misconfigured(f"its function returned column {', '.join(twice)} more than once")
@@ -187,36 +214,8 @@ def _from_frame(stop: Transform, made: Any) -> pa.Table:
             )
         made = made.assign(**{ROW: made.index})
     wanted = [name for name in (*stop.contract.names, ROW) if name in made.columns]
-    return pa.table({name: _column(stop, made, name) for name in wanted})
-
-
-def _column(stop: Transform, made: Any, name: str) -> pa.Array:
-    if name == ROW:
-        return pa.array(made[name], type=pa.int64(), from_pandas=True)
-    values = made[name]
-    try:
-        array = pa.array(values, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # the last for a whole number of more than 64 bits
-        return _as_texts(values)
-    if values.dtype == object and (pa.types.is_date(array.type) or pa.types.is_timestamp(array.type)) and _mixes_moments(values):
-        return _as_texts(values)
-    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-
-
-def _as_texts(values: Any) -> pa.Array:
-    """Values of several types, each as text that reads as what it is."""
-    missing = values.isna()
-    return pa.array([None if gone else _as_text(value) for value, gone in zip(values, missing, strict=True)], type=pa.string())
-
-
-def _as_text(value: Any) -> str:
-    return as_json(value) if isinstance(value, (dict, list, tuple)) else str(value)
-
-
-def _mixes_moments(values: Any) -> bool:
-    """Whether dates stand among timestamps, or wall clocks among instants: Arrow would cut or shift them without a word."""
-    there = values[values.notna()]
-    return len({(isinstance(value, datetime), getattr(value, "tzinfo", None) is None) for value in there}) > 1
+    ids = {ROW: pa.array(made[ROW], type=pa.int64(), from_pandas=True)} if ROW in wanted else {}
+    return pa.table({name: arrow_column(made[name], name) for name in wanted if name != ROW} | ids)
 
 
 def _with_contract(stop: Transform, batch: pa.RecordBatch) -> pa.RecordBatch:
