@@ -262,12 +262,14 @@ def _underway(seen: OfRoute) -> Iterator[Finding]:
 
 
 def _abandoned(seen: OfRoute, found: Underway) -> tuple[str, str]:
-    attempt = found.attempt
+    trip, attempt = found.trip, found.attempt
     assert attempt is not None
+    advice = f"the sensor's next tick settles it; without a daemon `bus dispatch {seen.name}`"
+    if trip.state == "failed":  # the attempt is ended by the tick that settles it
+        return f"trip {trip.id} failed, and no tick has settled it: {_line(trip.error)}", advice
     gone = is_gone(attempt.host, attempt.pid, attempt.process_started)
     why = "its process is gone" if gone else f"its lease ran out at {attempt.lease_until:%Y-%m-%d %H:%M} UTC"
-    said = f"trip {found.trip.id} has nobody driving it: {why} ({attempt.host or 'unknown host'})"
-    return said, f"the sensor's next tick settles it; without a daemon `bus dispatch {seen.name}`"
+    return f"trip {trip.id} has nobody driving it: {why} ({attempt.host or 'unknown host'})", advice
 
 
 def _failing(seen: OfRoute) -> Iterator[Finding]:

@@ -182,11 +182,26 @@ def test_a_trip_whose_driver_is_gone(world, gone, said):
     assert "bus dispatch events" in finding["advice"]
 
 
-def test_a_trip_that_fails_again_and_again(world):
-    def unwell(drive, at):
-        if at == "warehouse":
-            raise Transient("the warehouse is being moved")
+def unwell(drive, at):
+    if at == "warehouse":
+        raise Transient("the warehouse is being moved")
 
+
+def test_a_trip_that_failed_is_told_with_its_error_though_its_process_is_gone_too(world):
+    world.send(order(1))
+    (departure,) = world.tick().departures
+    world.run(departure, unwell)
+    world.sql("UPDATE depot_attempts SET lease_until = :then, host = 'elsewhere'", then=long_ago())
+    finding = only(diagnosis(world))
+    assert finding["wrong"].startswith(
+        f"trip {departure.trip} failed, and no tick has settled it: route 'events', stop 'warehouse': the warehouse"
+    )
+    assert "bus dispatch events" in finding["advice"]
+    world.tick()
+    assert world.told("doctor") == []
+
+
+def test_a_trip_that_fails_again_and_again(world):
     world.send(order(1))
     for _ in range(10):
         for departure in world.tick().departures:
