@@ -122,8 +122,7 @@ def _claimed(bus: Bus, route: Route, trip: Trip, boarding: Boarding, mode: Mode)
     if before and before.run != boarding.run:
         if before.ended_at is None:
             _take_over(bus, route, trip, before, boarding)
-        if published := _published(bus, route, trip):
-            _caught_up(bus, route, trip, published)
+        caught_up(bus, route, trip)
     process = this_process()
     dies_with = {"pid": process.pid, "process_started": process.started} if boarding.one_process else {}
     try:
@@ -131,8 +130,8 @@ def _claimed(bus: Bus, route: Route, trip: Trip, boarding: Boarding, mode: Mode)
     except AlreadyDelivered as delivered:
         return Drive(bus, route, delivered.trip, before.attempt if before else 1, boarding.run, "delivered", boarding.selected)
     except TripOver as over:
-        # One that was asked to stop, and has no messages to be settled, ends here; one that is over stays what it is.
-        bus.depot.finish_trip(trip.id, "failed", over.message)
+        # One that is over stays what it is.
+        _end_if_asked(bus, route, bus.depot.finish_trip(trip.id, "failed", over.message))
         raise
     how = "delivered" if attempt.outcome == "published" else "forward" if bus.depot.publications(trip.id) else mode
     return Drive(bus, route, bus.depot.trip(trip.id), attempt.attempt, boarding.run, how, boarding.selected)
@@ -164,15 +163,43 @@ def settle(bus: Bus, route: Route, trip: Trip, attempt: Attempt) -> str:
     return outcome
 
 
+def turned_out_published(bus: Bus, route: Route, trip: Trip) -> bool:
+    """Settle a trip that nobody drives; whether it is committed in its first database, as :func:`caught_up`."""
+    attempt = bus.depot.newest_attempt(trip.id)
+    if attempt is not None and attempt.ended_at is None:
+        settle(bus, route, trip, attempt)
+    return caught_up(bus, route, trip)
+
+
+def cancel(bus: Bus, route: Route, trip: Trip, reason: str) -> Trip:
+    """Cancel a trip without messages that nobody drives. It is settled first, as no tick does that: the reply to its commit may be lost.
+
+    :class:`Refused` if it turns out to be committed: then it is 'delivered', or 'stuck'. If the database does not answer, nothing changes.
+    """
+    try:
+        turned_out_published(bus, route, trip)
+    except BusError as error:
+        again = f"`bus cancel {trip.id} --reason …` once more"
+        error.message += f"; trip {trip.id} may be committed there, so it is not cancelled before that is known: {again}"
+        raise error.at(route=route.name) from error.__cause__
+    return bus.depot.inbox.cancel(trip.id, reason)
+
+
+def _end_if_asked(bus: Bus, route: Route, trip: Trip) -> None:
+    """A trip that failed and was asked to stop ends here, unless it has messages: then the next tick settles it."""
+    if trip.state == "failed" and trip.cancelled is not None and trip.trigger != "queue":
+        cancel(bus, route, trip, trip.cancelled)
+
+
 def caught_up(bus: Bus, route: Route, trip: Trip) -> bool:
     """Whether the trip is committed in its first database. If so the depot knows it afterwards: 'delivered', or 'stuck'."""
-    published = _published(bus, route, trip)
-    if published is not None:
-        _caught_up(bus, route, trip, published)
-    return published is not None
+    attempt = published(bus, route, trip)
+    if attempt is not None:
+        _caught_up(bus, route, trip, attempt)
+    return attempt is not None
 
 
-def _published(bus: Bus, route: Route, trip: Trip) -> int | None:
+def published(bus: Bus, route: Route, trip: Trip) -> int | None:
     """The attempt that committed this trip in the first database, if one did; asked of that database, not of the depot."""
     if not route.databases:
         return None
@@ -215,9 +242,13 @@ def failed(drive: Drive, stop: str, error: BusError) -> None:
         error.message += f"; {_who_tries_again(drive)}"
     if drive.mode != "delivered":
         said = str(error.at(route=drive.route.name, stop=stop))
-        drive.bus.depot.finish_trip(
+        trip = drive.bus.depot.finish_trip(
             drive.trip.id, state, said, attempt=drive.attempt, kind=kind_of(drive.route, error), culprit=error.culprit
         )
+        try:
+            _end_if_asked(drive.bus, drive.route, trip)
+        except BusError as why:
+            error.message += f"; {why.message}"
 
 
 def _who_tries_again(drive: Drive) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
 from bus_assets import Contract, DropOff, Field, PickUp, Route, Table, TextFile, Transform
@@ -14,9 +16,9 @@ from bus_assets.boarding import board, failed, finished
 from bus_assets.drive import Boarding, Bus, Drive
 from bus_assets.halting import pick_up, problem_of, transform
 from bus_assets.publish import publish
-from resources.database import Database
+from resources.database import Database, Transaction
 from resources.depot.store import Depot
-from resources.errors import BusError
+from resources.errors import BusError, Transient
 from resources.files import LocalFiles
 from resources.staging import LocalStaging
 from tests.depots import sqlite_depot
@@ -115,3 +117,21 @@ class World:
                 return []
         engine.dispose()
         return [tuple(row) for row in found]
+
+
+def lose_a_reply(patch: pytest.MonkeyPatch, meanwhile: Callable[[], object] = lambda: None) -> None:
+    """The next transaction that writes into a destination commits, and its run does not learn it. ``meanwhile``: right before that."""
+    real, lost = Database.transaction, list[str]()
+
+    @contextmanager
+    def transaction(self: Database, *, reading: bool = False) -> Iterator[Transaction]:
+        loses = not reading and not lost
+        with real(self, reading=reading) as opened:
+            yield opened
+            if loses:
+                meanwhile()
+        if loses:
+            lost.append(self.url)
+            raise Transient("the connection was lost at COMMIT: outcome unknown")
+
+    patch.setattr(Database, "transaction", transaction)

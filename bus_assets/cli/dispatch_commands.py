@@ -128,16 +128,18 @@ def resume(route: RouteName, module: Module = None, as_json: AsJson = False) -> 
     )
 
 
-def cancel(trip_id: TripId, reason: Reason, as_json: AsJson = False) -> None:
+def cancel(trip_id: TripId, reason: Reason, module: Module = None, as_json: AsJson = False) -> None:
     """Stop a trip for good. Its messages are stranded, and can be redriven or discarded.
 
     A run that drives it stops at its next rows or its next stop, and before it commits; its messages are stranded once it has ended. If it
-    commits in the very moment of the request, publishing wins: then the trip is delivered.
+    commits in the very moment of the request, publishing wins: then the trip is delivered. Of a failed trip without messages the first
+    database of its route, which the module has, is asked before: one that is committed there only rolls forward.
     """
     from bus_assets.cli.loading import open_depot
 
     depot = open_depot()
-    found = depot.inbox.cancel(trip_id, reason)
+    trip = depot.trip(trip_id)
+    found = _settled(trip, reason, module) if _is_nobodys(depot, trip) else depot.inbox.cancel(trip_id, reason)
     if as_json:
         print_json({"trip": found.id, "state": found.state, "cancelled": found.cancelled})
         return
@@ -148,6 +150,30 @@ def cancel(trip_id: TripId, reason: Reason, as_json: AsJson = False) -> None:
             f"trip {found.id} was asked to stop; a run drives it now, and stops before it publishes, unless it is committing at this "
             f"moment: `bus trip {found.id}` says what it came to, cancelled or delivered"
         )
+
+
+def _is_nobodys(depot: Depot, trip: Trip) -> bool:
+    """Whether neither a run nor a tick ends the trip, which is not over."""
+    if trip.trigger == "queue" or trip.state not in ("driving", "failed"):
+        return False
+    attempt = depot.newest_attempt(trip.id)
+    return trip.state == "failed" or attempt is None or attempt.ended_at is not None
+
+
+def _settled(trip: Trip, reason: str, module: str | None) -> Trip:
+    from bus_assets.boarding import cancel as cancelled
+    from bus_assets.cli.loading import load, note_other_depot, open_bus
+    from resources.errors import Misconfigured
+
+    try:
+        loaded = load(module)
+        route = loaded.route(trip.route)
+    except Misconfigured as error:
+        error.message += f"; without its route nobody knows where to ask whether trip {trip.id} is committed, so it is not cancelled"
+        raise
+    note_other_depot(loaded)
+    with open_bus(loaded, route) as bus:
+        return cancelled(bus, route, trip, reason)
 
 
 def _what_becomes_of_it(trip: Trip) -> str:

@@ -68,7 +68,10 @@ def trip(trip_id: TripId, as_json: AsJson = False) -> None:
     for publication in publications:
         say(f"published in '{publication.database}' at {publication.at:%Y-%m-%d %H:%M:%S} UTC by attempt {publication.attempt}")
     if found.state == "failed" and found.cancelled:
-        notice("it was asked to stop, and ends as cancelled with the next tick of its sensor")
+        how = (
+            "the next tick of its sensor" if found.trigger == "queue" else f"`bus cancel {found.id} --reason …`, once its database answers"
+        )
+        notice(f"it was asked to stop, and ends as cancelled with {how}")
     elif found.state in ("failed", "stuck") and found.trigger != "rehearsal":
         notice(f"`bus drive {found.route} --trip {found.id}` drives it again")
 

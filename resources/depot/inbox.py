@@ -265,9 +265,9 @@ class Inbox:
         """Ask a trip to stop; gives it as it stands then.
 
         While an attempt is live, the trip only notes it: ``Depot.renew`` says no, nobody may claim, the attempt's own run neither, and who
-        settles the ended attempt cancels again; if it publishes before it sees the note, that is void. Else its messages are stranded
-        with the reason, not for dead letters, and the trip is 'cancelled'. Of a trip without messages nobody settles the attempt: its
-        run's word that it failed ends both (``Depot.finish_trip``). Refused for a trip that has published, or is over in another way.
+        settles the ended attempt cancels again; if it publishes before it sees the note, that is void. It is live until somebody ends it,
+        also after the trip has failed: so nothing is 'cancelled' whose commit nobody has looked for. Else its messages are stranded with
+        the reason, not for dead letters, and the trip is 'cancelled'. Refused for a trip that has published, or is over in another way.
         """
         _reason(reason, "cancelling a trip")
         with self._connections.writing() as connection:

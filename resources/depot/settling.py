@@ -18,7 +18,7 @@ from resources.depot.many import among
 from resources.depot.messages import in_riding_order
 from resources.depot.quarantine import UPDATE_IDS, brief, chunks
 from resources.depot.schema import attempts, messages, trips
-from resources.depot.trips import finish, has_published, is_to_stop, newest_attempt, trip_of
+from resources.depot.trips import has_published, is_to_stop, newest_attempt, trip_of
 from resources.errors import Misconfigured, Refused
 
 
@@ -152,11 +152,10 @@ def cancel(connection: sa.Connection, trip: str, reason: str) -> Trip:
     if found.state in ("delivered", "rehearsed", *OVER):
         raise Refused(f"trip {trip} is {found.state}: there is nothing left to cancel")
     if has_published(connection, found):
-        raise Refused(f"trip {trip} has published: it cannot be cancelled any more, it only rolls forward")
+        forward = f"`bus drive {found.route} --trip {trip}`"
+        raise Refused(f"trip {trip} has published: it cannot be cancelled any more, it only rolls forward, with {forward}")
     why = found.cancelled or reason
     connection.execute(sa.update(trips).where(trips.c.id == trip).values(cancelled=why))
-    if found.state == "failed" and found.trigger != "queue":
-        return finish(connection, trip, "failed", found.error, None)
     if not _is_driven(connection, trip):
         aboard = (messages.c.trip == trip) & (messages.c.state == "aboard")
         decisions.keep(connection, aboard, "cancelled", why, now(connection))

@@ -125,8 +125,7 @@ class Depot:
         """Say how the trip stands; gives it back as it stands then, which may differ from what was asked.
 
         'delivered' is final, and so are split, stranded, cancelled and empty. 'failed' after a publication is kept as 'stuck': it can
-        only roll forward. 'failed' of a trip without messages that was asked to stop is kept as 'cancelled', and ends its newest attempt:
-        nobody settles it. With ``attempt``, the word of one that was overtaken by a newer attempt, or whose trip is to depart again,
+        only roll forward. With ``attempt``, the word of one that was overtaken by a newer attempt, or whose trip is to depart again,
         changes nothing, unless it delivered. ``kind`` and ``culprit`` are kept with ``attempt``.
         """
         if state not in _FINISHED:

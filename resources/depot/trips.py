@@ -171,10 +171,6 @@ def finish(connection: sa.Connection, trip: str, state: TripState, error: str | 
         return found  # it was settled, and is to be driven again: a zombie's late word is not about that
     if state in ("failed", "rehearsed") and list_publications(connection, trip):
         state = "stuck"
-    if state == "failed" and found.trigger != "queue" and is_to_stop(connection, found):
-        state, error = "cancelled", found.cancelled  # no tick settles a trip without messages
-        if newest is not None:
-            end_attempt(connection, trip, newest.attempt, "failed", error)
     values: dict[str, Any] = {"state": state, "error": error, "ended_at": now(connection)}
     if state == "stuck":
         values |= {"ended_at": None, "cancelled": None}  # what is published somewhere cannot stop half-way

@@ -993,18 +993,22 @@ def test_a_request_to_stop_that_comes_too_late_is_void(depot, inbox):
         inbox.cancel(trip, "stop it")
 
 
-def test_a_cancelled_trip_without_messages_is_ended_by_the_word_of_its_run(depot, inbox):
-    """Nobody settles it. One that is published is not stopped any more."""
+def test_a_trip_without_messages_is_cancelled_once_its_attempt_has_ended(depot, inbox):
+    """Not by its run's word that it failed: it may be committed. One that is published is not stopped any more."""
     trip, other = (depot.start_trip("orders", "cron", {}).id for _ in range(2))
     for one in (trip, other):
         depot.claim(one, "run-1", lease_seconds=60)
         assert inbox.cancel(one, "stop it").state == "driving"
     depot.record_publication(other, 1, "warehouse", {})
     assert depot.finish_trip(other, "failed", "second database", attempt=1).state == "stuck"
-    ended = depot.finish_trip(trip, "failed", "stopped", attempt=1)
+    asked = depot.finish_trip(trip, "failed", "stopped", attempt=1)
+    assert (asked.state, asked.error, asked.cancelled) == ("failed", "stopped", "stop it")
+    assert inbox.cancel(trip, "again").state == "failed"
+    depot.end_attempt(trip, 1, "revoked")
+    with pytest.raises(TripOver, match=r"asked to stop.*stop it"):
+        depot.claim(trip, "run-2", lease_seconds=60)
+    ended = inbox.cancel(trip, "settled")
     assert (ended.state, ended.error, ended.ended_at is None) == ("cancelled", "stop it", False)
-    attempt = depot.newest_attempt(trip)
-    assert (attempt.outcome, attempt.error) == ("failed", "stop it")
 
 
 def test_cancelling_needs_a_reason_and_something_to_cancel(depot, inbox):

@@ -424,6 +424,9 @@ def test_a_trip_without_messages_is_cancelled_and_said_to_be_over(call):
     depot.claim(trip, "run", lease_seconds=60)
     assert "asked to stop; a run drives it now" in call("cancel", trip, "--reason", "not today")[1]
     depot.finish_trip(trip, "failed", "the bus broke down", attempt=1)
+    assert f"ends as cancelled with `bus cancel {trip} --reason …`" in call("trip", trip)[2]
+    code, out, err = call("cancel", trip, "--reason", "again", "--module", "no_such_module_anywhere")
+    assert (code, out, f"nobody knows where to ask whether trip {trip} is committed, so it is not cancelled" in err) == (1, "", True)
     assert call("cancel", trip, "--reason", "again")[1] == f"trip {trip} is cancelled: it cannot be driven again\n"
     code, out, err = call("trip", trip)
     assert (code, "error: not today" in out, "drives it again" in err) == (0, True, False)

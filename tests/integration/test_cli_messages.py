@@ -19,6 +19,7 @@ from resources.queue import SqsQueue
 from resources.queue_seam import Outgoing
 from tests.queue_cli import CliWorld
 from tests.queue_world import ORDER, TOTAL, events, order, orders
+from tests.world import lose_a_reply
 
 MENDED = (Transform("priced", "SELECT order_id, qty * price AS total FROM messages", TOTAL), events()["log"])
 COMMANDS = ("messages", "message", "redrive", "discard", "replay", "dispatch", "pause", "resume", "cancel", "purge", "doctor")
@@ -579,6 +580,21 @@ def test_a_trip_that_is_driven_is_asked_to_stop(world):
     assert "it was asked to stop, and ends as cancelled with the next tick" in world.bus_says("trip", departure.trip)[2]
 
 
+def test_a_trip_without_messages_that_is_committed_somewhere_is_told_to_roll_forward(world, monkeypatch):
+    """And one whose route the module has no more stays as it is."""
+    route = of_two_databases(world)
+    trip = committed_unheard_long_ago(world, route, monkeypatch)
+    world.deploy(events())
+    said = world.refused("cancel", trip, "--reason", "not today")
+    assert "has no route 'files'" in said
+    assert f"nobody knows where to ask whether trip {trip} is committed, so it is not cancelled" in said
+    found = world.bus.depot.trip(trip)
+    assert (found.state, found.cancelled) == ("failed", None)
+    world.deploy(route)
+    assert f"only rolls forward, with `bus drive files --trip {trip}`" in world.refused("cancel", trip, "--reason", "not today")
+    assert world.bus.depot.trip(trip).state == "stuck"
+
+
 # Accounts
 
 
@@ -970,6 +986,30 @@ def test_a_purge_leaves_trips_that_are_under_way_or_unknown(world):
     world.sql("UPDATE depot_trips SET created_at = '2001-01-01 00:00:00.000000'")
     (taken,) = world.told("purge", "--older-than", "7d")["routes"]
     assert (taken["staged_files"], taken["trips"], taken["unknown_trips"]) == (0, 0, 1)
+
+
+def of_two_databases(world):
+    """A route of files into two databases."""
+    world.bus.systems["second"] = Database(url=f"sqlite:///{world.root}/second.db")
+    copy = DropOff("copy", Table("second", "copy", create=True), of="orders")
+    world.deploy(Route(name="files", stops=(*_files().stops, copy)))
+    (world.root / "landing" / "orders.csv").write_text("order_id,qty,price\nO-1,1,1\n")
+    return world.route
+
+
+def committed_unheard_long_ago(world, route, monkeypatch):
+    with monkeypatch.context() as lost:
+        lose_a_reply(lost)
+        with pytest.raises(Transient, match="outcome unknown"):
+            world.drive(route)
+    return aged_trip(world)
+
+
+def aged_trip(world):
+    world.sql("UPDATE depot_trips SET created_at = '2001-01-01 00:00:00.000000', ended_at = '2001-01-01 00:00:00.000000'")
+    trip = world.bus.depot.trips(limit=1)[0]
+    assert trip.state == "failed"
+    return trip.id
 
 
 def test_a_purge_takes_dagsters_runs_that_are_older(world, monkeypatch):

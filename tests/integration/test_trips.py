@@ -10,12 +10,13 @@ import pytest
 
 from bus_assets import Contract, DropOff, Field, PickUp, Table, TextFile, Transform
 from bus_assets import stage as stage_module
-from bus_assets.boarding import settle
+from bus_assets.boarding import cancel, failed, settle
 from bus_assets.halting import pick_up, transform
 from bus_assets.publish import publish
+from resources.database import Database
 from resources.depot.entries import AttemptLive, TripOver
-from resources.errors import BusError, ChecksFailed, Misconfigured, Poison, Refused
-from tests.world import GOOD, ORDERS, PRICED, World, shop
+from resources.errors import BusError, ChecksFailed, Misconfigured, Poison, Refused, Transient
+from tests.world import GOOD, ORDERS, PRICED, World, lose_a_reply, shop
 
 
 @pytest.fixture
@@ -142,8 +143,105 @@ def test_a_cancelled_trip_without_messages_whose_process_died_is_ended_by_whoeve
 def test_a_trip_without_messages_that_failed_is_cancelled_at_once(world):
     trip = world.board(shop()).trip.id
     world.depot.finish_trip(trip, "failed", "the bus broke down", attempt=1)
-    assert world.depot.inbox.cancel(trip, "wrong file").state == "cancelled"
+    assert cancel(world.bus, shop(), world.depot.trip(trip), "wrong file").state == "cancelled"
     cancelled(world, trip)
+
+
+def and_a_copy(world):
+    """The shop with a second database."""
+    world.bus.systems["second"] = Database(url=f"sqlite:///{world.root}/second.db")
+    return shop(stops=(*shop().stops, DropOff("copy", Table("second", "copy", create=True), of="orders")))
+
+
+def committed_unheard(world, route, patch, **how):
+    """A trip that its first database has, and whose run heard of a lost connection only."""
+    with patch.context() as lost:
+        lose_a_reply(lost, **how)
+        with pytest.raises(Transient, match="outcome unknown") as caught:
+            world.drive(route)
+    return world.depot.trips()[0], caught.value
+
+
+def test_a_trip_whose_commit_went_unheard_is_delivered_and_not_cancelled(world, monkeypatch):
+    trip, _ = committed_unheard(world, shop(), monkeypatch)
+    assert (trip.state, len(world.rows("log"))) == ("failed", 3)
+    with pytest.raises(Refused, match="is delivered: there is nothing left to cancel"):
+        cancel(world.bus, shop(), trip, "wrong file")
+    assert [(one.state, one.cancelled) for one in world.depot.trips()] == [("delivered", None)]
+
+
+def test_a_trip_whose_commit_went_unheard_rolls_forward_and_is_not_cancelled(world, monkeypatch):
+    route = and_a_copy(world)
+    trip, _ = committed_unheard(world, route, monkeypatch)
+    with pytest.raises(Refused, match=f"only rolls forward, with `bus drive shop --trip {trip.id}`"):
+        cancel(world.bus, route, trip, "wrong file")
+    assert world.depot.trip(trip.id).state == "stuck"
+    world.drive(route, tagged=trip.id)
+    assert world.depot.trip(trip.id).state == "delivered"
+    with sqlite3.connect(world.root / "second.db") as connection:
+        assert connection.execute("SELECT count(*) FROM copy").fetchone() == (3,)
+
+
+def test_a_request_to_stop_that_came_with_a_commit_that_went_unheard_is_void(world, monkeypatch):
+    def a_person_cancels():
+        world.depot.inbox.cancel(world.depot.trips()[0].id, "wrong file")
+
+    trip, error = committed_unheard(world, shop(), monkeypatch, meanwhile=a_person_cancels)
+    assert (trip.state, trip.cancelled, len(world.rows("log"))) == ("delivered", None, 3)
+    assert "is delivered: there is nothing left to cancel" in error.message
+
+
+def test_a_trip_is_not_cancelled_while_its_database_does_not_answer(world, monkeypatch):
+    trip, _ = committed_unheard(world, shop(), monkeypatch)
+    with monkeypatch.context() as down:
+        down.setattr(Database, "prepare", is_down)
+        with pytest.raises(Transient, match=f"no route to host; trip {trip.id} may be committed there.*`bus cancel {trip.id} --reason …`"):
+            cancel(world.bus, shop(), trip, "wrong file")
+    assert world.depot.trip(trip.id) == trip
+    assert world.depot.newest_attempt(trip.id).ended_at is None
+
+
+def is_down(*_):
+    raise Transient("no route to host")
+
+
+def test_a_run_that_was_asked_to_stop_while_its_database_is_down_is_ended_by_whoever_drives_it_again(world, monkeypatch):
+    drive = world.board(shop())
+    world.depot.inbox.cancel(drive.trip.id, "wrong file")
+    error = Refused("this run stops")
+    with monkeypatch.context() as down:
+        down.setattr(Database, "prepare", is_down)
+        failed(drive, "orders", error)
+    found = world.depot.trip(drive.trip.id)
+    assert (found.state, found.cancelled) == ("failed", "wrong file")
+    assert "no route to host" in error.message
+    with pytest.raises(TripOver):
+        world.drive(shop(), tagged=drive.trip.id)
+    cancelled(world, drive.trip.id)
+
+
+def test_a_zombie_whose_trip_was_cancelled_changes_nothing(world):
+    zombie = world.board(shop())
+    for stop in (pick_up(zombie, shop()["orders"]), transform(zombie, shop()["priced"])):
+        assert stop
+    world.depot.finish_trip(zombie.trip.id, "failed", "the bus broke down", attempt=1)
+    cancel(world.bus, shop(), zombie.trip, "wrong file")
+    with pytest.raises(Refused, match="revoked"):
+        publish(zombie, "warehouse")
+    cancelled(world, zombie.trip.id)
+
+
+def test_a_trip_that_nobody_claimed_is_cancelled_unless_its_database_knows_better(world):
+    """Of a depot that was restored from before it was driven."""
+    one, other = (world.depot.start_trip("shop", "cron", {}) for _ in range(2))
+    assert cancel(world.bus, shop(), one, "wrong file").state == "cancelled"
+    world.drive(shop(), tagged=other.id)
+    with sqlite3.connect(world.root / "depot.db") as connection:
+        for table in ("publications", "verdicts", "attempts"):
+            connection.execute(f"DELETE FROM depot_{table}")
+        connection.execute("UPDATE depot_trips SET state = 'driving', ended_at = NULL WHERE id = ?", (other.id,))
+    with pytest.raises(Refused, match="is delivered"):
+        cancel(world.bus, shop(), world.depot.trip(other.id), "wrong file")
 
 
 def test_a_deleted_verdict_refuses_to_publish(world):
@@ -248,11 +346,7 @@ def test_rows_that_a_later_stop_read_must_be_those_that_passed_last(world):
 
 
 def test_two_databases_follow_the_first_and_roll_forward(world, tmp_path):
-    from resources.database import Database
-
-    second = Database(url=f"sqlite:///{tmp_path}/second.db")
-    world.bus.systems["second"] = second  # type: ignore[index]
-    route = shop(stops=(*shop().stops, DropOff("copy", Table("second", "copy", create=True), of="orders")))
+    route = and_a_copy(world)
 
     def fail_before_second(drive, at):
         if at == "second":
