@@ -1,23 +1,26 @@
 """What grows and is not needed any more: bodies, staged rows, archives, trips, Dagster's runs. What is needed is never taken, however old.
 
-Kept: everything about messages that wait for a person or ride; the staged rows of trips that are under way, stuck or unknown to the depot;
-receipts; keys, their archive and their trips until they are older than anything that could still come again.
+Kept: everything about messages that wait for a person or ride; the staged rows of trips that are under way, stuck or unknown to the depot,
+and of those that failed and turn out to be committed in one of several databases; receipts; keys, their archive and their trips until they
+are older than anything that could still come again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from bus_assets import archive
+from bus_assets.boarding import published, turned_out_published
 from bus_assets.drive import Bus
+from bus_assets.forward import committed_everywhere
 from bus_assets.route import Route
 from resources.depot import mail
-from resources.depot.entries import OVER, NoSuchTrip, TripState
+from resources.depot.entries import OVER, NoSuchTrip, Trip, TripState
 from resources.depot.mail import Purged
-from resources.errors import Misconfigured
+from resources.errors import BusError, Misconfigured, Transient
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -54,7 +57,8 @@ def horizon(older_than: timedelta, keys: timedelta = KEYS, *, dry_run: bool = Fa
 @dataclass(frozen=True)
 class Taken:
     """What was taken of one route: ``staged_files`` of so many ``trips``; ``forgotten_trips`` whole, with ``quarantined_rows`` that were
-    released or discarded. ``unknown`` archived messages are not in the depot: then its keys, their archive and its trips stay."""
+    released or discarded. ``unknown`` archived messages are not in the depot: then its keys, their archive and its trips stay. ``needed``:
+    trips that failed and may yet roll forward, and why their staged files stay."""
 
     route: str
     bodies: int
@@ -67,6 +71,7 @@ class Taken:
     runs: int
     unknown: int
     unknown_trips: int
+    needed: Mapping[str, str] = field(default_factory=dict)
 
 
 def purge(bus: Bus, route: Route, instance: DagsterInstance, upto: Horizon) -> Taken:
@@ -75,12 +80,12 @@ def purge(bus: Bus, route: Route, instance: DagsterInstance, upto: Horizon) -> T
     if unknown:
         upto = replace(upto, keys_before=datetime(1970, 1, 1, tzinfo=UTC))
     messages = _messages(bus, route, upto) if route.queue else Purged()
-    trips, staged, unknown_trips = _staged(bus, route, upto)
+    trips, staged, unknown_trips, needed = _staged(bus, route, upto)
     # Last: what is staged of a trip that the depot does not know is kept for ever, and messages that are kept hold their trips.
     gone = (bus.depot.forgettable_trips if upto.dry_run else bus.depot.forget_trips)(route.name, upto.keys_before)
     runs = _runs(instance, route, upto)
     of_trips = (staged, trips, gone.trips, gone.rows)
-    return Taken(route.name, messages.bodies, messages.messages, files, *of_trips, runs, unknown, unknown_trips)
+    return Taken(route.name, messages.bodies, messages.messages, files, *of_trips, runs, unknown, unknown_trips, needed)
 
 
 def _messages(bus: Bus, route: Route, upto: Horizon) -> Purged:
@@ -110,24 +115,55 @@ def _end(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
 
 
-def _staged(bus: Bus, route: Route, upto: Horizon) -> tuple[int, int, int]:
-    """How many trips, how many files of theirs, and how many trips the depot does not know: they may have to roll forward."""
+def _staged(bus: Bus, route: Route, upto: Horizon) -> tuple[int, int, int, dict[str, str]]:
+    """How many trips, how many files of theirs, how many trips the depot does not know: they may have to roll forward; and which failed
+    trips may as well, with why."""
     by_trip: dict[str, int] = {}
     for path in bus.staging.list(route.name):
         trip = path.split("/")[1]
         by_trip[trip] = by_trip.get(trip, 0) + 1
-    trips = files = unknown = 0
-    for trip, number in by_trip.items():
+    old, unknown = list[Trip](), 0
+    for trip in by_trip:
         try:
             found = bus.depot.trip(trip)
         except NoSuchTrip:
             unknown += 1
             continue
         if found.state in ENDED and (found.ended_at or found.created_at) < upto.before:
-            trips, files = trips + 1, files + number
-            if not upto.dry_run:
-                bus.staging.delete_prefix(f"{route.name}/{trip}")
-    return trips, files, unknown
+            old.append(found)
+    needed = _needed(bus, route, [trip for trip in old if trip.state == "failed"], dry_run=upto.dry_run)
+    taken = [trip.id for trip in old if trip.id not in needed]
+    for trip in () if upto.dry_run else taken:
+        bus.staging.delete_prefix(f"{route.name}/{trip}")
+    return len(taken), sum(by_trip[trip] for trip in taken), unknown, needed
+
+
+def _needed(bus: Bus, route: Route, failed: Sequence[Trip], *, dry_run: bool) -> dict[str, str]:
+    """Of trips that failed, those whose staged rows may be needed, and why. Nobody rolls forward where there is one database."""
+    found = dict[str, str]()
+    if len(route.databases) < 2:
+        return found
+    first = route.databases[0]
+    for index, trip in enumerate(failed):
+        again = f"`bus drive {route.name} --trip {trip.id}`"
+        try:
+            if _rolls_forward(bus, route, trip, dry_run=dry_run):
+                found[trip.id] = f"it is committed in '{first}' and not in every database; {again} rolls it forward from them"
+        except BusError as error:
+            why = f"whether it is committed in '{first}', and rolls forward from them, cannot be asked: {error}"
+            if isinstance(error, Transient):  # the others do not wait for the same, one by one
+                return found | dict.fromkeys([one.id for one in failed[index:]], why)
+            found[trip.id] = why
+    return found
+
+
+def _rolls_forward(bus: Bus, route: Route, trip: Trip, *, dry_run: bool) -> bool:
+    """Whether a trip that failed, for all the depot knows, is committed in the first database and not in all: the reply was lost, say.
+
+    It is settled before, unless this is a dry run: what is not committed now cannot be committed once its rows are gone.
+    """
+    committed = published(bus, route, trip) is not None if dry_run else turned_out_published(bus, route, trip)
+    return committed and not committed_everywhere(bus, route, trip.id)
 
 
 def _runs(instance: DagsterInstance, route: Route, upto: Horizon) -> int:

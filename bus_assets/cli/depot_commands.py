@@ -37,8 +37,8 @@ def purge(
 ) -> None:
     """Take away what is old. Bodies, staged rows and archives of what has ended, trips whole, and the Dagster runs with their logs.
 
-    Never what waits for a person or rides, never receipts, and no key that could still come again: a message may lie 14 days on
-    its queue and 14 more among the dead letters.
+    Never what waits for a person, rides or may have to roll forward, never receipts, and no key that could still come again: a message
+    may lie 14 days on its queue and 14 more among the dead letters.
     """
     from dataclasses import asdict
 
@@ -78,6 +78,10 @@ def _note_left(taken: Taken) -> None:
         notice(
             f"{taken.route}: staged rows of {taken.unknown_trips:,} trips stay that the depot does not know: they may have to roll forward"
         )
+    for trip, why in list(taken.needed.items())[:EXAMPLES]:
+        notice(f"{taken.route}: staged rows of trip {trip} stay, which failed: {why}")
+    if (more := len(taken.needed) - EXAMPLES) > 0:
+        notice(f"{taken.route}: so do those of {more:,} more; --json lists them")
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 from datetime import UTC, datetime, timedelta
 from typing import get_args
 
@@ -14,7 +15,7 @@ from bus_assets.cli import message_commands
 from resources.database import Database
 from resources.depot.inbox import REDRIVEN
 from resources.depot.mail import WAIT_FOR_A_PERSON, Arrival, MessageState
-from resources.errors import BusError, Transient
+from resources.errors import BusError, Poison, Transient
 from resources.queue import SqsQueue
 from resources.queue_seam import Outgoing
 from tests.queue_cli import CliWorld
@@ -997,6 +998,12 @@ def of_two_databases(world):
     return world.route
 
 
+def failed_long_ago(world, route, error):
+    with pytest.raises(type(error)):
+        world.drive(route, before=lambda drive, at: _raised(error) if at == "warehouse" else None)
+    return aged_trip(world)
+
+
 def committed_unheard_long_ago(world, route, monkeypatch):
     with monkeypatch.context() as lost:
         lose_a_reply(lost)
@@ -1005,11 +1012,59 @@ def committed_unheard_long_ago(world, route, monkeypatch):
     return aged_trip(world)
 
 
+def _raised(error):
+    raise error
+
+
 def aged_trip(world):
     world.sql("UPDATE depot_trips SET created_at = '2001-01-01 00:00:00.000000', ended_at = '2001-01-01 00:00:00.000000'")
     trip = world.bus.depot.trips(limit=1)[0]
     assert trip.state == "failed"
     return trip.id
+
+
+def test_a_purge_leaves_the_rows_by_which_a_failed_trip_rolls_forward(world, monkeypatch):
+    """Committed in the first database, and nobody heard of it."""
+    route = of_two_databases(world)
+    failed, trip = failed_long_ago(world, route, Poison("no good")), committed_unheard_long_ago(world, route, monkeypatch)
+    purge = ("purge", "files", "--older-than", "7d")
+    (dry,) = world.told(*purge, "--dry-run")["routes"]
+    assert world.bus.depot.trip(trip).state == "failed"
+    assert world.bus.depot.newest_attempt(failed).ended_at is None
+    (taken,) = world.told(*purge)["routes"]
+    assert taken == dry
+    assert (taken["staged_files"], taken["trips"]) == (1, 1)
+    assert taken["needed"] == {
+        trip: f"it is committed in 'warehouse' and not in every database; `bus drive files --trip {trip}` rolls it forward from them"
+    }
+    assert [world.bus.depot.trip(one).state for one in (failed, trip)] == ["failed", "stuck"]
+    assert world.bus.depot.newest_attempt(failed).outcome == "revoked"
+    world.drive(route, tagged=trip)
+    assert world.bus.depot.trip(trip).state == "delivered"
+    with sqlite3.connect(world.root / "second.db") as connection:
+        assert connection.execute("SELECT count(*) FROM copy").fetchone() == (1,)
+
+
+def test_a_purge_leaves_the_rows_of_failed_trips_while_their_database_does_not_answer(world, monkeypatch):
+    of_two_databases(world)
+    depot, asked = world.bus.depot, []
+    trips = [depot.finish_trip(depot.start_trip("files", "cron", {}).id, "failed", "no good").id for _ in range(7)]
+    for trip in trips:
+        (world.root / "staging" / "files" / trip / "1").mkdir(parents=True)
+        (world.root / "staging" / "files" / trip / "1" / "rows.parquet").touch()
+    aged_trip(world)
+
+    def is_down(database, tables):
+        asked.append(database)
+        raise Transient("no route to host")
+
+    with monkeypatch.context() as down:
+        down.setattr(Database, "prepare", is_down)
+        _, _, err = world.bus_says("purge", "files", "--older-than", "7d")
+        assert (len(asked), err.count("no route to host"), "so do those of 2 more" in err) == (1, 5, True)
+        (taken,) = world.told("purge", "files", "--older-than", "7d", "--dry-run")["routes"]
+        assert (taken["staged_files"], set(taken["needed"])) == (0, set(trips))
+    assert world.told("purge", "files", "--older-than", "7d")["routes"][0]["staged_files"] == 7
 
 
 def test_a_purge_takes_dagsters_runs_that_are_older(world, monkeypatch):
