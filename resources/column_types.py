@@ -16,6 +16,8 @@ MYSQL_KEY_CHARACTERS = 255
 """InnoDB indexes at most 3072 bytes, 768 characters of utf8mb4: three such columns."""
 SQLITE_EXACT_DIGITS = 15
 """A double gives back decimals of up to 15 digits (DBL_DIG)."""
+SQLITE_WHOLE_DIGITS = 18
+"""Whole numbers of more digits need not fit 64 bits; SQLite makes doubles of those that do not."""
 
 
 def sql_type(kind: pa.DataType, dialect: Dialect, *, in_key: bool = False) -> sa.types.TypeEngine[Any]:
@@ -68,14 +70,21 @@ def ddl(kind: sa.types.TypeEngine[Any], dialect: Dialect) -> str:
 def loss(kind: pa.DataType, column: sa.types.TypeEngine[Any], dialect: Dialect) -> str:
     """What would be lost or refused if values of ``kind`` went into ``column``; '' if nothing.
 
-    Text columns take everything but bytes. Types that SQLAlchemy does not know are left to the database.
+    Text columns take everything but bytes. Types that SQLAlchemy does not know are left to the database. What can be told by the rows
+    alone is looked for in them, by what :mod:`resources.loading` does before it hands them over.
     """
     if isinstance(column, (sa.types.NullType, sa.types.UserDefinedType)):
         return ""
     for matches, judged in _JUDGES:
         if matches(kind):
             is_text = isinstance(column, sa.String) and not pa.types.is_binary(kind)
-            return "" if is_text else judged(kind, column, dialect)
+            return (_as_text if is_text else judged)(kind, column, dialect)
+    return ""
+
+
+def _as_text(kind: pa.DataType, _column: Any, dialect: Dialect) -> str:
+    if dialect.name == "sqlite" and pa.types.is_floating(kind):
+        return f"SQLite keeps {SQLITE_EXACT_DIGITS} digits of a number as text, REAL keeps all"
     return ""
 
 
@@ -83,7 +92,9 @@ _STRICT = (sa.Integer, sa.Numeric, sa.Float, sa.Boolean, sa.Date, sa.DateTime, s
 """Column types into which text would be converted."""
 
 
-def _string(_kind: pa.DataType, column: Any, _dialect: Dialect) -> str:
+def _string(_kind: pa.DataType, column: Any, dialect: Dialect) -> str:
+    if dialect.name == "sqlite" and isinstance(column, sa.JSON):
+        return "SQLite makes a number of text that reads as one ('007' becomes 7), TEXT keeps it"
     return "text does not fit" if isinstance(column, _STRICT) else ""
 
 
@@ -109,7 +120,10 @@ def _decimal(kind: Any, column: Any, dialect: Dialect) -> str:
     if isinstance(column, sa.Float):
         return "a double is not exact"
     if isinstance(column, sa.Integer):
-        return "decimals would be cut" if kind.scale > 0 else ""
+        if kind.scale > 0:
+            return "decimals would be cut"
+        too_many = dialect.name == "sqlite" and kind.precision > SQLITE_WHOLE_DIGITS
+        return f"SQLite keeps {SQLITE_WHOLE_DIGITS} digits in such a column, TEXT keeps all" if too_many else ""
     if not isinstance(column, sa.Numeric):
         return "decimals do not fit"
     if column.precision is not None and (column.scale or 0) < kind.scale:

@@ -1,0 +1,92 @@
+"""Columns of existing tables that would change a value without a word: refused before a row is sent, or at the row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
+from resources.database import Database
+from resources.tables import Column, TablePlan, Unfit
+
+TEXT, NUMBER, WHOLE = pa.string(), pa.float64(), pa.int64()
+
+
+class Bench:
+    """A database in which a table of one column ``v`` is made for each case."""
+
+    def __init__(self, url: str):
+        self.database = Database(url=url)
+        self._engine = sa.create_engine(url, poolclass=NullPool)
+        self._made = 0
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def run(self, *statements: str) -> None:
+        with self._engine.begin() as connection:
+            for statement in statements:
+                connection.exec_driver_sql(statement)
+
+    def compare(self, column: str, kind: pa.DataType, *, nullable: bool = True) -> str:
+        """The name of a new table with ``v`` of SQL type ``column``, which takes the rows."""
+        self._made += 1
+        table = f"t{self._made}"
+        self.run(f"CREATE TABLE {table} (id INTEGER PRIMARY KEY, v {column})")
+        self.database.prepare([TablePlan(table, (Column("id", WHOLE, False), Column("v", kind, nullable)), ("id",))])
+        return table
+
+    def kept(self, column: str, kind: pa.DataType, *values: Any, mode: str = "append") -> list[Any]:
+        """What the database gives for ``values`` that were put into such a table."""
+        table = self.compare(column, kind)
+        rows = pa.RecordBatch.from_arrays([pa.array(range(len(values)), WHOLE), pa.array(values, kind)], names=["id", "v"])
+        more = {"key": ["id"]} if mode == "upsert" else {}
+        with self.database.transaction() as transaction:
+            getattr(transaction, mode)(table, ["id", "v"], batches=[rows], **more)
+        with self._engine.connect() as connection:
+            return list(connection.exec_driver_sql(f"SELECT v FROM {table} ORDER BY id").scalars())
+
+
+@pytest.fixture
+def sqlite(tmp_path: Any) -> Iterator[Bench]:
+    with closing(Bench(f"sqlite:///{tmp_path}/test.db")) as bench:
+        yield bench
+
+
+@pytest.fixture
+def mariadb(mariadb_database_url: str) -> Iterator[Bench]:
+    with closing(Bench(mariadb_database_url)) as bench:
+        yield bench
+
+
+@pytest.fixture
+def postgres(postgres_database_url: str) -> Iterator[Bench]:
+    with closing(Bench(postgres_database_url)) as bench:
+        yield bench
+
+
+# --- SQLite, which converts by the affinity of the declared type -------------------------------------------------------------------
+
+
+def test_sqlite_makes_no_other_number_or_text_of_a_value(sqlite: Bench) -> None:
+    for column, kind, said in [
+        ("TEXT", NUMBER, "'v' is TEXT, the rows have double: SQLite keeps 15 digits of a number as text, REAL keeps all; change the col"),
+        ("VARCHAR(40)", NUMBER, "SQLite keeps 15 digits of a number as text"),
+        ("BIGINT", pa.decimal128(19, 0), "'v' is BIGINT, .*SQLite keeps 18 digits in such a column, TEXT keeps all"),
+        ("JSON", TEXT, r"'v' is JSON, the rows have string: SQLite makes a number of text that reads as one \('007' becomes 7\), TEXT"),
+        ("STRING", TEXT, "text does not fit"),
+    ]:
+        with pytest.raises(Unfit, match=said):
+            sqlite.compare(column, kind)
+    assert sqlite.kept("REAL", NUMBER, 0.30000000000000004) == [0.30000000000000004]
+    assert sqlite.kept("DECIMAL(10,2)", NUMBER, 0.30000000000000004, 2.0**63) == [0.30000000000000004, 2.0**63]
+    assert sqlite.kept("BIGINT", pa.decimal128(18, 0), Decimal("999999999999999999")) == [999999999999999999]
+    assert sqlite.kept("TEXT", pa.decimal128(38, 0), Decimal("12345678901234567890")) == ["12345678901234567890"]
+    assert sqlite.kept("JSON", pa.list_(WHOLE), [7]) == ["[7]"]
+    assert sqlite.kept("TEXT", TEXT, "007") == sqlite.kept("", TEXT, "007") == ["007"]
