@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -88,7 +89,10 @@ def _as_text(kind: pa.DataType, _column: Any, dialect: Dialect) -> str:
     return ""
 
 
-_STRICT = (sa.Integer, sa.Numeric, sa.Float, sa.Boolean, sa.Date, sa.DateTime, sa.Time, sa.LargeBinary, sa.types._Binary, postgresql.ARRAY)
+_STRICT = (
+    sa.Integer, sa.Numeric, sa.Float, sa.Boolean, sa.Date, sa.DateTime, sa.Time, sa.LargeBinary, sa.types._Binary, postgresql.ARRAY,
+    mysql.YEAR, mysql.BIT,
+)  # fmt: skip
 """Column types into which text would be converted."""
 
 
@@ -107,7 +111,9 @@ def _integer(kind: pa.DataType, column: Any, dialect: Dialect) -> str:
 def _floating(_kind: pa.DataType, column: Any, dialect: Dialect) -> str:
     if isinstance(column, sa.Float):
         is_single = isinstance(column, sa.REAL) if dialect.name == "postgresql" else isinstance(column, mysql.FLOAT)
-        return "single precision loses digits" if is_single else ""
+        if is_single:
+            return "single precision loses digits"
+        return "" if getattr(column, "scale", None) is None else "a fixed scale rounds"  # DOUBLE(10, 2) of MariaDB
     if isinstance(column, sa.Numeric):
         return "" if column.scale is None or dialect.name == "sqlite" else "a fixed scale rounds"
     return "numbers do not fit"
@@ -159,6 +165,11 @@ def _binary(_kind: pa.DataType, column: Any, _dialect: Dialect) -> str:
 
 def _nested(_kind: pa.DataType, column: Any, _dialect: Dialect) -> str:
     return "" if isinstance(column, sa.JSON) else "lists and structs are written as JSON"
+
+
+def makes_now_of_null(column: Mapping[str, Any]) -> bool:
+    """Whether a reflected column has a null replaced by the moment in which it is loaded, as MariaDB does."""
+    return isinstance(column["type"], mysql.TIMESTAMP) and not column["nullable"]
 
 
 _JUDGES: tuple[tuple[Any, Any], ...] = (

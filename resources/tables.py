@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.schema import CreateTable
 from sqlalchemy.sql.elements import quoted_name
 
-from resources.column_types import ddl, loss, sql_type
+from resources.column_types import ddl, loss, makes_now_of_null, sql_type
 from resources.engines import MYSQL_LIKE
 from resources.errors import Misconfigured
 from resources.table_names import checked_identifier, name_parts
@@ -185,6 +185,9 @@ def _unlike(plan: TablePlan, found: _Found, dialect: Dialect) -> Iterator[str]:
         elif column.name == plan.newest and _compares_as_text(column.type, found.columns[column.name]["type"]):
             existing = ddl(found.columns[column.name]["type"], dialect)
             yield f"column {column.name!r} is {existing}, in which 9 is newer than 10; change the column, or leave out newest="
+        elif column.nullable and makes_now_of_null(found.columns[column.name]):
+            said = "is TIMESTAMP NOT NULL, which makes the time of loading of a null"
+            yield f"column {column.name!r} {said}; make the field required, or the column NULL"
     planned = {column.name for column in plan.columns}
     for name, column in found.columns.items():
         if plan.fills and name not in planned and _must_be_given(column, dialect):

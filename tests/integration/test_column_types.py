@@ -90,3 +90,27 @@ def test_sqlite_makes_no_other_number_or_text_of_a_value(sqlite: Bench) -> None:
     assert sqlite.kept("TEXT", pa.decimal128(38, 0), Decimal("12345678901234567890")) == ["12345678901234567890"]
     assert sqlite.kept("JSON", pa.list_(WHOLE), [7]) == ["[7]"]
     assert sqlite.kept("TEXT", TEXT, "007") == sqlite.kept("", TEXT, "007") == ["007"]
+
+
+# --- MariaDB ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_mariadb_rounds_no_double_and_converts_no_text(mariadb: Bench) -> None:
+    for column, kind, said in [
+        ("DOUBLE(10,2)", NUMBER, r"'v' is DOUBLE\(10, 2\), the rows have double: a fixed scale rounds"),
+        ("FLOAT(10,2)", NUMBER, "single precision loses digits"),
+        ("YEAR", TEXT, r"'v' is YEAR.*text does not fit"),
+        ("BIT(8)", TEXT, "text does not fit"),
+    ]:
+        with pytest.raises(Unfit, match=said):
+            mariadb.compare(column, kind)
+    assert mariadb.kept("DOUBLE", NUMBER, 0.30000000000000004) == [0.30000000000000004]
+
+
+def test_mariadb_makes_no_moment_of_a_null(mariadb: Bench) -> None:
+    required = "TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP"
+    said = "'v' is TIMESTAMP NOT NULL, which makes the time of loading of a null; make the field required, or the column NULL"
+    with pytest.raises(Unfit, match=said):
+        mariadb.compare(required, pa.timestamp("us"))
+    mariadb.compare(required, pa.timestamp("us"), nullable=False)
+    assert mariadb.kept("TIMESTAMP NULL", pa.timestamp("us"), None) == [None]
