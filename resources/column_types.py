@@ -83,7 +83,9 @@ def loss(kind: pa.DataType, column: sa.types.TypeEngine[Any], dialect: Dialect) 
     return ""
 
 
-def _as_text(kind: pa.DataType, _column: Any, dialect: Dialect) -> str:
+def _as_text(kind: pa.DataType, column: Any, dialect: Dialect) -> str:
+    if isinstance(column, (mysql.ENUM, mysql.SET)) and not pa.types.is_string(kind):
+        return "only text fits, a number is taken for the place of a value"
     if dialect.name == "sqlite" and pa.types.is_floating(kind):
         return f"SQLite keeps {SQLITE_EXACT_DIGITS} digits of a number as text, REAL keeps all"
     return ""

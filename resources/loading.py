@@ -26,6 +26,7 @@ from sqlalchemy.sql.elements import quoted_name
 
 from resources import decimals
 from resources.blanks import uncut
+from resources.choices import as_declared
 from resources.copying import copy_rows
 from resources.engines import MYSQL_LIKE
 from resources.errors import Misconfigured, Refused
@@ -443,7 +444,7 @@ def _as_is(kind: pa.DataType, into: Any) -> bool:
 
 def _unchanged(batches: Iterable[pa.RecordBatch], columns: Sequence[sa.Column[Any]], table: str, dialect: str) -> Iterator[pa.RecordBatch]:
     """``batches``; Poison before the first one with a value that a column would alter and not refuse."""
-    return uncut(unrounded(batches, columns, table), columns, table, dialect)
+    return as_declared(uncut(unrounded(batches, columns, table), columns, table, dialect), columns, table)
 
 
 def _positioned(

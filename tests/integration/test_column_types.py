@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from resources.database import Database
+from resources.errors import Poison
 from resources.tables import Column, TablePlan, Unfit
 
 TEXT, NUMBER, WHOLE = pa.string(), pa.float64(), pa.int64()
@@ -114,3 +115,26 @@ def test_mariadb_makes_no_moment_of_a_null(mariadb: Bench) -> None:
         mariadb.compare(required, pa.timestamp("us"))
     mariadb.compare(required, pa.timestamp("us"), nullable=False)
     assert mariadb.kept("TIMESTAMP NULL", pa.timestamp("us"), None) == [None]
+
+
+@pytest.mark.parametrize("mode", ["append", "upsert"])
+def test_mariadb_takes_no_text_for_another_of_a_list(mariadb: Bench, mode: str) -> None:
+    enum, chosen = "ENUM('new', 'it''s', '5')", "SET('a', 'b', '7')"
+    for column, given in [(enum, ["5", "it's", None, "new"]), (chosen, ["a,b", "", "7", None, "b"])]:
+        read = [",".join(sorted(value)) if isinstance(value, set) else value for value in mariadb.kept(column, TEXT, *given, mode=mode)]
+        assert read == given
+    for column, given in [
+        (enum, "1"),
+        (enum, "NEW"),
+        (enum, "new "),
+        (enum, ""),
+        (chosen, "b,a"),
+        (chosen, "a,a"),
+        (chosen, "3"),
+        (chosen, "c"),
+    ]:
+        with pytest.raises(Poison, match="a text is none of the values of column 'v' as they are declared; list them as allowed=") as told:
+            mariadb.kept(column, TEXT, "5" if column is enum else "a", given, mode=mode)
+        assert f"'{given}'" not in str(told.value)
+    with pytest.raises(Unfit, match="only text fits, a number is taken for the place of a value"):
+        mariadb.compare(enum, WHOLE)
