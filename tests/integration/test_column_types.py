@@ -138,3 +138,21 @@ def test_mariadb_takes_no_text_for_another_of_a_list(mariadb: Bench, mode: str) 
         assert f"'{given}'" not in str(told.value)
     with pytest.raises(Unfit, match="only text fits, a number is taken for the place of a value"):
         mariadb.compare(enum, WHOLE)
+
+
+@pytest.mark.parametrize("mode", ["append", "upsert"])
+def test_mariadb_cuts_and_fills_no_end_of_a_value(mariadb: Bench, mode: str) -> None:
+    for column, most in [("TINYTEXT CHARACTER SET utf8mb4", 255), ("TEXT CHARACTER SET utf8mb4", 65535)]:
+        longest = "ä" * (most // 2) + " "
+        assert mariadb.kept(column, TEXT, None, longest, mode=mode) == [None, longest]
+        said = f"'v' keeps {most} bytes and would cut off blanks at the end; make it longer, or cut them off in a transform"
+        with pytest.raises(Poison, match=said):
+            mariadb.kept(column, TEXT, "a", longest + " ", mode=mode)
+        with pytest.raises(Poison, match="too long"):
+            mariadb.kept(column, TEXT, longest + "a ", mode=mode)
+    assert mariadb.kept("BINARY(4)", pa.binary(), b"abcd", None, mode=mode) == [b"abcd", None]
+    assert mariadb.kept("VARBINARY(4)", pa.binary(), b"ab", mode=mode) == [b"ab"]
+    with pytest.raises(Poison, match=r"'v' fills shorter values with zero bytes, up to 4; make it VARBINARY, or let every value have"):
+        mariadb.kept("BINARY(4)", pa.binary(), b"abcd", b"ab", mode=mode)
+    with pytest.raises(Poison, match="too long"):
+        mariadb.kept("BINARY(4)", pa.binary(), b"abcde", mode=mode)
