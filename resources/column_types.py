@@ -62,10 +62,17 @@ def exact_text(dialect: Dialect, characters: int | None) -> sa.types.TypeEngine[
 
 
 def ddl(kind: sa.types.TypeEngine[Any], dialect: Dialect) -> str:
+    if _is_name(kind, dialect):
+        return 'name or "char"'
     try:
         return kind.compile(dialect=dialect)
     except exc.CompileError:
         return "of a type that is not known here"
+
+
+def _is_name(kind: sa.types.TypeEngine[Any], dialect: Dialect) -> bool:
+    """Whether it is one of the types of Postgres's own catalogue, which are the only ones that are reflected so."""
+    return dialect.name == "postgresql" and type(kind) is sa.String
 
 
 def loss(kind: pa.DataType, column: sa.types.TypeEngine[Any], dialect: Dialect) -> str:
@@ -86,6 +93,8 @@ def loss(kind: pa.DataType, column: sa.types.TypeEngine[Any], dialect: Dialect) 
 def _as_text(kind: pa.DataType, column: Any, dialect: Dialect) -> str:
     if isinstance(column, (mysql.ENUM, mysql.SET)) and not pa.types.is_string(kind):
         return "only text fits, a number is taken for the place of a value"
+    if _is_name(column, dialect):
+        return "it cuts texts to 63 bytes, or to one; TEXT keeps all"
     if dialect.name == "sqlite" and pa.types.is_floating(kind):
         return f"SQLite keeps {SQLITE_EXACT_DIGITS} digits of a number as text, REAL keeps all"
     return ""
@@ -93,7 +102,7 @@ def _as_text(kind: pa.DataType, column: Any, dialect: Dialect) -> str:
 
 _STRICT = (
     sa.Integer, sa.Numeric, sa.Float, sa.Boolean, sa.Date, sa.DateTime, sa.Time, sa.LargeBinary, sa.types._Binary, postgresql.ARRAY,
-    mysql.YEAR, mysql.BIT,
+    mysql.YEAR, mysql.BIT, postgresql.MONEY,
 )  # fmt: skip
 """Column types into which text would be converted."""
 
@@ -101,12 +110,16 @@ _STRICT = (
 def _string(_kind: pa.DataType, column: Any, dialect: Dialect) -> str:
     if dialect.name == "sqlite" and isinstance(column, sa.JSON):
         return "SQLite makes a number of text that reads as one ('007' becomes 7), TEXT keeps it"
+    if isinstance(column, postgresql.INTERVAL) and column.precision is not None:
+        return f"{column.precision} digits of a second are kept, others rounded"
     return "text does not fit" if isinstance(column, _STRICT) else ""
 
 
 def _integer(kind: pa.DataType, column: Any, dialect: Dialect) -> str:
     if isinstance(column, sa.Float):
         return "a double keeps 53 of 64 bits"
+    if isinstance(column, sa.Numeric) and (column.scale or 0) < 0:
+        return f"the last {-(column.scale or 0)} digits would be rounded"
     return "" if isinstance(column, (sa.Integer, sa.Numeric)) else "whole numbers do not fit"
 
 
@@ -134,6 +147,8 @@ def _decimal(kind: Any, column: Any, dialect: Dialect) -> str:
         return f"SQLite keeps {SQLITE_WHOLE_DIGITS} digits in such a column, TEXT keeps all" if too_many else ""
     if not isinstance(column, sa.Numeric):
         return "decimals do not fit"
+    if (column.scale or 0) < 0:
+        return _integer(kind, column, dialect)
     if column.precision is not None and (column.scale or 0) < kind.scale:
         return f"{kind.scale} decimals would be rounded to {column.scale or 0}"
     return ""

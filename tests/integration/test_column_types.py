@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from decimal import Decimal
@@ -156,3 +158,23 @@ def test_mariadb_cuts_and_fills_no_end_of_a_value(mariadb: Bench, mode: str) -> 
         mariadb.kept("BINARY(4)", pa.binary(), b"abcd", b"ab", mode=mode)
     with pytest.raises(Poison, match="too long"):
         mariadb.kept("BINARY(4)", pa.binary(), b"abcde", mode=mode)
+
+
+# --- Postgres ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_postgres_cuts_no_text_and_rounds_no_number(postgres: Bench) -> None:
+    for column, kind, said in [
+        ('"char"', TEXT, "'v' is name or \"char\", the rows have string: it cuts texts to 63 bytes, or to one; TEXT keeps all"),
+        ("name", TEXT, "it cuts texts to 63 bytes"),
+        ("money", TEXT, "'v' is MONEY, the rows have string: text does not fit"),
+        ("interval(0)", TEXT, "0 digits of a second are kept, others rounded"),
+        ("numeric(5,-2)", WHOLE, "the last 2 digits would be rounded"),
+        ("numeric(5,-2)", pa.decimal128(10, 0), "the last 2 digits would be rounded"),
+        ("numeric(5,-2)", NUMBER, "a fixed scale rounds"),
+    ]:
+        with pytest.raises(Unfit, match=re.escape(said)):
+            postgres.compare(column, kind)
+    assert postgres.kept("numeric(5,2)", WHOLE, 12) == postgres.kept("numeric", NUMBER, 12.0) == [12]
+    assert postgres.kept("interval", TEXT, "1 day") == [dt.timedelta(days=1)]
+    assert postgres.kept("varchar", TEXT, "x" * 70) == ["x" * 70]
