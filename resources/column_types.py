@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from resources.errors import Misconfigured
 
 MYSQL_KEY_CHARACTERS = 255
 """InnoDB indexes at most 3072 bytes, 768 characters of utf8mb4: three such columns."""
+MICROSECOND_DIGITS = 6
+"""What Postgres keeps of a second."""
 SQLITE_EXACT_DIGITS = 15
 """A double gives back decimals of up to 15 digits (DBL_DIG)."""
 SQLITE_WHOLE_DIGITS = 18
@@ -70,6 +73,18 @@ def ddl(kind: sa.types.TypeEngine[Any], dialect: Dialect) -> str:
         return "of a type that is not known here"
 
 
+def behind_domain(kind: Any, written: str) -> sa.types.TypeEngine[Any]:
+    """The type that a domain of Postgres is made of; ``written``: as Postgres calls it, ``numeric(10,2)``. SQLAlchemy has no length,
+    precision or scale of it."""
+    while isinstance(kind, postgresql.DOMAIN):
+        kind = kind.data_type
+    told = re.search(r"\(([-\d,]+)\)", written)
+    if told is None or not isinstance(kind, (sa.String, sa.Numeric, sa.DateTime, sa.Time, postgresql.INTERVAL)):
+        return kind
+    names = ("length",) if isinstance(kind, sa.String) else ("precision", "scale")
+    return kind.adapt(type(kind), **dict(zip(names, map(int, told[1].split(",")), strict=False)))
+
+
 def _is_name(kind: sa.types.TypeEngine[Any], dialect: Dialect) -> bool:
     """Whether it is one of the types of Postgres's own catalogue, which are the only ones that are reflected so."""
     return dialect.name == "postgresql" and type(kind) is sa.String
@@ -110,7 +125,7 @@ _STRICT = (
 def _string(_kind: pa.DataType, column: Any, dialect: Dialect) -> str:
     if dialect.name == "sqlite" and isinstance(column, sa.JSON):
         return "SQLite makes a number of text that reads as one ('007' becomes 7), TEXT keeps it"
-    if isinstance(column, postgresql.INTERVAL) and column.precision is not None:
+    if isinstance(column, postgresql.INTERVAL) and column.precision is not None and column.precision < MICROSECOND_DIGITS:
         return f"{column.precision} digits of a second are kept, others rounded"
     return "text does not fit" if isinstance(column, _STRICT) else ""
 

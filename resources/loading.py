@@ -9,7 +9,6 @@ makes a reader wait.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +35,7 @@ from resources.packets import fitting
 from resources.receipts import RACES, Applied, again_after_race, took_fewer
 from resources.sql_errors import explained
 from resources.sql_values import as_bound, as_rows, chosen, peeked, pieces, refuse_null_keys
-from resources.tables import table_name
+from resources.tables import columns_there, table_name
 
 pc: Any = pyarrow.compute  # its functions are made at import; no type checker knows them
 
@@ -152,10 +151,9 @@ class Loader:
         """The table with its columns as they are in the database; its constraints are not looked up, the database keeps them."""
         if table not in self._targets:
             quoted, schema = table_name(table, self._schema).quoted()
-            with explained(self._where, f"looking at table {table!r}"), warnings.catch_warnings():
-                warnings.simplefilter("ignore", exc.SAWarning)  # column types of extensions: passed on as they are
+            with explained(self._where, f"looking at table {table!r}"):
                 try:
-                    found = sa.inspect(self._connection).get_columns(quoted, schema)
+                    found = columns_there(self._connection, sa.inspect(self._connection), quoted, schema)
                 except exc.NoSuchTableError:
                     raise Misconfigured(f"there is no table {table!r} in {self._where}; create it, or set create=True") from None
             columns = [sa.Column(quoted_name(column["name"], True), column["type"]) for column in found]

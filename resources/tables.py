@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy import exc
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.schema import CreateTable
 from sqlalchemy.sql.elements import quoted_name
 
-from resources.column_types import ddl, loss, makes_now_of_null, sql_type
+from resources.column_types import behind_domain, ddl, loss, makes_now_of_null, sql_type
 from resources.engines import MYSQL_LIKE
 from resources.errors import Misconfigured
 from resources.table_names import checked_identifier, name_parts
@@ -24,6 +25,15 @@ _RULES_INSTEAD = sa.text(
     "WHERE ev_class = to_regclass(:name) AND relkind IN ('r', 'p') AND ev_type = '3' AND is_instead"
 )
 """Rules of a table by which an INSERT does something else. A view is made of such."""
+
+_BEHIND_DOMAINS = sa.text("""
+WITH RECURSIVE behind AS (
+    SELECT attname, atttypid AS type, atttypmod AS modifier FROM pg_attribute WHERE attrelid = to_regclass(:name) AND attnum > 0
+    UNION ALL SELECT attname, typbasetype, typtypmod FROM behind JOIN pg_type ON oid = type WHERE typtype = 'd'
+)
+SELECT attname, format_type(type, modifier) FROM behind JOIN pg_type ON oid = type WHERE typtype <> 'd'
+""")
+"""What the columns of a table are made of, as Postgres writes it, whatever domains are between."""
 
 
 @dataclass(frozen=True)
@@ -131,14 +141,14 @@ def _inspected(connection: Connection, name: TableName, key: Sequence[str]) -> _
     """What is there. No more is asked than ``key`` needs: each question is a query of milliseconds, in every trip."""
     inspector, dialect = sa.inspect(connection), connection.dialect.name
     table, schema = name.quoted()
+    try:
+        columns = columns_there(connection, inspector, table, schema)
+    except exc.NoSuchTableError:
+        return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", exc.SAWarning)  # column types of extensions, expression indexes: not ours to judge
-        try:
-            columns = inspector.get_columns(table, schema)
-        except exc.NoSuchTableError:
-            return None
+        warnings.simplefilter("ignore", exc.SAWarning)  # expression indexes: not ours to judge
         return _Found(
-            columns={str(column["name"]): dict(column) for column in columns},
+            columns={str(column["name"]): column for column in columns},
             has_key=not key or frozenset(key) in _unique(inspector, table, schema),
             engine=inspector.get_table_options(table, schema).get(f"{dialect}_engine") if dialect in MYSQL_LIKE else None,
             # Rows without a key are copied, and COPY passes over rules.
@@ -146,9 +156,26 @@ def _inspected(connection: Connection, name: TableName, key: Sequence[str]) -> _
         )
 
 
+def columns_there(connection: Connection, inspector: sa.Inspector, table: str, schema: str | None) -> list[dict[str, Any]]:
+    """The columns as SQLAlchemy finds them, a domain of Postgres as the type behind it; NoSuchTableError if there is no table."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", exc.SAWarning)  # types of extensions: passed on as they are
+        columns = [dict(column) for column in inspector.get_columns(table, schema)]
+    domains = [column for column in columns if isinstance(column["type"], postgresql.DOMAIN)]
+    if domains:
+        written = dict(connection.execute(_BEHIND_DOMAINS, {"name": _regclass(connection, table, schema)}).tuples().all())
+        for column in domains:
+            column["type"] = behind_domain(column["type"], written.get(column["name"], ""))
+    return columns
+
+
 def _rules_instead(connection: Connection, table: str, schema: str | None) -> tuple[str, ...]:
+    return tuple(connection.scalars(_RULES_INSTEAD, {"name": _regclass(connection, table, schema)}))
+
+
+def _regclass(connection: Connection, table: str, schema: str | None) -> str:
     quote = connection.dialect.identifier_preparer.quote_identifier
-    return tuple(connection.scalars(_RULES_INSTEAD, {"name": ".".join(quote(part) for part in (schema, table) if part)}))
+    return ".".join(quote(part) for part in (schema, table) if part)
 
 
 def _unique(inspector: sa.Inspector, table: str, schema: str | None) -> Iterator[frozenset[str]]:

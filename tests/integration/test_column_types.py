@@ -176,5 +176,33 @@ def test_postgres_cuts_no_text_and_rounds_no_number(postgres: Bench) -> None:
         with pytest.raises(Unfit, match=re.escape(said)):
             postgres.compare(column, kind)
     assert postgres.kept("numeric(5,2)", WHOLE, 12) == postgres.kept("numeric", NUMBER, 12.0) == [12]
-    assert postgres.kept("interval", TEXT, "1 day") == [dt.timedelta(days=1)]
+    assert postgres.kept("interval", TEXT, "1 day") == postgres.kept("interval(6)", TEXT, "1 day") == [dt.timedelta(days=1)]
     assert postgres.kept("varchar", TEXT, "x" * 70) == ["x" * 70]
+
+
+@pytest.mark.parametrize("mode", ["append", "upsert"])
+def test_a_domain_of_postgres_is_judged_as_the_type_behind_it(postgres: Bench, mode: str) -> None:
+    postgres.run(
+        'CREATE DOMAIN "Price" AS numeric(10,2)',
+        'CREATE DOMAIN dear AS "Price" CHECK (value > 9)',
+        "CREATE DOMAIN code AS varchar(3) NOT NULL",
+        "CREATE DOMAIN at AS timestamp(0)",
+        "CREATE DOMAIN single AS real",
+        "CREATE DOMAIN wide AS bigint",
+    )
+    for column, kind, said in [
+        ("dear", TEXT, "'v' is NUMERIC(10, 2), the rows have string: text does not fit"),
+        ('"Price"', pa.decimal128(12, 3), "3 decimals would be rounded to 2"),
+        ("single", NUMBER, "single precision loses digits"),
+    ]:
+        with pytest.raises(Unfit, match=re.escape(said)):
+            postgres.compare(column, kind)
+    assert postgres.kept("dear", pa.decimal128(10, 2), Decimal("9.99"), mode=mode) == [Decimal("9.99")]
+    assert postgres.kept("wide", WHOLE, 2**62, mode=mode) == [2**62]
+    with pytest.raises(Poison, match="a check of the table is broken"):
+        postgres.kept("dear", pa.decimal128(10, 2), Decimal("1.00"), mode=mode)
+    assert postgres.kept("code", TEXT, "ab ", mode=mode) == ["ab "]
+    with pytest.raises(Misconfigured, match="'v' keeps 3 characters and would cut off blanks"):
+        postgres.kept("code", TEXT, "abc ", mode=mode)
+    with pytest.raises(Misconfigured, match="'v' keeps 0 digits of a second and would round"):
+        postgres.kept("at", pa.timestamp("us"), dt.datetime(2026, 1, 2, 3, 4, 5, 600000), mode=mode)
