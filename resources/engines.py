@@ -272,7 +272,9 @@ def _begin(connection: Connection, waiting: Waiting, *, reading: bool) -> None:
         connection.execute(
             sa.text(
                 "SELECT set_config('lock_timeout', :lock, true), set_config('statement_timeout', :statement, true),"
-                " set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO, YMD', true)"
+                " set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO, YMD', true),"
+                # Whatever the database or the role have set: intervals in one notation, numbers with all their digits.
+                " set_config('IntervalStyle', 'postgres', true), set_config('extra_float_digits', '3', true)"
             ),
             {"lock": f"{settings['lock_timeout']:.0f}", "statement": f"{settings['statement_timeout']:.0f}"},
         )

@@ -8,17 +8,19 @@ import psycopg
 from psycopg.abc import AdaptContext, Buffer
 from psycopg.adapt import Loader
 from psycopg.pq import Format
+from psycopg.types.string import TextLoader
 
-_KINDS = ("date", "time", "timetz", "timestamp", "timestamptz", "interval")
+_KINDS = ("date", "time", "timetz", "timestamp", "timestamptz")
 
 
 def read_as_written(connection: psycopg.Connection[Any]) -> None:
-    """Let ``connection`` give such a value as text: one of them would fail all rows that were fetched with it."""
+    """Let ``connection`` give such a value as text: one of them would fail all rows that were fetched with it. Intervals are text always."""
     for kind in _KINDS:
         number = connection.adapters.types[kind].oid
         usual = connection.adapters.get_loader(number, Format.TEXT)
         assert usual is not None
         connection.adapters.register_loader(number, _lenient(usual))
+    connection.adapters.register_loader("interval", TextLoader)  # a month is no number of days, as psycopg would have it
 
 
 def _lenient(usual: type[Any]) -> type[Loader]:

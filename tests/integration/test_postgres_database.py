@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
 from resources.database import Database
@@ -249,6 +250,15 @@ def test_a_moment_that_python_cannot_say_comes_as_postgres_wrote_it(
     query = " UNION ALL ".join(f"SELECT '{value}'::{kind} AS value" for value in values)
     (found,) = database.read(query, name="moments")
     assert found.batch.column("value").to_pylist() == read
+
+
+def test_what_is_read_loses_nothing_to_the_settings_of_its_database(database: Database) -> None:
+    spans = "'1 mon'::interval AS month, '1 day 2 hours'::interval AS span, ARRAY['30 days'::interval] AS spans"
+    name = make_url(database.url).database
+    sql(database, f"ALTER DATABASE {name} SET IntervalStyle = 'iso_8601'", f"ALTER DATABASE {name} SET extra_float_digits = 0")
+    (run,) = Database(url=database.url).read(f"SELECT {spans}, 0.1::float8 + 0.2 AS sum", name="settings")
+    (row,) = run.batch.to_pylist()
+    assert row == {"month": "1 mon", "span": "1 day 02:00:00", "spans": '["30 days"]', "sum": 0.30000000000000004}
 
 
 def trigger(body: str, on: str = "INSERT") -> tuple[str, str]:
