@@ -20,7 +20,6 @@ from sqlalchemy.pool import NullPool
 
 from resources.decimals import register_decimals
 from resources.errors import Misconfigured
-from resources.postgres_moments import read_as_written
 from resources.sql_errors import LOCKED, explained, meaning
 
 READING = "bus_reading"
@@ -103,6 +102,8 @@ def make_engine(url: URL, waiting: Waiting) -> Engine:
     if backend == "postgresql":
         ask_after_rest(engine)
         if url.get_driver_name() == "psycopg":
+            from resources.postgres_reading import read_as_written
+
             event.listen(engine, "connect", lambda raw, _record: read_as_written(raw))
     elif backend == "sqlite":
         event.listen(engine, "connect", _sqlite_connected)

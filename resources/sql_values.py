@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal
@@ -23,6 +24,7 @@ import pyarrow.compute
 import pyarrow.csv
 
 from resources.errors import Misconfigured, Poison
+from resources.jsonlines import loads_exact
 
 pc: Any = pyarrow.compute  # its functions are made at import; no type checker knows them
 
@@ -158,6 +160,35 @@ def as_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_as_text)
 
 
+class Json(str):
+    """JSON as Postgres sent it: were it parsed, its numbers would pass through doubles."""
+
+    __slots__ = ()
+
+    @property
+    def compact(self) -> str:
+        if '\\"' in self:  # a quote that ends no string
+            return _BLANKS_OUTSIDE_STRINGS.sub(r"\1", self)
+        parts = self.split('"')
+        parts[::2] = ["".join(part.split()) for part in parts[::2]]
+        return '"'.join(parts)
+
+    @property
+    def value(self) -> Any:
+        """A list or an object as its text; a number as a decimal, as ``numeric`` is read, or with an exponent as its text."""
+        text = self.strip()
+        if text[0] in "{[":
+            return self.compact
+        if text[0] not in "-0123456789":
+            return loads_exact(text)
+        return text if "e" in text.lower() else Decimal(text) if "." in text or len(text) > _INT64_DIGITS else int(text)
+
+
+_INT64_DIGITS = 18
+"""Whole numbers of so many characters fit 64 bits."""
+_BLANKS_OUTSIDE_STRINGS = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")|\s+')
+
+
 class Columns:
     """Turns rows that a driver returned into Arrow columns, whose values are what the driver gave: nothing is cut, shifted or rounded.
 
@@ -251,15 +282,31 @@ def _decimals(values: Sequence[Any], known: pa.DataType) -> pa.Array:
 
 def _plain(value: Any, dialect: str) -> Any:
     """A driver's value as one that Arrow knows; what only that database has becomes text."""
+    if isinstance(value, Json):
+        return value.value
     if value is None or isinstance(value, (str, bool, int, float, Decimal, dt.date, dt.time)):
         return value
     if isinstance(value, _BYTES):
         return bytes(value)
-    if isinstance(value, (dict, list, tuple)):
+    if isinstance(value, list):
+        return _array_text(value)
+    if isinstance(value, (dict, tuple)):
         return as_json(value)
     if isinstance(value, dt.timedelta) and dialect in ("mysql", "mariadb") and dt.timedelta(0) <= value < _DAY:
         return (dt.datetime(1, 1, 1, tzinfo=dt.UTC) + value).time()  # how PyMySQL gives a TIME
     return str(value)
+
+
+def _array_text(items: list[Any]) -> str:
+    if not any(isinstance(item, (Json, list)) for item in items):
+        return as_json(items)
+    return "[" + ",".join(map(_item_text, items)) + "]"
+
+
+def _item_text(item: Any) -> str:
+    if isinstance(item, Json):
+        return item.compact
+    return _array_text(item) if isinstance(item, list) else as_json(item)
 
 
 def _as_text(value: Any) -> str:

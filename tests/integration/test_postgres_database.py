@@ -261,6 +261,29 @@ def test_what_is_read_loses_nothing_to_the_settings_of_its_database(database: Da
     assert row == {"month": "1 mon", "span": "1 day 02:00:00", "spans": '["30 days"]', "sum": 0.30000000000000004}
 
 
+def test_json_keeps_its_digits(database: Database) -> None:
+    quoted = r"""{"a": 1234567890123456.78, "b c": [1.10, "x: \" y"]}"""
+    many = r"""{"{\"a b\": 1.10}",NULL,"\"x\""}"""
+    sql(
+        database,
+        "CREATE TABLE docs (id int, b jsonb, t json, many jsonb[])",
+        f"""INSERT INTO docs VALUES (1, '{quoted}', '{{"a" :\n 1e400}}', '{many}')""",
+        "INSERT INTO docs VALUES (2, '1234567890123456.78', '12345678901234567890.10', '{}'), (3, '\"x\\u00e9\"', '\"1.10\"', NULL)",
+        "INSERT INTO docs VALUES (4, 'null', 'null', '{{1.10},{2}}'), (5, 'true', '[ ]', NULL), (6, NULL, NULL, NULL)",
+    )
+    (run,) = database.read("SELECT b, t, many FROM docs ORDER BY id", name="docs")
+    read = run.batch.to_pydict()
+    first = r"""{"a":1234567890123456.78,"b c":[1.10,"x: \" y"]}"""
+    assert read["b"] == [first, "1234567890123456.78", "xé", None, "true", None]
+    assert read["t"] == ['{"a":1e400}', "12345678901234567890.10", "1.10", None, "[]", None]
+    assert read["many"] == ['[{"a b":1.10},null,"x"]', "[]", None, "[[1.10],[2]]", None, None]
+    (run,) = database.read("SELECT b FROM docs WHERE id > 4 ORDER BY id", name="docs")
+    assert run.batch.column("b").to_pylist() == [True, None]
+    numbers = "SELECT v::jsonb AS b, v::json AS t FROM (VALUES ('5.0'), ('-7'), ('12345678901234567890')) AS v (v)"
+    (run,) = database.read(numbers, name="numbers")
+    assert run.batch.column("b").to_pylist() == run.batch.column("t").to_pylist() == [Decimal("5.0"), -7, 12345678901234567890]
+
+
 def trigger(body: str, on: str = "INSERT") -> tuple[str, str]:
     """A BEFORE trigger of 'orders' and its function."""
     return (
