@@ -35,6 +35,8 @@ LEDGER_SECONDS = 30.0
 """How long this project's own tables, once seen, are taken to be there: a trip asks several times, a database can be restored."""
 PROBE_SECONDS = 0.2
 """How long the probe's second writer is watched: one that does not wait for the first is done long before."""
+MYSQL_FLOAT = 4
+"""The type of a result's column in the protocol of MariaDB and MySQL: MYSQL_TYPE_FLOAT."""
 KNOWN_GOOD = ("postgresql", "sqlite")
 """Dialects that hold the probe's promises by construction; the conformance suite runs the probe on them too."""
 
@@ -223,6 +225,11 @@ class Database(System):
                 there = list(result.keys())
             wanted = dict(fields) if fields else {column: column for column in there}
             at = _places(wanted, there, name)
+            if connection.dialect.name in MYSQL_LIKE and (short := _printed_short(result, at)):
+                raise Misconfigured(
+                    f"query {name!r}: column {short} is FLOAT, of which {connection.dialect.name} gives 6 digits and rounds the others; "
+                    "write CAST(… AS DOUBLE) in the SELECT, or leave it out by fields="
+                )
             columns = Columns(list(wanted), connection.dialect.name)
             first = 1
             for rows in _fetched(result, batch_rows, self.where, f"query {name!r}"):
@@ -423,6 +430,12 @@ def _statement(sql: str, params: Mapping[str, Any], name: str) -> tuple[sa.TextC
         raise Misconfigured(f"query {name!r}: {', '.join(said)}; bind :name by params={{'name': …}}, write a colon in text as \\:")
     lists = [sa.bindparam(key, expanding=True) for key, value in params.items() if isinstance(value, (list, tuple, set, frozenset))]
     return (statement.bindparams(*lists) if lists else statement), dict(params)
+
+
+def _printed_short(result: sa.CursorResult[Any], at: Sequence[int]) -> list[str]:
+    """Which of the columns at these places the server prints with fewer digits than it has."""
+    described: Sequence[Any] = result.cursor.description if result.cursor is not None else ()
+    return [described[place][0] for place in at if described[place][1] == MYSQL_FLOAT]
 
 
 def _places(wanted: Mapping[str, str], there: list[str], name: str) -> list[int]:

@@ -160,6 +160,19 @@ def test_mariadb_cuts_and_fills_no_end_of_a_value(mariadb: Bench, mode: str) -> 
         mariadb.kept("BINARY(4)", pa.binary(), b"abcde", mode=mode)
 
 
+def test_mariadb_gives_no_fewer_digits_than_it_has(mariadb: Bench) -> None:
+    mariadb.run("CREATE TABLE measured (id INTEGER, v FLOAT, w DOUBLE)", "INSERT INTO measured VALUES (1, 16777215, 0.1)")
+    said = r"query 'q': column \['v'\] is FLOAT, of which mariadb gives 6 digits and rounds the others; write CAST\(… AS DOUBLE\)"
+    with pytest.raises(Misconfigured, match=said):
+        list(mariadb.database.read("SELECT * FROM measured", name="q"))
+    for query, fields in [
+        ("SELECT CAST(v AS DOUBLE) AS v, w FROM measured", None),
+        ("SELECT *, v + 0e0 AS x FROM measured", {"v": "x", "w": "w"}),
+    ]:
+        (run,) = mariadb.database.read(query, name="q", fields=fields)
+        assert run.batch.to_pylist() == [{"v": 16777215.0, "w": 0.1}]
+
+
 # --- Postgres ---------------------------------------------------------------------------------------------------------------------
 
 
