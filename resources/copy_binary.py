@@ -122,15 +122,15 @@ def _numbers(column: pa.Array) -> np.ndarray:
 def _numeric(column: pa.Array, scale: int) -> Cells:
     """Four numbers of 16 bits (groups, weight of the first, sign, scale), then the groups; the server drops zeros at both ends."""
     raw = np.frombuffer(column.buffers()[1], np.int64).reshape(-1, 2)[column.offset : column.offset + len(column), 0]
-    after = -(-scale // _GROUP)
-    whole, fraction = np.divmod(np.abs(raw), 10**scale)
-    fraction = fraction * 10 ** (after * _GROUP - scale)
-    before = -(-(column.type.precision - scale) // _GROUP)
-    groups: list[np.ndarray] = []
-    for rest, many in ((fraction, after), (whole, before)):
-        for _ in range(many):
-            rest, group = np.divmod(rest, 10**_GROUP)
-            groups.insert(0, group)
+    before, after = -(-(column.type.precision - scale) // _GROUP), -(-scale // _GROUP)
+    rest, groups = np.abs(raw), list[np.ndarray]()
+    if odd := scale % _GROUP:
+        # The last digits are filled up to a group by themselves: together with the others they might not fit 64 bits any more.
+        rest, last = np.divmod(rest, 10**odd)
+        groups.append(last * 10 ** (_GROUP - odd))
+    for _ in range(before + scale // _GROUP):
+        rest, group = np.divmod(rest, 10**_GROUP)
+        groups.insert(0, group)
     head: Cells = [(">i2", before + after), (">i2", before - 1), (">i2", np.where(raw < 0, _NEGATIVE, 0)), (">i2", scale)]
     return [*head, *((">i2", group) for group in groups)]
 

@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy.pool import NullPool
 
 from resources import copy_binary
 from resources.copy_binary import as_binary, takes_binary
@@ -91,6 +92,29 @@ def test_every_value_arrives_as_it_was(table, postgres_url, rows, cut):
     batch = pa.RecordBatch.from_pylist(rows, SCHEMA)
     assert takes_binary(batch.schema, SCHEMA.names, reflected(table))
     assert arrived(table, Database(url=postgres_url), batch.slice(0, cut), batch.slice(cut)) == rows
+
+
+@pytest.mark.parametrize("precisions", [range(1, 19), range(19, 22)], ids=["binary", "csv"])
+def test_decimals_of_every_precision_and_scale_arrive_as_they_were(postgres_database_url, precisions):
+    kinds = {f"d{p}_{s}": pa.decimal128(p, s) for p in precisions for s in range(p + 1)}
+    values = {
+        name: [
+            None if unit is None else Decimal(sign * unit).scaleb(-kind.scale)
+            for unit in (0, 1, None, 10**kind.precision // 2, 10 ** (kind.precision - 1), 10**kind.precision - 1)
+            for sign in (1, -1)
+        ]
+        for name, kind in kinds.items()
+    }
+    batch = pa.RecordBatch.from_pydict(values, pa.schema(list(kinds.items())))
+    assert takes_binary(batch.schema, list(kinds), dict.fromkeys(kinds, sa.NUMERIC())) == (18 in precisions)
+    engine = sa.create_engine(postgres_database_url, poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"CREATE TABLE amounts ({', '.join(f'{name} numeric' for name in kinds)})")
+    with Database(url=postgres_database_url).transaction() as transaction:
+        transaction.append("amounts", list(kinds), [batch.slice(0, 5), batch.slice(5)])
+    with engine.begin() as connection:
+        found = connection.exec_driver_sql("SELECT * FROM amounts ORDER BY ctid").mappings().all()
+    assert [dict(row) for row in found] == batch.to_pylist()
 
 
 def test_not_a_number_and_infinities_arrive(table, postgres_url):
