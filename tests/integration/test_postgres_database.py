@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
@@ -199,16 +200,50 @@ def test_tables_of_a_schema_are_found_and_missing_permission_is_misconfigured(da
         sql(database, "DROP OWNED BY clerk", "DROP ROLE clerk")
 
 
-def test_partitioned_tables_take_every_mode(database: Database) -> None:
+@pytest.fixture(params=["alike", "unlike"])
+def parts(request: pytest.FixtureRequest, database: Database) -> str:
+    """A table with one partition, whose columns stand in the same order or in another: Postgres merges them in different ways."""
+    of_part = "order_id text NOT NULL, quantity bigint" if request.param == "alike" else "quantity bigint, order_id text NOT NULL"
     sql(
         database,
-        "CREATE TABLE parts (order_id text, quantity bigint, PRIMARY KEY (order_id)) PARTITION BY HASH (order_id)",
-        "CREATE TABLE parts_0 (quantity bigint, order_id text NOT NULL)",
-        "ALTER TABLE parts ATTACH PARTITION parts_0 FOR VALUES WITH (MODULUS 1, REMAINDER 0)",
+        'CREATE SCHEMA "Sales"',
+        'CREATE TABLE "Sales".parts (order_id text, quantity bigint, PRIMARY KEY (order_id)) PARTITION BY HASH (order_id)',
+        f'CREATE TABLE "Sales".parts_0 ({of_part})',
+        'ALTER TABLE "Sales".parts ATTACH PARTITION "Sales".parts_0 FOR VALUES WITH (MODULUS 1, REMAINDER 0)',
     )
+    return "Sales.parts"
+
+
+def test_partitioned_tables_take_every_mode(database: Database, parts: str) -> None:
+    twice = pa.RecordBatch.from_pydict({"order_id": ["o2", "o9", "o9"], "quantity": [5, 1, 2]})
     with database.transaction() as transaction:
-        assert transaction.append("parts", COLUMNS, [rows(0, 2)]) == Applied(inserted=2)
-        assert transaction.upsert("parts", COLUMNS, ["order_id"], [rows(1, 2)]) == Applied(inserted=1, updated=1)
+        assert transaction.upsert(parts, COLUMNS, ["order_id"], [rows(0, 1)]) == Applied(inserted=1)
+        assert transaction.append(parts, COLUMNS, [rows(1, 1)]) == Applied(inserted=1)
+        assert transaction.upsert(parts, COLUMNS, ["order_id"], [rows(1, 2)]) == Applied(inserted=1, updated=1)
+        assert transaction.accumulate(parts, COLUMNS, ["order_id"], ["quantity"], [twice]) == Applied(inserted=1, updated=1, folded=1)
+        older = transaction.upsert(parts, COLUMNS, ["order_id"], [rows(2, 2)], newest="quantity")
+        assert older == Applied(inserted=1, folded=1)
+        assert transaction.delete(parts, ["order_id"], [rows(0, 1)]) == Applied(deleted=1)
+        assert transaction.replace(parts, COLUMNS, {"order_id": "o1"}, [rows(1, 1)]) == Applied(inserted=1, deleted=1)
+    (read,) = database.read('SELECT * FROM "Sales".parts ORDER BY order_id', name="parts")
+    assert [tuple(row.values()) for row in read.batch.to_pylist()] == [("o1", 0), ("o2", 6), ("o3", 1), ("o9", 3)]
+
+
+def test_a_key_that_somebody_inserts_meanwhile_is_counted_as_updated_in_partitions_too(database: Database, parts: str) -> None:
+    other = [rows(1, 1)]
+
+    def slip_in(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if other and statement.startswith('INSERT INTO "Sales"'):
+            with Database(url=database.url).transaction() as transaction:
+                transaction.append(parts, COLUMNS, [other.pop()])
+
+    event.listen(sa.Engine, "before_cursor_execute", slip_in)
+    try:
+        with database.transaction() as transaction:
+            done = transaction.accumulate(parts, COLUMNS, ["order_id"], ["quantity"], [rows(0, 2)])
+    finally:
+        event.remove(sa.Engine, "before_cursor_execute", slip_in)
+    assert done == Applied(inserted=1, updated=1)
 
 
 def test_types_that_only_postgres_has_become_text_that_a_contract_can_read(database: Database) -> None:
