@@ -30,8 +30,8 @@ def _plan(drive: Drive, drop: DropOff) -> TablePlan:
         if drop.into.mode != "delete" or column in drop.into.key
     )
     needs_key = drop.into.mode in ("upsert", "accumulate") or drop.into.create
-    key = tuple(drop.into.key) if needs_key else ()
-    return TablePlan(drop.into.name, columns, key, drop.into.create, fills=drop.into.mode != "delete", newest=drop.into.newest)
+    key, into = tuple(drop.into.key) if needs_key else (), drop.into
+    return TablePlan(into.name, columns, key, into.create, fills=into.mode != "delete", newest=into.newest, sums=into.sums)
 
 
 @contextmanager

@@ -76,6 +76,9 @@ class _Staged:
     def is_decimal(self, name: str) -> bool:
         return self.schema is not None and pa.types.is_decimal(self.schema.field(name).type)
 
+    def is_whole(self, name: str) -> bool:
+        return self.schema is not None and pa.types.is_integer(self.schema.field(name).type)
+
 
 class Loader:
     """The portable way, for every dialect that SQLAlchemy speaks; ``where`` is the database in words."""
@@ -308,10 +311,9 @@ class Loader:
             return source.c[name]
         if self._dialect == "sqlite" and staged.is_decimal(name):
             return getattr(sa.func, decimals.ADD)(target.c[name], source.c[name])
-        there, more = (sa.func.coalesce(table.c[name], 0) for table in (target, source))
-        if self._dialect == "sqlite" and staged.schema is not None and pa.types.is_integer(staged.schema.field(name).type):
-            return _whole_sum(there, more)
-        return there + more
+        if self._dialect == "sqlite" and staged.is_whole(name):
+            return getattr(sa.func, decimals.ADD_WHOLE)(target.c[name], source.c[name])
+        return sa.func.coalesce(target.c[name], 0) + sa.func.coalesce(source.c[name], 0)
 
     def _accounts_for(self, target: sa.Table, staged: _Staged, keys: int, taken: int) -> bool:
         """Whether the rows that the table did not take are newer there, or all stand there as they came: a trigger may save such writes."""
@@ -426,14 +428,6 @@ def _same(column: sa.ColumnElement[Any], value: Any) -> sa.ColumnElement[bool]:
 
 def _same_key(one: Any, other: Any, key: Sequence[str]) -> sa.ColumnElement[bool]:
     return sa.and_(*(one.c[name] == other.c[name] for name in key))
-
-
-def _whole_sum(one: Any, other: Any) -> sa.ColumnElement[Any]:
-    """The sum of two whole numbers in SQLite, an error where it overflows: SQLite itself would go on with a rounded one."""
-    are_whole = (sa.func.typeof(number) == "integer" for number in (one, other))
-    is_rounded = sa.and_(sa.func.typeof(one + other) == "real", *are_whole)
-    error = sa.func.abs(other * 0 - (2**63 - 1) - 1)  # of the one whole number without a positive counterpart
-    return sa.case((is_rounded, error), else_=one + other)
 
 
 def _not_older(target: Any, source: Any, newest: str | None) -> sa.ColumnElement[bool]:

@@ -50,6 +50,7 @@ NOT_A_DATABASE = Meaning(Misconfigured, "the file cannot be used as a database",
 NUL_IN_TEXT = Meaning(Poison, "a text has a character that the database cannot store (NUL or broken encoding)")
 TOO_LONG = Meaning(Poison, "a value is too long for its column")
 TOO_LARGE = Meaning(Poison, "a row is larger than the server takes", "raise its max_allowed_packet, or write less")
+TOO_BIG = Meaning(Poison, "a value is too long for its column, or a sum out of its range")
 OUT_OF_RANGE = Meaning(Poison, "a number is out of its column's range")
 NOT_NULL = Meaning(Poison, "a null is in a column that must have a value")
 NOT_UNIQUE = Meaning(Poison, "a value is there already that must be unique")
@@ -77,7 +78,7 @@ _SQLITE = {  # https://www.sqlite.org/rescode.html
     "SQLITE_CORRUPT": NOT_A_DATABASE, "SQLITE_READONLY": READ_ONLY, "SQLITE_PERM": DENIED, "SQLITE_AUTH": DENIED,
     "SQLITE_CONSTRAINT_NOTNULL": NOT_NULL, "SQLITE_CONSTRAINT_UNIQUE": NOT_UNIQUE, "SQLITE_CONSTRAINT_PRIMARYKEY": NOT_UNIQUE,
     "SQLITE_CONSTRAINT_FOREIGNKEY": NO_PARENT, "SQLITE_CONSTRAINT_CHECK": CHECK_BROKEN, "SQLITE_CONSTRAINT_DATATYPE": WRONG_TYPE,
-    "SQLITE_CONSTRAINT": BAD_VALUE, "SQLITE_MISMATCH": WRONG_TYPE, "SQLITE_TOOBIG": TOO_LONG, "SQLITE_ERROR": BAD_STATEMENT,
+    "SQLITE_CONSTRAINT": BAD_VALUE, "SQLITE_MISMATCH": WRONG_TYPE, "SQLITE_TOOBIG": TOO_BIG, "SQLITE_ERROR": BAD_STATEMENT,
 }  # fmt: skip
 _MYSQL = {  # https://mariadb.com/kb/en/mariadb-error-code-reference/
     1205: LOCKED, 1213: DEADLOCK, 1020: DEADLOCK, 1969: TIMED_OUT, 3024: TIMED_OUT, 1317: TIMED_OUT, 1021: DISK_FULL, 1114: DISK_FULL,

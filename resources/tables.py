@@ -51,7 +51,7 @@ class TablePlan:
 
     ``key`` needs a primary key, unique constraint or unique index on exactly these columns. ``create``: make it if it is not there.
     ``fills``: rows are put in, so every column that must have a value must be among ``columns``. ``newest``: a column by which rows
-    are compared, so it must be of a type that compares as theirs.
+    are compared, so it must be of a type that compares as theirs. ``sums``: columns that are added up, so they must be of a type that is.
     """
 
     name: str
@@ -60,6 +60,7 @@ class TablePlan:
     create: bool = False
     fills: bool = True
     newest: str | None = None
+    sums: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,9 @@ def _unlike(plan: TablePlan, found: _Found, dialect: Dialect) -> Iterator[str]:
         elif column.nullable and makes_now_of_null(found.columns[column.name]):
             said = "is TIMESTAMP NOT NULL, which makes the time of loading of a null"
             yield f"column {column.name!r} {said}; make the field required, or the column NULL"
+        elif column.name in plan.sums and _adds_as_text(column.type, found.columns[column.name]["type"], dialect):
+            existing = ddl(found.columns[column.name]["type"], dialect)
+            yield f"column {column.name!r} is {existing}, in which 5 and 6 add up to 56; make it a number, or take it out of sums="
     planned = {column.name for column in plan.columns}
     for name, column in found.columns.items():
         if plan.fills and name not in planned and _must_be_given(column, dialect):
@@ -229,6 +233,11 @@ def _unlike(plan: TablePlan, found: _Found, dialect: Dialect) -> Iterator[str]:
 
 def _compares_as_text(kind: pa.DataType, column: Any) -> bool:
     return isinstance(column, sa.String) and (pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _adds_as_text(kind: pa.DataType, column: Any, dialect: Dialect) -> bool:
+    """SQLite's decimals are text, and are added by functions of our own (:mod:`resources.decimals`)."""
+    return isinstance(column, sa.String) and not (dialect.name == "sqlite" and pa.types.is_decimal(kind))
 
 
 def _must_be_given(column: dict[str, Any], dialect: Dialect) -> bool:

@@ -309,6 +309,14 @@ def test_a_table_that_cannot_take_the_rows_is_told_at_its_drop_off_before_anythi
     assert len(world.drive_again(TWO_TABLES)) == 3
 
 
+def test_sums_in_a_column_of_text_are_told_before_anything_is_read(world):
+    execute(world, "CREATE TABLE log (order_id TEXT PRIMARY KEY, qty TEXT, price TEXT)")
+    summed = Table("warehouse", "log", key="order_id", mode="accumulate", sums=("qty", "price"))
+    with pytest.raises(Misconfigured, match=r"nothing was read, since .* column 'qty' is TEXT, in which 5 and 6 add up to 56") as error:
+        world.drive(shop(stops=(shop()["orders"], DropOff("log", summed))))
+    assert "'price'" not in str(error.value), "a decimal is text on SQLite, and added as what it is"
+
+
 def test_a_table_that_no_longer_fits_when_it_is_published_is_told_at_its_drop_off(world):
     execute(world, FITS)
     world.land(GOOD)
