@@ -233,7 +233,9 @@ def _write_ahead(connection: Connection, lock_seconds: float) -> None:
 
 def _mysql_connected(raw: Any, waiting: Waiting) -> None:
     with raw.cursor() as cursor:
-        cursor.execute("SET SESSION time_zone = '+00:00', sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES')")
+        # Without the latter a 0 in an AUTO_INCREMENT column is stored as the next number.
+        modes = "STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO"
+        cursor.execute(f"SET SESSION time_zone = '+00:00', sql_mode = CONCAT(@@sql_mode, ',{modes}')")
         seconds = max(1, round(waiting.lock))
         cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {seconds}, lock_wait_timeout = {seconds}")
 

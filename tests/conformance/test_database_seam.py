@@ -391,6 +391,19 @@ def test_blanks_that_the_column_would_cut_off_are_refused(database: Database, ur
             getattr(transaction, mode)("texts", ["id"], batches=[batch({"id": "abcd "}, schema=kinds)], **more)
 
 
+def test_a_zero_stays_one_in_a_column_that_counts_by_itself(mariadb_database_url: str) -> None:
+    run_sql(mariadb_database_url, "CREATE TABLE things (id BIGINT AUTO_INCREMENT PRIMARY KEY, order_id VARCHAR(9))")
+    database, kinds = Database(url=mariadb_database_url), pa.schema([("id", pa.int64()), ("order_id", pa.string())])
+    zero = [batch({"id": 0, "order_id": "zero"}, schema=kinds)]
+    with database.transaction() as transaction:
+        assert transaction.append("things", kinds.names, zero) == Applied(inserted=1)
+        assert transaction.upsert("things", kinds.names, ["id"], zero) == Applied(updated=1)
+        assert transaction.append("things", ["order_id"], zero) == Applied(inserted=1)
+    assert [row["id"] for row in rows_of(database, "things", by="id")] == [0, 1]
+    (mode,) = database.read("SELECT @@sql_mode AS mode", name="mode")
+    assert {"ERROR_FOR_DIVISION_BY_ZERO", "STRICT_ALL_TABLES"} <= set(mode.batch.to_pylist()[0]["mode"].split(","))
+
+
 def test_what_mariadb_says_of_the_temporary_table_is_not_told(mariadb_database_url: str) -> None:
     run_sql(mariadb_database_url, "CREATE TABLE texts (id VARCHAR(3) CHARACTER SET latin1 PRIMARY KEY)")
     given = batch({"id": "żół"}, schema=pa.schema([("id", pa.string())]))
