@@ -9,6 +9,7 @@ makes a reader wait.
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -92,7 +93,6 @@ class Loader:
         self._schema = schema
         self._where = where
         self._targets: dict[str, sa.Table] = {}
-        self._loads = 0
 
     def append(self, table: str, columns: Sequence[str], batches: Iterable[pa.RecordBatch]) -> Applied:
         return Applied(inserted=self._inserted(table, columns, (chosen(batch, columns, table) for batch in batches)))
@@ -175,10 +175,10 @@ class Loader:
         unique: bool = False,
     ) -> _Staged:
         schema, rows = peeked(batches)
-        self._loads += 1
-        target = self._target(table)
+        # A table that is called so, of this transaction or of a trigger, would be hidden by it: nobody's is.
+        name, target = f"bus_load_{uuid.uuid4().hex}", self._target(table)
         with explained(self._where, f"making a temporary table like table {table!r}"):
-            temporary = self._temporary(f"bus_load_{self._loads}", target, columns, key)
+            temporary = self._temporary(name, target, columns, key)
         order = Ascending()
         kinds = [] if schema is None else [(schema.field(name).type, temporary.c[name].type) for name in key]
         order.holds = not any(pa.types.is_nested(kind) for kind, _ in kinds)

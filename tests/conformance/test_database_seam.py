@@ -441,6 +441,15 @@ def test_a_sum_that_overflows_is_poison_and_nothing_is_written(orders: Database,
     assert rows_of(orders) == ([] if at_once else [most])
 
 
+def test_a_table_may_be_called_as_temporary_ones_are(database: Database) -> None:
+    names = ["bus_load_1", "bus_load_2"]
+    database.prepare([plan(name, ORDERS, key=("order_id",)) for name in names])
+    with database.transaction() as transaction:
+        for name in (*names, *names):
+            transaction.upsert(name, COLUMNS, ["order_id"], [batch(order("a"))])
+    assert [len(rows_of(database, name)) for name in names] == [1, 1]
+
+
 def test_upsert_of_keys_alone_counts_every_row(orders: Database) -> None:
     append(orders, order("a"))
     with orders.transaction() as transaction:
