@@ -16,15 +16,9 @@ from sqlalchemy.schema import CreateTable
 from sqlalchemy.sql.elements import quoted_name
 
 from resources.column_types import behind_domain, ddl, loss, makes_now_of_null, sql_type
-from resources.engines import MYSQL_LIKE
 from resources.errors import Misconfigured
+from resources.obstacles import obstacles
 from resources.table_names import checked_identifier, name_parts
-
-_RULES_INSTEAD = sa.text(
-    "SELECT rulename FROM pg_rewrite JOIN pg_class ON pg_class.oid = ev_class "
-    "WHERE ev_class = to_regclass(:name) AND relkind IN ('r', 'p') AND ev_type = '3' AND is_instead"
-)
-"""Rules of a table by which an INSERT does something else. A view is made of such."""
 
 _BEHIND_DOMAINS = sa.text("""
 WITH RECURSIVE behind AS (
@@ -98,7 +92,7 @@ def compare_tables(connection: Connection, plans: Sequence[TablePlan], default_s
     missing, differences, places = list[sa.Table](), list[str](), list[int]()
     for place, plan in enumerate(plans):
         name = table_name(plan.name, default_schema)
-        found = _inspected(connection, name, plan.key)
+        found = _inspected(connection, name, plan)
         if unlike := list(_differences(connection, plan, name, found)):
             differences += unlike
             places.append(place)
@@ -134,13 +128,12 @@ def definition(plan: TablePlan, name: TableName, dialect: Dialect) -> sa.Table:
 class _Found:
     columns: dict[str, dict[str, Any]]
     has_key: bool
-    engine: str | None
-    rules: tuple[str, ...] = ()
+    obstacles: tuple[str, ...]
 
 
-def _inspected(connection: Connection, name: TableName, key: Sequence[str]) -> _Found | None:
-    """What is there. No more is asked than ``key`` needs: each question is a query of milliseconds, in every trip."""
-    inspector, dialect = sa.inspect(connection), connection.dialect.name
+def _inspected(connection: Connection, name: TableName, plan: TablePlan) -> _Found | None:
+    """What is there. No more is asked than ``plan`` needs: each question is a query of milliseconds, in every trip."""
+    inspector = sa.inspect(connection)
     table, schema = name.quoted()
     try:
         columns = columns_there(connection, inspector, table, schema)
@@ -150,10 +143,8 @@ def _inspected(connection: Connection, name: TableName, key: Sequence[str]) -> _
         warnings.simplefilter("ignore", exc.SAWarning)  # expression indexes: not ours to judge
         return _Found(
             columns={str(column["name"]): column for column in columns},
-            has_key=not key or frozenset(key) in _unique(inspector, table, schema),
-            engine=inspector.get_table_options(table, schema).get(f"{dialect}_engine") if dialect in MYSQL_LIKE else None,
-            # Rows without a key are copied, and COPY passes over rules.
-            rules=_rules_instead(connection, table, schema) if key and dialect == "postgresql" else (),
+            has_key=not plan.key or frozenset(plan.key) in _unique(inspector, table, schema),
+            obstacles=tuple(obstacles(inspector, table, schema, fills=plan.fills, has_key=bool(plan.key))),
         )
 
 
@@ -168,10 +159,6 @@ def columns_there(connection: Connection, inspector: sa.Inspector, table: str, s
         for column in domains:
             column["type"] = behind_domain(column["type"], written.get(column["name"], ""))
     return columns
-
-
-def _rules_instead(connection: Connection, table: str, schema: str | None) -> tuple[str, ...]:
-    return tuple(connection.scalars(_RULES_INSTEAD, {"name": _regclass(connection, table, schema)}))
 
 
 def _regclass(connection: Connection, table: str, schema: str | None) -> str:
@@ -225,10 +212,7 @@ def _unlike(plan: TablePlan, found: _Found, dialect: Dialect) -> Iterator[str]:
             yield f"column {name!r} must have a value and has no default; drop it too, or give it a default"
     if not found.has_key:
         yield f"no unique index on exactly ({', '.join(plan.key)}); create one, or change key="
-    if found.rules:
-        yield f"rule {found.rules[0]!r} does something else instead of an INSERT, and what it did is not counted; drop it, or use a trigger"
-    if found.engine and found.engine.lower() != "innodb":
-        yield f"engine {found.engine} has no transactions; ALTER TABLE … ENGINE = InnoDB"
+    yield from found.obstacles
 
 
 def _compares_as_text(kind: pa.DataType, column: Any) -> bool:

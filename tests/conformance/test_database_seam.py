@@ -989,6 +989,49 @@ def test_rows_that_a_trigger_of_sqlite_ignores_are_refused(sqlite_database_url: 
     assert rows_of(database) == []
 
 
+@pytest.mark.parametrize(
+    ("column", "replaces"),
+    [
+        ("note TEXT UNIQUE ON CONFLICT REPLACE", True),
+        ("note TEXT NOT NULL on /* as it was */ conflict\nreplace DEFAULT ''", True),
+        ("note TEXT UNIQUE ON CONFLICT IGNORE", False),
+        ("note TEXT DEFAULT 'ON CONFLICT REPLACE' -- no on conflict replace\n", False),
+    ],
+)
+def test_a_table_of_sqlite_that_deletes_what_is_in_the_way_is_refused(sqlite_database_url: str, column: str, replaces: bool) -> None:
+    database = Database(url=sqlite_database_url)
+    run_sql(sqlite_database_url, f"CREATE TABLE Orders (order_id TEXT PRIMARY KEY, {column})")
+    kinds = (Column("order_id", pa.string(), False), Column("note", pa.string()))
+    database.compare([TablePlan("orders", kinds[:1], fills=False)])
+    refused = pytest.raises(Unfit, match=r"table 'orders': a constraint says ON CONFLICT REPLACE.*; make the table without that")
+    with refused if replaces else contextlib.nullcontext():
+        database.compare([TablePlan("orders", kinds)])
+
+
+def test_rows_that_a_constraint_of_sqlite_leaves_out_are_refused(sqlite_database_url: str) -> None:
+    run_sql(sqlite_database_url, "CREATE TABLE orders (order_id TEXT UNIQUE ON CONFLICT IGNORE)")
+    with pytest.raises(Refused, match="table 'orders' took 1 of 2 rows"), Database(url=sqlite_database_url).transaction() as transaction:
+        transaction.append("orders", ["order_id"], [batch(order("a"), order("a"))])
+
+
+def test_a_view_of_mariadb_is_refused_for_a_table_below_it_that_has_no_transactions(mariadb_database_url: str) -> None:
+    run_sql(
+        mariadb_database_url,
+        "CREATE TABLE orders (order_id VARCHAR(9)) ENGINE=InnoDB",
+        "CREATE TABLE `ol``d` (order_id VARCHAR(9)) ENGINE=MyISAM",
+        "CREATE VIEW good AS SELECT order_id, '`ol``d`' AS note FROM orders",
+        "CREATE VIEW bad AS SELECT order_id FROM `ol``d` WHERE order_id <> 'it''s `'",
+        "CREATE VIEW worse AS SELECT * FROM bad",
+    )
+    database, columns = Database(url=mariadb_database_url), (Column("order_id", pa.string()),)
+    database.compare([TablePlan("good", columns)])
+    for view in ("bad", f"{make_url(mariadb_database_url).database}.worse"):
+        with pytest.raises(Unfit, match=r"table 'ol`d' below it: engine MyISAM has no transactions; ALTER TABLE … ENGINE = InnoDB"):
+            database.compare([TablePlan(view, columns)])
+    with pytest.raises(Unfit, match=r": engine MyISAM has no transactions"):
+        database.compare([TablePlan("ol`d", columns)])
+
+
 def test_columns_of_sqlite_without_a_type_are_merged_like_others(sqlite_database_url: str) -> None:
     database = Database(url=sqlite_database_url)
     run_sql(sqlite_database_url, "CREATE TABLE orders (order_id PRIMARY KEY, quantity, price, note)")
