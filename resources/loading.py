@@ -42,6 +42,9 @@ pc: Any = pyarrow.compute  # its functions are made at import; no type checker k
 
 POSITION = "_bus_position"
 """The place of a row in the order in which it was handed over; the field names of contracts cannot begin with _bus_."""
+POSITION_BYTES = 8
+INNODB_KEY_BYTES = 3072
+"""An index of InnoDB has at most so many in all columns (MariaDB's and MySQL's "InnoDB limitations")."""
 
 
 _BEFORE_MERGING = sa.text(
@@ -189,8 +192,9 @@ class Loader:
     def _temporary(self, name: str, target: sa.Table, columns: Sequence[str], key: Sequence[str]) -> sa.Table:
         kinds = {column.name: self._kind(column, target) for column in self._columns_of(target, columns)}
         like = [sa.Column(column, kind, nullable=column not in key) for column, kind in kinds.items()]
-        # The key comes first in the index: folding reads it in that order, and merging looks it up.
-        index = sa.PrimaryKeyConstraint(*key, POSITION)
+        # The key comes first in the index: folding reads it in that order, and merging looks it up. One that is long has no place there.
+        fits = self._dialect not in MYSQL_LIKE or sum(_index_bytes(kinds[name]) for name in key) <= INNODB_KEY_BYTES - POSITION_BYTES
+        index = sa.PrimaryKeyConstraint(*(key if fits else ()), POSITION)
         made = sa.Table(name, sa.MetaData(), *like, sa.Column(POSITION, sa.BigInteger, autoincrement=False), index, prefixes=["TEMPORARY"])
         made.create(self._connection, checkfirst=False)
         return made
@@ -433,6 +437,11 @@ def _same_key(one: Any, other: Any, key: Sequence[str]) -> sa.ColumnElement[bool
 def _not_older(target: Any, source: Any, newest: str | None) -> sa.ColumnElement[bool]:
     """The condition under which a row of ``source`` replaces the one in ``target``; always without ``newest``."""
     return sa.true() if newest is None else target.c[newest].is_(None) | (target.c[newest] <= source.c[newest])
+
+
+def _index_bytes(kind: Any) -> int:
+    """At most so many bytes a column takes in an index of InnoDB: a character has up to four, a text without a length more than fit."""
+    return 4 * (kind.length or INNODB_KEY_BYTES) if isinstance(kind, (sa.String, sa.types._Binary)) else 32  # decimal(65), the longest
 
 
 def _as_is(kind: pa.DataType, into: Any) -> bool:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from resources.engines import MYSQL_LIKE
 
-_RULES_INSTEAD = sa.text(
-    "SELECT rulename FROM pg_rewrite JOIN pg_class ON pg_class.oid = ev_class "
-    "WHERE ev_class = to_regclass(:name) AND relkind IN ('r', 'p') AND ev_type = '3' AND is_instead"
+_POSTGRES = sa.text(
+    "SELECT rulename, NULL FROM pg_rewrite JOIN pg_class ON pg_class.oid = ev_class "
+    "WHERE ev_class = to_regclass(:name) AND relkind IN ('r', 'p') AND ev_type = '3' AND is_instead "
+    "UNION ALL SELECT conname, ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = conrelid AND attnum = ANY (conkey)) "
+    "FROM pg_constraint WHERE conrelid = to_regclass(:name) AND contype IN ('p', 'u') AND condeferrable"
 )
-"""Rules of a table by which an INSERT does something else. A view is made of such."""
+"""Rules of a table by which an INSERT does something else (a view is made of such); unique keys that are deferrable, and their columns."""
 _SQLITE_NO_KEYWORD = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^]]*\]|--[^\n]*|/\*.*?\*/""", re.DOTALL)
 _SQLITE_REPLACES = re.compile(r"\bON\s+CONFLICT\s+REPLACE\b", re.IGNORECASE)
 _MYSQL_NAMES = re.compile(r"'(?:[^'\\]|''|\\.)*'|`((?:[^`]|``)+)`\.`((?:[^`]|``)+)`|`(?:[^`]|``)+`", re.DOTALL)
@@ -27,17 +29,20 @@ _MYSQL_TABLES = sa.text(
 ).bindparams(sa.bindparam("names", expanding=True))
 
 
-def obstacles(inspector: sa.Inspector, table: str, schema: str | None, *, fills: bool, has_key: bool) -> Iterator[str]:
-    """Each in words, with what to do. ``fills``: rows are put in; ``has_key``: by a key, and so by INSERT on Postgres.
+def obstacles(inspector: sa.Inspector, table: str, schema: str | None, key: Sequence[str], *, fills: bool) -> Iterator[str]:
+    """Each in words, with what to do. ``key``: by which rows are merged, if they are; ``fills``: rows are put in.
 
     ``inspector`` is one of a connection.
     """
     connection = inspector.bind
     assert isinstance(connection, Connection)
     dialect = connection.dialect.name
-    if dialect == "postgresql" and has_key:  # rows without a key are copied, and COPY passes over rules
-        for rule in connection.scalars(_RULES_INSTEAD, {"name": _in_sql(connection, table, schema)}):
-            yield f"rule {rule!r} does something else instead of an INSERT, and what it did is not counted; drop it, or use a trigger"
+    if dialect == "postgresql" and key:  # rows without a key are copied, and COPY passes over rules
+        for name, columns in connection.execute(_POSTGRES, {"name": _in_sql(connection, table, schema)}):
+            if columns is None:
+                yield f"rule {name!r} does something else instead of an INSERT, and what it did is not counted; drop it, or use a trigger"
+            elif set(columns) == set(key):
+                yield f"the key's constraint {name!r} is DEFERRABLE, so rows cannot be merged by it; drop it, and add it NOT DEFERRABLE"
     elif dialect == "sqlite" and fills and _replaces(connection, table, schema):
         yield "a constraint says ON CONFLICT REPLACE, by which a row deletes others, uncounted; make the table without that"
     elif dialect in MYSQL_LIKE:

@@ -144,7 +144,7 @@ def _inspected(connection: Connection, name: TableName, plan: TablePlan) -> _Fou
         return _Found(
             columns={str(column["name"]): column for column in columns},
             has_key=not plan.key or frozenset(plan.key) in _unique(inspector, table, schema),
-            obstacles=tuple(obstacles(inspector, table, schema, fills=plan.fills, has_key=bool(plan.key))),
+            obstacles=tuple(obstacles(inspector, table, schema, plan.key, fills=plan.fills)),
         )
 
 

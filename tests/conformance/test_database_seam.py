@@ -404,6 +404,21 @@ def test_a_zero_stays_one_in_a_column_that_counts_by_itself(mariadb_database_url
     assert {"ERROR_FOR_DIVISION_BY_ZERO", "STRICT_ALL_TABLES"} <= set(mode.batch.to_pylist()[0]["mode"].split(","))
 
 
+@pytest.mark.parametrize("kind", ["VARCHAR(768) CHARACTER SET utf8mb4", "VARCHAR(3072) CHARACTER SET latin1", "VARBINARY(3070)", "TEXT"])
+def test_a_key_may_be_as_long_as_mariadb_indexes(mariadb_database_url: str, kind: str) -> None:
+    run_sql(mariadb_database_url, f"CREATE TABLE things (id {kind} NOT NULL UNIQUE, n BIGINT)")
+    is_binary, database = "BINARY" in kind, Database(url=mariadb_database_url)
+    kinds = pa.schema([("id", pa.binary() if is_binary else pa.string()), ("n", pa.int64())])
+    keys = [key.encode() if is_binary else key for key in ("k" * 768, "k" * 767, "k" * 768)]
+    database.compare([plan("things", kinds, key=("id",), create=False)])
+    given = [batch(*({"id": key, "n": n} for n, key in enumerate(keys)), schema=kinds)]
+    with database.transaction() as transaction:
+        assert transaction.upsert("things", kinds.names, ["id"], given) == Applied(inserted=2, folded=1)
+        assert transaction.accumulate("things", kinds.names, ["id"], ["n"], given) == Applied(updated=2, folded=1)
+        assert transaction.count_matching("things", ["id"], given) == 2
+    assert [row["n"] for row in rows_of(database, "things", by="n")] == [2, 4]
+
+
 def test_what_mariadb_says_of_the_temporary_table_is_not_told(mariadb_database_url: str) -> None:
     run_sql(mariadb_database_url, "CREATE TABLE texts (id VARCHAR(3) CHARACTER SET latin1 PRIMARY KEY)")
     given = batch({"id": "żół"}, schema=pa.schema([("id", pa.string())]))

@@ -22,7 +22,7 @@ from resources.database import Database
 from resources.engines import REST_SECONDS
 from resources.errors import Misconfigured, Poison, Refused, Transient
 from resources.receipts import Applied
-from resources.tables import Column, TablePlan
+from resources.tables import Column, TablePlan, Unfit
 
 COLUMNS = ("order_id", "quantity")
 KILL_OTHERS = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -395,6 +395,26 @@ def test_a_table_whose_rule_does_something_else_takes_no_upsert(database: Databa
         database.prepare([plan])
     sql(database, 'DROP RULE elsewhere ON "Sales"."or.ders"')
     database.prepare([plan])
+
+
+def test_a_key_that_is_deferrable_takes_no_upsert(database: Database) -> None:
+    sql(database, "ALTER TABLE orders DROP CONSTRAINT orders_pkey, ADD CONSTRAINT late UNIQUE (order_id) DEFERRABLE")
+    columns = (Column("order_id", pa.string(), nullable=False), Column("quantity", pa.int64()))
+    plan, said = (
+        TablePlan("orders", columns, key=("order_id",)),
+        r"table 'orders': the key's constraint 'late' is DEFERRABLE.*; drop it, and add it NOT",
+    )
+    with pytest.raises(Unfit, match=said):
+        database.compare([plan])
+    sql(database, "ALTER TABLE orders ADD PRIMARY KEY (order_id)")
+    with pytest.raises(Unfit, match=said):  # Postgres asks all constraints of these columns
+        database.compare([plan])
+    database.compare([TablePlan("orders", columns)])
+    with pytest.raises(Misconfigured, match="deferrable"), database.transaction() as transaction:
+        for _ in range(2):
+            transaction.upsert("orders", COLUMNS, ["order_id"], [rows(0, 1)])
+    sql(database, "ALTER TABLE orders DROP CONSTRAINT late, ADD CONSTRAINT late UNIQUE (order_id, quantity) DEFERRABLE")
+    database.compare([plan])
 
 
 def test_a_key_that_came_once_is_merged_with_no_other(database: Database) -> None:
