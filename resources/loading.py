@@ -21,12 +21,13 @@ import pyarrow.compute
 import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.sql.elements import quoted_name
 
 from resources import decimals
 from resources.blanks import uncut
 from resources.choices import as_declared
+from resources.column_types import exact_text
 from resources.copying import copy_rows
 from resources.engines import MYSQL_LIKE
 from resources.errors import Misconfigured, Refused
@@ -105,13 +106,19 @@ class Loader:
             raise Misconfigured(f"table {table!r}: the scope names {outside}, which is not among the columns dropped: {list(columns)}")
         target = self._target(table)
         schema, rows = peeked(batches)
-        conditions = []
+        conditions, has_text = [], False
         for name, value in scope.items():
             kind = schema.field(name).type if schema is not None and name in schema.names else None
             bound = as_bound(value, kind, self._dialect, f"table {table!r}, scope {name!r}")
-            conditions.append(_same(target.c[name], bound))
+            conditions.append(_same(target.c[name], bound, self._connection.dialect))
+            has_text = has_text or _is_text(target.c[name], bound, self._connection.dialect)
         deleted = self._connection.execute(sa.delete(target).where(*conditions)).rowcount
         inserted = self._inserted(table, columns, _inside(scope, table, (chosen(batch, columns, table) for batch in rows)))
+        if has_text and inserted and not self._connection.scalar(sa.select(sa.exists(sa.select(target).where(*conditions)))):
+            raise Misconfigured(
+                f"table {table!r} does not keep the scope ({', '.join(scope)}) as it is: its column cuts off blanks at the end, or writes "
+                "letters in its own case; the next trip would not find these rows. Write the scope as the table does, or change the column"
+            )
         return Applied(inserted=inserted, deleted=deleted)
 
     def upsert(
@@ -423,11 +430,27 @@ def loader_for(connection: Connection, schema: str | None, where: str) -> Loader
     return (PostgresLoader if is_psycopg else Loader)(connection, schema, where)
 
 
-def _same(column: sa.ColumnElement[Any], value: Any) -> sa.ColumnElement[bool]:
+def _same(column: sa.ColumnElement[Any], value: Any, dialect: Dialect) -> sa.ColumnElement[bool]:
+    """Text to its bytes: a collation may take 'EU' and 'eu', or 'EU ', for the same."""
     if value is None:
         return column.is_(None)
     # Without the column's type: the value is in the driver's form already.
-    return sa.type_coerce(column, sa.types.NullType()) == sa.bindparam(None, value, type_=sa.types.NullType(), unique=True)
+    untyped = sa.type_coerce(column, sa.types.NullType())
+    same = untyped == sa.bindparam(None, value, type_=sa.types.NullType(), unique=True)
+    if not _is_text(column, value, dialect):
+        return same
+    # A parameter of its own: in the comparison above Postgres takes it to be of the column's type. That one is left to an index.
+    text = sa.literal(value, sa.Text())
+    if dialect.name == "postgresql":
+        return same & (sa.cast(column, sa.Text).collate("C") == text)
+    exact = "BINARY" if dialect.name == "sqlite" else getattr(exact_text(dialect, None), "collation", None)
+    return same & (untyped == sa.collate(text, exact)) if exact else same
+
+
+def _is_text(column: sa.ColumnElement[Any], value: Any, dialect: Dialect) -> bool:
+    """Whether they are compared as text. Of other types several texts may be one value, as of a uuid."""
+    kinds = (sa.String, sa.types.NullType) if dialect.name == "sqlite" else sa.String
+    return isinstance(value, str) and isinstance(column.type, kinds)
 
 
 def _same_key(one: Any, other: Any, key: Sequence[str]) -> sa.ColumnElement[bool]:

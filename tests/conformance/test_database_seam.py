@@ -532,6 +532,47 @@ def test_replace_refuses_rows_outside_its_scope_and_says_how_many(orders: Databa
         transaction.replace("orders", COLUMNS, {"quantity": "one"}, [batch(order("b", 1))])
 
 
+CASELESS = {"sqlite": "TEXT COLLATE NOCASE", "mariadb": "VARCHAR(9) CHARACTER SET latin1", "postgresql": "VARCHAR(9)"}
+REGIONS = pa.schema([("region", pa.string()), ("n", pa.int64())])
+
+
+def test_replace_leaves_scopes_that_differ_by_case_or_a_blank(database: Database, url: str) -> None:
+    run_sql(url, f"CREATE TABLE regions (region {CASELESS[make_url(url).get_backend_name()]}, n BIGINT)")
+    with database.transaction() as transaction:
+        for deleted in (0, 1):
+            for n, region in enumerate(("EU", "eu", "EU ", "Eü")):
+                given = [batch({"region": region, "n": n}, schema=REGIONS)]
+                done = transaction.replace("regions", REGIONS.names, {"region": region}, given)
+                assert done == Applied(inserted=1, deleted=deleted)
+    assert [row["n"] for row in rows_of(database, "regions", by="n")] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("backend", "kind", "kept", "given"),
+    [
+        ("mariadb", "CHAR(5)", "EU", "EU "),
+        ("mariadb", "ENUM('EU')", "EU", "eu"),
+        ("postgres", "CHAR(5)", "EU", "EU "),
+    ],
+)
+def test_a_scope_that_the_table_does_not_keep_as_it_is_is_refused(
+    request: pytest.FixtureRequest, backend: str, kind: str, kept: str, given: str
+) -> None:
+    url = request.getfixturevalue(f"{backend}_database_url")
+    run_sql(url, f"CREATE TABLE regions (region {kind}, n BIGINT)")
+    database = Database(url=url)
+    for deleted in (0, 1):
+        with database.transaction() as transaction:
+            done = transaction.replace("regions", REGIONS.names, {"region": kept}, [batch({"region": kept, "n": 1}, schema=REGIONS)])
+            assert done == Applied(inserted=1, deleted=deleted)
+    with (
+        pytest.raises(Misconfigured, match=r"'regions' does not keep the scope \(region\) as it is"),
+        database.transaction() as transaction,
+    ):
+        transaction.replace("regions", REGIONS.names, {"region": given}, [batch({"region": given, "n": 2}, schema=REGIONS)])
+    assert [row["n"] for row in rows_of(database, "regions", by="n")] == [1]
+
+
 def test_delete_takes_the_rows_of_the_keys(orders: Database) -> None:
     append(orders, *(order(key) for key in "abc"))
     with orders.transaction() as transaction:
