@@ -38,7 +38,7 @@ def obstacles(inspector: sa.Inspector, table: str, schema: str | None, key: Sequ
     assert isinstance(connection, Connection)
     dialect = connection.dialect.name
     if dialect == "postgresql" and key:  # rows without a key are copied, and COPY passes over rules
-        for name, columns in connection.execute(_POSTGRES, {"name": _in_sql(connection, table, schema)}):
+        for name, columns in connection.execute(_POSTGRES, {"name": in_sql(connection, table, schema)}):
             if columns is None:
                 yield f"rule {name!r} does something else instead of an INSERT, and what it did is not counted; drop it, or use a trigger"
             elif set(columns) == set(key):
@@ -54,7 +54,8 @@ def obstacles(inspector: sa.Inspector, table: str, schema: str | None, key: Sequ
                 yield f"{what}engine {kind} has no transactions; ALTER TABLE … ENGINE = InnoDB"
 
 
-def _in_sql(connection: Connection, table: str, schema: str | None) -> str:
+def in_sql(connection: Connection, table: str, schema: str | None) -> str:
+    """The table's name as it stands in SQL, and as Postgres's ``to_regclass`` takes it."""
     quote = connection.dialect.identifier_preparer.quote_identifier
     return ".".join(quote(part) for part in (schema, table) if part)
 

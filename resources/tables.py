@@ -17,7 +17,7 @@ from sqlalchemy.sql.elements import quoted_name
 
 from resources.column_types import behind_domain, ddl, loss, makes_now_of_null, sql_type
 from resources.errors import Misconfigured
-from resources.obstacles import obstacles
+from resources.obstacles import in_sql, obstacles
 from resources.table_names import checked_identifier, name_parts
 
 _BEHIND_DOMAINS = sa.text("""
@@ -155,15 +155,10 @@ def columns_there(connection: Connection, inspector: sa.Inspector, table: str, s
         columns = [dict(column) for column in inspector.get_columns(table, schema)]
     domains = [column for column in columns if isinstance(column["type"], postgresql.DOMAIN)]
     if domains:
-        written = dict(connection.execute(_BEHIND_DOMAINS, {"name": _regclass(connection, table, schema)}).tuples().all())
+        written = dict(connection.execute(_BEHIND_DOMAINS, {"name": in_sql(connection, table, schema)}).tuples().all())
         for column in domains:
             column["type"] = behind_domain(column["type"], written.get(column["name"], ""))
     return columns
-
-
-def _regclass(connection: Connection, table: str, schema: str | None) -> str:
-    quote = connection.dialect.identifier_preparer.quote_identifier
-    return ".".join(quote(part) for part in (schema, table) if part)
 
 
 def _unique(inspector: sa.Inspector, table: str, schema: str | None) -> Iterator[frozenset[str]]:
