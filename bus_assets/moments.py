@@ -19,7 +19,7 @@ from bus_assets.types import Type
 NAIVE = pa.timestamp("us")
 INSTANT = pa.timestamp("us", "UTC")
 _DAY = r"(?:000[1-9]|00[1-9]\d|0[1-9]\d\d|[1-9]\d{3})-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])"
-_CLOCK = r"(?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:\.\d{1,6})?)?"
+_CLOCK = r"(?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:\.\d{1,6}0*)?)?"
 _OFFSET = r"(?:Z|[+-](?:[01]\d|2[0-3])(?::?[0-5]\d)?)"
 _WALL_CLOCK = f"^{_DAY}[T ]{_CLOCK}$"
 _WITH_OFFSET = f"^{_DAY}[T ]{_CLOCK}{_OFFSET}$"
@@ -65,6 +65,15 @@ def _times(texts: pa.StringArray, _kind: Type) -> pa.Array:
     return pc.binary_join_element_wise("1970-01-01T", texts, "").cast(NAIVE).view(pa.int64()).view(pa.time64("us"))
 
 
+def _six_digits(texts: pa.StringArray) -> pa.StringArray:
+    """Without the zeros behind the sixth digit of a second: .NET writes seven."""
+    return pc.replace_substring_regex(texts, r"(\.\d{6})0+", r"\1")
+
+
+def _explain_clock(text: str, otherwise: str) -> str:
+    return "has more than six digits of a second" if re.search(r":\d\d\.\d{7}", text, re.ASCII) else otherwise
+
+
 def _explain_date(text: str, _kind: Type) -> str:
     return "is not a day of the calendar" if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text) else "is not a date, YYYY-MM-DD"
 
@@ -72,7 +81,7 @@ def _explain_date(text: str, _kind: Type) -> str:
 def _explain_timestamp(text: str, _kind: Type) -> str:
     if re.fullmatch(_WITH_OFFSET[1:-1], text, re.ASCII):
         return "has an offset from UTC, a timestamp has none (a timestamptz has)"
-    return "is not a timestamp, YYYY-MM-DD HH:MM:SS"
+    return _explain_clock(text, "is not a timestamp, YYYY-MM-DD HH:MM:SS")
 
 
 _READERS = {
@@ -80,14 +89,16 @@ _READERS = {
     "time": Reader(
         _times,
         lambda kind: f"^{_CLOCK}$",
-        lambda text, kind: "is not a time of day, HH:MM:SS",
+        lambda text, kind: _explain_clock(text, "is not a time of day, HH:MM:SS"),
         trusted=lambda texts, kind: False,
+        tidy=lambda texts, kind: _six_digits(texts),
     ),
     "timestamp": Reader(
         lambda texts, kind: within_calendar(texts.cast(NAIVE)),
         lambda kind: _WALL_CLOCK,
         _explain_timestamp,
         trusted=lambda texts, kind: _minutes_given(texts),
+        tidy=lambda texts, kind: _six_digits(texts),
     ),
 }
 
@@ -106,9 +117,9 @@ def _read_instants(texts: pa.StringArray, target: Target) -> Cast:
             return Cast(localised(_as_naive(texts), target.zone) if target.zone else _as_instant(texts), {})
         except pa.ArrowInvalid:
             pass  # mixed, or something does not read: find it below
-    values = by_halves(matching(texts, _WITH_OFFSET), _as_instant, INSTANT)
+    values = by_halves(_six_digits(matching(texts, _WITH_OFFSET)), _as_instant, INSTANT)
     if target.zone is not None:
-        naive = by_halves(matching(texts, _WALL_CLOCK), _as_naive, NAIVE)
+        naive = by_halves(_six_digits(matching(texts, _WALL_CLOCK)), _as_naive, NAIVE)
         values = pc.coalesce(values, localised_or_null(naive, target.zone))
     return Cast(values, faults_of(texts, values, target, lambda text: _explain_instant(text, target.zone)))
 
@@ -121,7 +132,7 @@ def _explain_instant(text: str, zone: str | None) -> str:
             return explain_zone(datetime.fromisoformat(text), zone)
         except ValueError:
             pass  # impossible date
-    return "is not a timestamp with an offset, YYYY-MM-DDTHH:MM:SS+HH:MM"
+    return _explain_clock(text, "is not a timestamp with an offset, YYYY-MM-DDTHH:MM:SS+HH:MM")
 
 
 def localised(naive: pa.Array, zone: str) -> pa.Array:

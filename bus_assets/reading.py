@@ -8,7 +8,7 @@
 | decimal(P,S)  | sign, digits, point; no exponent; past S digits after the point only zeros                        |
 | boolean       | true, false, t, f, yes, no, 1, 0 in any case                                                      |
 | date          | ``YYYY-MM-DD``, a day of the calendar, years 1 to 9999                                            |
-| time          | ``HH:MM``, with seconds and up to six digits of a fraction if wanted                              |
+| time          | ``HH:MM``, with seconds and up to six digits of a fraction if wanted, and zeros behind those      |
 | timestamp     | date, 'T' or a blank, time; no offset                                                             |
 | timestamptz   | the same with ``Z``, ``±HH``, ``±HHMM`` or ``±HH:MM``; without one only where the field names a zone |
 | binary        | the text's UTF-8 bytes                                                                            |

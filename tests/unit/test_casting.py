@@ -56,6 +56,10 @@ READS = [
     ("boolean", "f", False),
     ("boolean", "Yes", True),
     ("boolean", "0", False),
+    ("time", "10:00:00.1234560", time(10, 0, 0, 123456)),
+    ("timestamp", "2026-01-01T00:00:00.1230000", datetime(2026, 1, 1, 0, 0, 0, 123000)),
+    ("timestamptz", "2026-01-01T00:00:00.12300000Z", datetime(2026, 1, 1, 0, 0, 0, 123000, tzinfo=UTC)),
+    ("timestamptz", "2026-01-01T02:00:00.0000000+02:00", datetime(2026, 1, 1, tzinfo=UTC)),
     ("date", "2013-02-28", date(2013, 2, 28)),
     ("date", "2012-02-29", date(2012, 2, 29)),
     ("date", "0001-01-01", date(1, 1, 1)),
@@ -128,7 +132,7 @@ REFUSED = [
     ("time", "24:00", "'24:00' is not a time of day, HH:MM:SS"),
     ("time", "10", "'10' is not a time of day, HH:MM:SS"),
     ("time", "10:11Z", "'10:11Z' is not a time of day, HH:MM:SS"),
-    ("time", "10:11:12.1234567", "'10:11:12.1234567' is not a time of day, HH:MM:SS"),
+    ("time", "10:11:12.1234567", "'10:11:12.1234567' has more than six digits of a second"),
     ("timestamp", "2013-01-01", "'2013-01-01' is not a timestamp, YYYY-MM-DD HH:MM:SS"),
     ("timestamp", "2013-01-01T10", "'2013-01-01T10' is not a timestamp, YYYY-MM-DD HH:MM:SS"),
     ("timestamp", "2013-02-30 10:11", "'2013-02-30 10:11' is not a timestamp, YYYY-MM-DD HH:MM:SS"),
@@ -438,3 +442,17 @@ def test_a_nested_day_outside_the_calendar_is_a_fault_of_its_row(wrapped: str) -
     assert (values[0], list(faults)) == (None, [0])
     assert values[1] is not None
     assert list(cast(column, "integer")[1]) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("time", "10:00:00.1234567"), ("timestamp", "2026-01-01T00:00:00.1234567"), ("timestamptz", "2026-01-01T00:00:00.1234567Z")],
+)
+def test_digits_of_a_second_beyond_six_are_told(kind: str, text: str) -> None:
+    assert cast([text], kind) == ([None], {0: f"{text!r} has more than six digits of a second"})
+
+
+def test_in_a_zone_zeros_behind_six_digits_of_a_second_are_none() -> None:
+    found, faults = cast(["2026-01-01T01:00:00.5000000", "2026-01-01T01:00:00.0000001"], "timestamptz", zone="Europe/Berlin")
+    assert found == [datetime(2026, 1, 1, 0, 0, 0, 500_000, tzinfo=UTC), None]
+    assert faults[1].endswith("has more than six digits of a second")
