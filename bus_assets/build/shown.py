@@ -180,7 +180,10 @@ ACCOUNTED = "accounted"
 
 
 def accounted_spec(key: AssetKey) -> AssetCheckSpec:
-    said = "Every message received, counted as it was boarded, is in exactly one state: compared with the sum of the states."
+    said = (
+        "Every message received, counted as it was boarded, is in exactly one state: an error if the sum of the states differs. A warning "
+        "while messages wait for a person."
+    )
     return AssetCheckSpec(ACCOUNTED, asset=key, blocking=False, description=said)
 
 
@@ -191,8 +194,11 @@ def accounted(key: AssetKey, drive: Drive) -> AssetCheckResult:
     waits = {state: by_state.get(state, 0) for state in ("quarantined", "stranded", "held") if by_state.get(state)}
     said, in_states = "no message waits for a person", sum(by_state.values())
     if waits:
-        said = ", ".join(f"{number} {state}" for state, number in waits.items()) + f": `bus messages {drive.route.name}` shows them"
-    if not counts.is_balanced:
+        which = ", ".join(f"{number} {state}" for state, number in waits.items())
+        said = f"{which} wait for a person: `bus messages {drive.route.name}` shows them"
+    if counts.is_balanced:
+        said = f"all {counts.received} received are accounted for; {said}"
+    else:
         lost = f"{counts.received} were received, but {in_states} are in a state: `bus account {drive.route.name}` counts them one by one"
         said = f"{lost}; {said}"
     beside = {"duplicates": counts.duplicates, "duplicates with another body": counts.other_bodies, "ignored": counts.ignored}
