@@ -442,7 +442,9 @@ def test_numbers_are_not_added_in_a_column_of_text(database: Database, url: str,
     if url.startswith("sqlite") and pa.types.is_decimal(kind):
         database.compare([summed])  # text is how SQLite keeps decimals, and they are added exactly
         return
-    with pytest.raises(Unfit, match=r"'n' is VARCHAR.*in which 5 and 6 add up to 56; make it a number, or take it out of sums="):
+    loses = url.startswith("sqlite") and pa.types.is_floating(kind)  # whether it is added or not
+    said = "SQLite keeps 15 digits" if loses else "in which 5 and 6 add up to 56; make it a number, or take it out of sums="
+    with pytest.raises(Unfit, match=rf"'n' is VARCHAR.*{said}"):
         database.compare([summed])
 
 
@@ -565,10 +567,8 @@ def test_a_scope_that_the_table_does_not_keep_as_it_is_is_refused(
         with database.transaction() as transaction:
             done = transaction.replace("regions", REGIONS.names, {"region": kept}, [batch({"region": kept, "n": 1}, schema=REGIONS)])
             assert done == Applied(inserted=1, deleted=deleted)
-    with (
-        pytest.raises(Misconfigured, match=r"'regions' does not keep the scope \(region\) as it is"),
-        database.transaction() as transaction,
-    ):
+    said = r"'regions' does not keep the scope \(region\) as it is|'region' as they are declared"
+    with pytest.raises((Misconfigured, Poison), match=said), database.transaction() as transaction:
         transaction.replace("regions", REGIONS.names, {"region": given}, [batch({"region": given, "n": 2}, schema=REGIONS)])
     assert [row["n"] for row in rows_of(database, "regions", by="n")] == [1]
 
@@ -1008,7 +1008,7 @@ def test_a_sum_that_the_column_cannot_hold_is_poison(database: Database) -> None
     for number, done in (
         (2**63 - 2, contextlib.nullcontext()),
         (1, contextlib.nullcontext()),
-        (1, pytest.raises(Poison, match="a number is out of its column's range")),
+        (1, pytest.raises(Poison, match="a number is out of its column's range|a sum out of its range")),
     ):
         with done, database.transaction() as transaction:
             transaction.accumulate("sums", kinds.names, ["id"], ["n"], [batch({"id": "a", "n": number}, schema=kinds)])

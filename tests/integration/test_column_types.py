@@ -18,7 +18,7 @@ from sqlalchemy.pool import NullPool
 from resources.blanks import uncut
 from resources.choices import as_declared
 from resources.database import Database
-from resources.errors import Poison
+from resources.errors import Misconfigured, Poison
 from resources.tables import Column, TablePlan, Unfit
 
 TEXT, NUMBER, WHOLE = pa.string(), pa.float64(), pa.int64()
@@ -173,7 +173,7 @@ def test_ends_are_looked_for_beyond_the_size_of_a_type(kind: Any, most: int | No
 def test_mariadb_gives_no_fewer_digits_than_it_has(mariadb: Bench) -> None:
     mariadb.run("CREATE TABLE measured (id INTEGER, v FLOAT, w DOUBLE)", "INSERT INTO measured VALUES (1, 16777215, 0.1)")
     said = r"query 'q': column \['v'\] is FLOAT, of which mariadb gives 6 digits and rounds the others; write CAST\(… AS DOUBLE\)"
-    with pytest.raises(Poison, match=said):
+    with pytest.raises(Misconfigured, match=said):
         list(mariadb.database.read("SELECT * FROM measured", name="q"))
     for query, fields in [
         ("SELECT CAST(v AS DOUBLE) AS v, w FROM measured", None),

@@ -424,8 +424,8 @@ WRONG = {
     "paging with a word too many": (lambda: Endpoint("crm", "/o", paging={"kind": "page", "size": 5}), "paging 'page' has no key 'size'"),
     "paging without its limit": (lambda: Endpoint("crm", "/o", paging={"kind": "offset"}), "paging 'offset' needs 'limit'"),
     "list within an XML path": (
-        lambda: XmlFeed("l", "o.xml", "order", fields={"a": "tag[]/x"}),
-        "XmlFeed 'o.xml': field path 'tag[]/x': [] belongs at the end of the last element",
+        lambda: XmlFeed("l", "o.xml", "order", fields={"a": "tag[]/x[]"}),
+        "XmlFeed 'o.xml': field path 'tag[]/x[]': [] stands once, behind the element that is repeated",
     ),
     "XML path that is none": (lambda: XmlFeed("l", "o.xml", "order", fields={"a": "//x"}), "'' is not the name of an element or attribute"),
     "XML path with a condition": (lambda: XmlFeed("l", "o.xml", "order[1]"), "'order[1]' is not the name of an element or attribute"),
