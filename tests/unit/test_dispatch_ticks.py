@@ -315,7 +315,7 @@ def test_where_everything_fails_the_route_is_paused_and_nobody_is_stranded(tmp_p
     assert states["waiting"] <= (4 * states["stranded"] if fifo else 0)
 
 
-@pytest.mark.parametrize(("batch", "every", "attempts", "fifo"), [(20, 8, 2, False), (20, 8, 2, True)])
+@pytest.mark.parametrize(("batch", "every", "attempts", "fifo"), [(20, 8, 2, False), pytest.param(20, 8, 2, True, marks=pytest.mark.long)])
 def test_bad_messages_in_every_trip_stop_nobody(tmp_path, batch, every, attempts, fifo):
     """Every trip fails, and none is delivered before the fifth has: single messages tell that it is no bad deploy."""
     street = Street(tmp_path, batch=batch, attempts=attempts, fifo=fifo)
