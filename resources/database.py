@@ -228,7 +228,7 @@ class Database(System):
             if connection.dialect.name in MYSQL_LIKE and (short := _printed_short(result, at)):
                 raise Misconfigured(
                     f"query {name!r}: column {short} is FLOAT, of which {connection.dialect.name} gives 6 digits and rounds the others; "
-                    "write CAST(… AS DOUBLE) in the SELECT, or leave it out by fields="
+                    "write CAST(… AS DOUBLE) in the SELECT, or AS DECIMAL(p,s) with the digits that are meant, or leave it out by fields="
                 )
             columns = Columns(list(wanted), connection.dialect.name)
             first = 1
