@@ -173,6 +173,24 @@ def test_duplicates_with_another_body_are_told_apart(inbox):
     assert (inbox.counts("orders").other_bodies, inbox.counts("invoices").other_bodies) == (2, 0)
 
 
+@pytest.mark.parametrize(
+    ("again", "differs"),
+    [
+        (b'{"b":[1.50,"x"],"a":null}', 0),
+        (b'{ "a" : null, "b" : [1.50, "\\u0078"] }', 0),
+        (b'{"a": null, "b": [1.5, "x"]}', 1),
+        (b'{"a": null, "b": ["1.50", "x"]}', 1),
+        (b'{"a": null, "b": ["x", 1.50]}', 1),
+        (b"[" * 100_000, 1),
+        (b"\xff", 1),
+    ],
+)
+def test_json_that_was_written_anew_on_its_way_is_no_other_body(inbox, again, differs):
+    first = Arrival("k", b'{"a": null, "b": [1.50, "x"]}')
+    for arrivals_ in ([first, Arrival("k", again)], [Arrival("k", again)]):
+        assert inbox.board("orders", arrivals_).other_bodies == differs
+
+
 def test_a_message_that_waits_again_is_compared_with_what_came_last(inbox):
     inbox.board("orders", [Arrival("k0", b"{oops", problem="not JSON")])
     assert inbox.board("orders", [Arrival("k0", b"{}"), Arrival("k0", b"{}")]) == Boarded(redriven=1, duplicates=1)
