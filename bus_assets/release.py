@@ -145,7 +145,7 @@ def refusals(route: Route | None, stop: str) -> Callable[[QuarantinedRow | Quara
 
     def why_not(held: QuarantinedRow | QuarantineCount) -> str | None:
         stand = [rule for rule in held.rules if (rules is None or rule in rules) and rule not in as_json]
-        return _by_standing(held) or _by_fields(held, contract) or _by_bytes(held, bytes_in) or _by_rules(stand)
+        return _by_standing(held) or _by_fields(held, contract) or _by_bytes(held, bytes_in) or _by_rules(held, stand)
 
     return why_not
 
@@ -156,7 +156,7 @@ def _by_standing(held: QuarantinedRow | QuarantineCount) -> str | None:
     if held.state != "held":
         return f"it is {held.state}"
     if UNREADABLE in held.rules:
-        return "it could not be taken apart, so there are no fields to put aboard; correct it in the source, and drive the route again"
+        return "it could not be taken apart, so there are no fields to put aboard; correct it in the source, and " + _anew(held)
     if held.trip_state != "delivered":
         return f"its trip {held.trip} is {held.trip_state}, not delivered: driving that trip again picks the row up anew"
     if held.message_state not in (None, "delivered"):
@@ -191,20 +191,30 @@ def _by_fields(held: QuarantinedRow | QuarantineCount, contract: Contract | None
         return None
     if unread := [f"'{name}'" for name in contract.names if name not in held.payload]:
         which = "which was" if len(unread) == 1 else "which were"
-        return f"the contract asks for {', '.join(unread)}, {which} not read when the row was quarantined; drive the route again"
+        return f"the contract asks for {', '.join(unread)}, {which} not read when the row was quarantined; {_anew(held)}"
     return None
 
 
 def _by_bytes(held: QuarantinedRow | QuarantineCount, bytes_in: Sequence[str]) -> str | None:
     payload = held.payload if isinstance(held, QuarantinedRow) else {}
     if unsaid := [name for name in bytes_in if "\\x" in (payload.get(name) or "")]:
-        return f"field {unsaid[0]!r} holds bytes that are no text, which quarantine cannot give back; drive the route again after the fix"
+        return f"field {unsaid[0]!r} holds bytes that are no text, which quarantine cannot give back; after the fix {_anew(held)}"
     return None
 
 
-def _by_rules(rules: Sequence[str]) -> str | None:
+def _anew(held: QuarantinedRow | QuarantineCount) -> str:
+    """How the row comes again from where it came."""
+    if held.message is None:
+        return "drive the route again"
+    return (
+        f"`bus replay {held.route} --id {held.message} --again --reason …` delivers its message once more, all rows of it; "
+        "`bus quarantine discard` gives the row up"
+    )
+
+
+def _by_rules(held: QuarantinedRow | QuarantineCount, rules: Sequence[str]) -> str | None:
     if wrong := [rule for rule in rules if rule.endswith(": type string")]:
-        return f"it breaks '{wrong[0]}': what quarantine keeps of it is text, and would pass as such; drive the route again after the fix"
+        return f"it breaks '{wrong[0]}': what quarantine keeps of it is text, and would pass as such; after the fix {_anew(held)}"
     if twice := [rule for rule in rules if _kind(rule) == "unique"]:
         return (
             f"it breaks '{twice[0]}', and the row with the same key is delivered: alone it would pass the gate and overwrite or double "

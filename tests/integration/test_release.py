@@ -404,6 +404,24 @@ def test_a_date_of_a_row_that_was_set_aside_with_its_message_is_written_back_too
     assert [(row[0], str(row[1])) for row in world.rows("log")] == [("O-1", "2026-12-24"), ("X-2", "2026-12-25")]
 
 
+def test_a_row_of_a_message_that_lacks_a_field_is_told_what_brings_its_message_again(tmp_path):
+    def route(*names):
+        contract = Contract((Field("n", "integer"), *map(Field, names)), max_rejected=0.9)
+        return events(
+            decode=Json(contract, records="rows"), stops=(DropOff("log", Table("warehouse", "log", create=True), columns=("n",)),)
+        )
+
+    world = QueueWorld(tmp_path, route())
+    world.send({"rows": [{"n": 1}, {"n": "two"}]})
+    world.deliver()
+    (number,) = ids_of(world)
+    (message,) = world.messages()
+    _, (left,) = choose(world.depot, route("note"), "messages")
+    assert left.id == number
+    assert "'note', which was not read when the row was quarantined; `bus replay events --id " + str(message.id) in left.why
+    assert "drive the route again" not in left.why
+
+
 def test_rows_of_trips_with_other_parameters_ride_in_trips_of_their_own(world):
     from bus_assets import Parameter
 
