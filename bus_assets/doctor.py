@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bus_assets.causes import in_a_line
 from bus_assets.queues import Queue
 from bus_assets.release import next_of_release, release_stop
 from bus_assets.route import Route
@@ -37,7 +38,6 @@ LINE_CHARACTERS = 400
 """Of an error: where it is, what was expected and what to do."""
 FAILED = 10
 TICKS = 3
-UNRESOLVED = "dagster._config.errors.PostProcessingError: "
 LEAST_FREE_BYTES, LEAST_FREE_SHARE = 1 << 30, 0.03
 
 Patient = TypeVar("Patient")
@@ -67,7 +67,7 @@ class Deployment:
 @dataclass(frozen=True)
 class OfRoute:
     """A route as the depot knows it. ``queue`` as it is declared; None if it has none, or its module does not load. ``missing_in``: the
-    module that loads, and has no route of that name."""
+    module that loads, where it has no route of that name: then :data:`OF_A_LOST_ROUTE` is looked at."""
 
     depot: Depot
     name: str
@@ -159,7 +159,7 @@ def _sensors(seen: Deployment) -> Iterator[Finding]:
             continue
         ticks = list(seen.instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=TICKS))
         if len(ticks) == TICKS and all(tick.status.value == "FAILURE" for tick in ticks):
-            said = innermost(ticks[0].error)
+            said = in_a_line(ticks[0].error)
             since = datetime.fromtimestamp(ticks[-1].timestamp, UTC)
             yield Finding(state.name, f"its last {TICKS} ticks failed: {said}", "mend that; the sensor goes on by itself", since)
 
@@ -168,15 +168,6 @@ def _last_tick(state: Any) -> datetime | None:
     """Dagster does not keep when it was switched off; since its last tick nobody has looked."""
     at = getattr(state.instigator_data, "last_tick_timestamp", None)
     return datetime.fromtimestamp(at, UTC) if at else None
-
-
-def innermost(error: Any) -> str:
-    """The first line of what Dagster keeps of an error, or of its first cause."""
-    while error is not None and error.cause is not None:
-        error = error.cause
-    lines = error.message.strip().splitlines() if error is not None else ["see the UI"]
-    # What of a configuration cannot be resolved, a variable that is not set, stands further down.
-    return next((line for line in lines if line.startswith(UNRESOLVED)), lines[0] if lines else "")
 
 
 # A route, as the depot knows it
@@ -238,7 +229,7 @@ def _undeclared(seen: OfRoute) -> Iterator[Finding]:
     states = ("waiting", "aboard")
     oldest = [message for state in states for message in seen.depot.inbox.messages(seen.name, state, limit=1)]
     since = min((message.changed_at for message in oldest), default=None)
-    if seen.missing_in and _seconds_since(since) > OLD_SECONDS:
+    if _seconds_since(since) > OLD_SECONDS:
         counts = seen.depot.inbox.counts(seen.name).by_state
         number = sum(counts.get(state, 0) for state in states)
         said = f"{_messages(number)} not over, and module {seen.missing_in} has no route of that name: nobody looks after them"
@@ -247,7 +238,7 @@ def _undeclared(seen: OfRoute) -> Iterator[Finding]:
 
 
 def _underway(seen: OfRoute) -> Iterator[Finding]:
-    for found in seen.depot.inbox.underway(seen.name) if not seen.missing_in else ():
+    for found in seen.depot.inbox.underway(seen.name):
         if found.trip.state == "departed" and found.departed_seconds > UNCLAIMED_SECONDS:
             before = f"; before that: {why}" if (why := _line(found.trip.error)) else ""
             said = f"nobody drives trip {found.trip.id}, whose run was asked for{before}"
@@ -313,7 +304,7 @@ def _waiting(seen: OfRoute) -> Iterator[Finding]:
     """For longer than a trip may take to fill; those that a stranded message holds are told of by themselves."""
     inbox, counts = seen.depot.inbox, seen.depot.inbox.counts(seen.name)
     oldest = inbox.oldest_moving(seen.name) if seen.halts else counts.oldest_waiting
-    if counts.paused_at is None and not seen.missing_in and _seconds_since(oldest) > OLD_SECONDS + seen.max_wait.total_seconds():
+    if counts.paused_at is None and _seconds_since(oldest) > OLD_SECONDS + seen.max_wait.total_seconds():
         halted = sum(halt.behind for halt in inbox.halts(seen.name)) if seen.halts else 0
         said = f"{_messages(counts.by_state.get('waiting', 0) - halted)} waiting for a trip"
         yield Finding(seen.name, said, f"is the sensor on, and the daemon up? `bus dispatch {seen.name}` does without", oldest)
@@ -377,5 +368,6 @@ def _seconds_since(moment: datetime | None) -> float:
 
 
 OF_THE_DEPLOYMENT = (_depot, _disk, _daemon, _sensors)
-OF_A_ROUTE = (_paused, _stuck, _failed, _unreleased, _undeclared, _underway, _failing, _given_up, _halted, _waiting)
+OF_A_ROUTE = (_paused, _stuck, _failed, _unreleased, _underway, _failing, _given_up, _halted, _waiting)
+OF_A_LOST_ROUTE = (_paused, _stuck, _failed, _unreleased, _undeclared, _failing, _given_up, _halted)
 OF_ITS_SYSTEMS = (_unreachable, _queues, _unsent)

@@ -13,11 +13,10 @@ from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.engine import Dialect
 
 from resources.errors import Misconfigured
+from resources.fractions import MICROSECOND_DIGITS
 
 MYSQL_KEY_CHARACTERS = 255
 """InnoDB indexes at most 3072 bytes, 768 characters of utf8mb4: three such columns."""
-MICROSECOND_DIGITS = 6
-"""What Postgres keeps of a second."""
 SQLITE_EXACT_DIGITS = 15
 """A double gives back decimals of up to 15 digits (DBL_DIG)."""
 SQLITE_WHOLE_DIGITS = 18

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import psycopg
@@ -28,6 +29,7 @@ def read_as_written(connection: psycopg.Connection[Any]) -> None:
         connection.adapters.register_loader(kind, _JsonLoader)
 
 
+@cache  # each connection asks for the same few
 def _lenient(usual: type[Any]) -> type[Loader]:
     class Lenient(Loader):
         def __init__(self, oid: int, context: AdaptContext | None = None):

@@ -278,7 +278,8 @@ class _Rows:
             values[slot] = None
         self._read(element, step, values)
         for slot, items in zip(step.items, before, strict=True):
-            values[slot] = [*(items or ()), values[slot] or None]
+            found, values[slot] = values[slot], items or []
+            values[slot].append(found or None)
 
     def _put(self, values: list[Any], slot: int, text: str) -> None:
         if values[slot] is None:

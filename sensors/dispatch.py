@@ -213,8 +213,10 @@ def _breaker(policy: Policy, inbox: Inbox, trip: Trip, riders: Riders, culprit: 
         return decision
     if isinstance(decision, Split) and len(decision.parts) == 1:
         return decision
-    most = BREAKER if isinstance(decision, Split) else BREAKER + PROBES
-    in_row = inbox.failed_in_row(policy.route, at_most=most if trip.failures == 0 else 0)
+    if trip.failures == 0:
+        in_row = inbox.failed_in_row(policy.route, at_most=BREAKER if isinstance(decision, Split) else BREAKER + PROBES)
+    else:
+        in_row = inbox.counts(policy.route).failures_in_row
     if isinstance(decision, Split):
         return probe(riders) if in_row >= BREAKER and culprit is None else decision
     if isinstance(decision, Strand):

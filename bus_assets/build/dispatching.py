@@ -10,7 +10,7 @@ from dagster import DagsterRun, RunsFilter, SensorEvaluationContext
 from bus_assets import archive
 from bus_assets.boarding import caught_up, settle
 from bus_assets.build.keys import DEPOT, STAGING
-from bus_assets.doctor import innermost
+from bus_assets.causes import in_a_line
 from bus_assets.drive import TRIP_TAG, Bus
 from bus_assets.queues import Queue
 from bus_assets.route import Route
@@ -101,7 +101,7 @@ def _why_it_ended(instance: Any, run: DagsterRun) -> str:
     for entry in instance.all_logs(run.run_id):
         event = entry.dagster_event
         if event is not None and (error := getattr(event.event_specific_data, "error", None)):
-            return innermost(error)
+            return in_a_line(error)
         if event is not None and (event.is_failure or event.event_type_value == "PIPELINE_CANCELED"):
             said = event.message or said
     return said

@@ -17,6 +17,7 @@ from bus_assets.publish import Dropped
 from bus_assets.route import Route
 from bus_assets.stops import DropOff, PickUp, Transform
 from bus_assets.verify import BALANCE, ONCE
+from resources.depot.mail import WAIT_FOR_A_PERSON
 from resources.texts import shortened
 
 PREVIEW_ROWS = 10
@@ -191,7 +192,7 @@ def accounted(key: AssetKey, drive: Drive) -> AssetCheckResult:
     """Received = the sum of the states, or an error. A warning where messages wait for a person."""
     counts = drive.bus.depot.inbox.counts(drive.route.name)
     by_state: dict[str, int] = {str(state): number for state, number in counts.by_state.items()}
-    waits = {state: by_state.get(state, 0) for state in ("quarantined", "stranded", "held") if by_state.get(state)}
+    waits = {state: number for state, number in by_state.items() if number and state in WAIT_FOR_A_PERSON}
     said, in_states = "no message waits for a person", sum(by_state.values())
     if waits:
         which = ", ".join(f"{number} {state}" for state, number in waits.items())

@@ -32,7 +32,8 @@ def doctor(
         for name in routes:
             queue = loaded.routes[name].queue if loaded and name in loaded.routes else None
             missing_in = loaded.name if loaded and name not in loaded.routes else None
-            found += doctors.examined(doctors.OfRoute(depot, name, queue, missing_in), doctors.OF_A_ROUTE, name)
+            looks = doctors.OF_A_LOST_ROUTE if missing_in else doctors.OF_A_ROUTE
+            found += doctors.examined(doctors.OfRoute(depot, name, queue, missing_in), looks, name)
             found += _of_systems(depot, loaded, name)
     _tell(found, as_json)
     if found:

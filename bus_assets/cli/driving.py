@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from bus_assets.causes import causes, innermost
 from bus_assets.cli.loading import Loaded, one_of, open_instance
 from bus_assets.progress import Progress, watching
 from bus_assets.route import Route
@@ -98,13 +99,7 @@ def _interrupted() -> type[BaseException]:
 def _was_interrupted(result: Any) -> bool:
     kinds = {"DagsterExecutionInterruptedError", "KeyboardInterrupt"}
     errors = [event.event_specific_data.error for event in result.all_events if getattr(event.event_specific_data, "error", None)]
-    return any(found.cls_name in kinds for error in errors for found in _causes(error))
-
-
-def _causes(error: Any) -> Iterator[Any]:
-    while error is not None:
-        yield error
-        error = error.cause
+    return any(found.cls_name in kinds for error in errors for found in causes(error))
 
 
 def _parameters(depot: Depot, route: Route, wish: Wish) -> dict[str, Any]:
@@ -159,9 +154,5 @@ def _error(result: Any) -> tuple[str, str | None]:
                 return told.description, wordless.value
             return told.description, error.cause.to_string() if error and error.cause else None
         if (event.is_step_failure or event.is_failure) and error:
-            return _innermost(error), None if error.cls_name == "DagsterAssetCheckFailedError" else error.to_string()
+            return innermost(error).message.strip(), None if error.cls_name == "DagsterAssetCheckFailedError" else error.to_string()
     return "the run failed; `bus drive --verbose` shows Dagster's own log", None
-
-
-def _innermost(error: Any) -> str:
-    return list(_causes(error))[-1].message.strip()

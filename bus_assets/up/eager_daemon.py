@@ -16,6 +16,8 @@ from dagster._daemon.cli import main
 from dagster._daemon.utils import DaemonErrorCapture
 from dagster._utils.error import serializable_error_info_from_exc_info
 
+from bus_assets.causes import innermost
+
 LOOK_SECONDS = 0.5
 OURS = "resources.errors."
 AGAIN_SECONDS = 60.0
@@ -37,9 +39,7 @@ def told(exc_info: Any, logger: logging.Logger, log_message: str) -> Any:
 def our_error(error: BaseException | None) -> str | None:
     """What the error of ours says that ended a tick in the code server; None if there is none."""
     for info in getattr(error, "user_code_process_error_infos", ()):
-        while info.cause is not None:
-            info = info.cause
-        kind, _, said = info.message.strip().partition(": ")
+        kind, _, said = innermost(info).message.strip().partition(": ")
         if kind.startswith(OURS):
             return said
     return None

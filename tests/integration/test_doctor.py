@@ -20,7 +20,7 @@ import pytest
 from bus_assets import Contract, DropOff, Field, PickUp, Table, TextFile, doctor
 from bus_assets.cli import main
 from bus_assets.cli.loading import open_instance
-from bus_assets.doctor import OF_A_ROUTE, OF_ITS_SYSTEMS, OF_THE_DEPLOYMENT, Deployment, Finding, OfRoute, examined
+from bus_assets.doctor import OF_A_LOST_ROUTE, OF_A_ROUTE, OF_ITS_SYSTEMS, OF_THE_DEPLOYMENT, Deployment, Finding, OfRoute, examined
 from bus_assets.release import choose, start_release
 from resources.depot.mail import Arrival
 from resources.depot.process import this_process
@@ -502,4 +502,4 @@ def test_every_look_is_in_one_of_the_lists():
         for name, made in vars(doctor).items()
         if name.startswith("_") and getattr(made, "__annotations__", {}).get("return") == "Iterator[Finding]"
     }
-    assert looks == {look.__name__ for look in (*OF_THE_DEPLOYMENT, *OF_A_ROUTE, *OF_ITS_SYSTEMS)}
+    assert looks == {look.__name__ for look in (*OF_THE_DEPLOYMENT, *OF_A_ROUTE, *OF_A_LOST_ROUTE, *OF_ITS_SYSTEMS)}

@@ -17,7 +17,7 @@ import pytest
 from bus_assets import Cron, DropOff, Json, Misdeclared, Queue, Table, Transform, build_definitions
 from bus_assets.build.assets import in_one_process
 from bus_assets.build.dispatching import protocol
-from bus_assets.doctor import innermost
+from bus_assets.causes import in_a_line
 from bus_assets.drive import Bus
 from resources.database import Database
 from resources.depot.mail import Arrival
@@ -408,8 +408,8 @@ def test_a_variable_that_is_not_set_is_named(town):
     with pytest.raises(dg.DagsterInvalidConfigError) as raised:
         job.execute_in_process(instance=town.instance)
     kept = types.SimpleNamespace(message=f"DagsterInvalidConfigError: {raised.value}\n", cause=None)
-    assert 'the environment variable "NO_SUCH_URL" which is not set' in innermost(kept)
-    assert "\n" not in innermost(kept)
+    assert 'the environment variable "NO_SUCH_URL" which is not set' in in_a_line(kept)
+    assert "\n" not in in_a_line(kept)
 
 
 def test_only_runs_since_the_last_claim_count_and_only_the_last_launch(town, impatient):
