@@ -9,7 +9,7 @@ trigger, a function or an assertion raised it, with a code of its author's choic
 quote anything. What says of itself that it is about something else is listed, and stays what it is wherever it arises: SQLSTATE classes
 08, 40, 53, 55, 57, 58, 72 and XX are connections, collisions and the server's own troubles; 03, 0A, 0B, 0L, 0P, 24 to 26, 28, 2B, 2D, 34,
 3B, 3D, 3F, 42, F0 and HV are statements, rights, missing objects, and transactions that may not write. MariaDB and MySQL have numbers
-instead of classes. In any other statement, one that reads or makes tables, an unknown code is about the statement.
+instead of classes; those below 1000 are about the server's own files and memory. In any other statement, one that reads or makes tables, an unknown code is about the statement.
 """
 
 from __future__ import annotations
@@ -104,8 +104,9 @@ _MYSQL = {  # https://mariadb.com/kb/en/mariadb-error-code-reference/
 ), BAD_STATEMENT)  # fmt: skip
 _MYSQL_SERVER = range(1000, 2000)
 """What the server says about a statement."""
-_MYSQL_CLIENT = range(2000, 3000)
-"""What the client says about the connection; every other number is the server's, or one that a trigger chose."""
+_MYSQL_NOT_OF_ROWS = frozenset({*range(1, 1000), *range(2000, 3000)})
+"""What the server says about its own files and memory ("Error on delete of …"), and the client about the connection; every other number is
+about a statement, or one that a trigger chose."""
 _MYSQL_DRIVERS = ("pymysql", "MySQLdb", "mysql", "mariadb")
 _BY_CLASS: tuple[tuple[type[exc.DBAPIError], Meaning], ...] = (
     (exc.IntegrityError, BAD_VALUE),
@@ -165,7 +166,7 @@ def _by_code(original: BaseException, unknown: Meaning) -> Meaning | None:
     """``unknown`` is what a code means that no table has."""
     if (number := _mysql_number(original)) is not None:  # they have an SQLSTATE too, but a vague one
         is_free = type(original).__name__ in ("OperationalError", "InternalError")  # the driver has no class for it either
-        is_told = number in _MYSQL_SERVER if unknown is BAD_STATEMENT else number not in _MYSQL_CLIENT
+        is_told = number in _MYSQL_SERVER if unknown is BAD_STATEMENT else number not in _MYSQL_NOT_OF_ROWS
         return _MYSQL.get(number, unknown if is_free and is_told else None)
     state = getattr(original, "sqlstate", None)
     if isinstance(state, str):

@@ -1,4 +1,5 @@
-"""SQLite files that are not there, in memory or read-only, URLs that cannot be read, and the probe on an engine without transactions."""
+"""SQLite files that are not there, in memory or read-only, URLs that cannot be read, what MariaDB says of its own
+files, and the probe on an engine without transactions."""
 
 from __future__ import annotations
 
@@ -6,12 +7,15 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
+import pymysql
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import exc
 from sqlalchemy.pool import NullPool
 
 from resources.database import Database
-from resources.errors import Misconfigured
+from resources.errors import Misconfigured, Poison, Transient
+from resources.sql_errors import meaning
 from resources.tables import Column, TablePlan
 
 
@@ -125,3 +129,11 @@ def test_an_engine_that_failed_the_probe_is_probed_again(sqlite_database_url: st
     for _ in range(2):
         with pytest.raises(Misconfigured, match="let two transactions settle the same attempt"):
             database.prepare(())
+
+
+@pytest.mark.parametrize("number", [6, 28, 2013])
+def test_trouble_of_a_mariadb_server_with_its_own_files_is_no_rows_fault(number: int) -> None:
+    """'Error on delete of …' (6) came of three upserts at once, on a busy machine."""
+    error = exc.OperationalError("UPDATE t", {}, pymysql.err.OperationalError(number, "Error on delete of '/tmp/#sql' (Errcode: 2)"))
+    assert meaning(error, writes_rows=True).kind is Transient
+    assert meaning(exc.OperationalError("UPDATE t", {}, pymysql.err.OperationalError(7_777, "no")), writes_rows=True).kind is Poison
