@@ -9,7 +9,8 @@ trigger, a function or an assertion raised it, with a code of its author's choic
 quote anything. What says of itself that it is about something else is listed, and stays what it is wherever it arises: SQLSTATE classes
 08, 40, 53, 55, 57, 58, 72 and XX are connections, collisions and the server's own troubles; 03, 0A, 0B, 0L, 0P, 24 to 26, 28, 2B, 2D, 34,
 3B, 3D, 3F, 42, F0 and HV are statements, rights, missing objects, and transactions that may not write. MariaDB and MySQL have numbers
-instead of classes; those below 1000 are about the server's own files and memory. In any other statement, one that reads or makes tables, an unknown code is about the statement.
+instead of classes; those below 1000 are about the server's own files and memory. In any other statement, one that reads or makes tables,
+an unknown code is about the statement.
 """
 
 from __future__ import annotations
