@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from bus_assets.demo.airports_service import running, serve
-from bus_assets.demo.events import BUCKET, ROUTE, bucket, on_stdout, tell_story
-from bus_assets.demo.world import set_up
+from bus_assets.demo.events import BUCKET, LEAST_MONTHS, ROUTE, bucket, on_stdout, tell_story
+from bus_assets.demo.world import MONTHS, set_up
 from bus_assets.settings import settings
 from bus_assets.up.town import CLOUD_PORT, HOST, UI_PORT, Plan, Town
 from bus_assets.up.town import running as town_running
@@ -28,7 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("setup", help="make the legacy files, feed and database below BUS_HOME")
     commands.add_parser("serve", help="set up, then answer as the airports service until interrupted")
-    commands.add_parser("drive", help="start everything, let a year of files land, print the account, end everything")
+    drive = commands.add_parser("drive", help="start everything, let a year of files land, print the account, end everything")
+    choices = range(LEAST_MONTHS, len(MONTHS) + 1)
+    drive.add_argument("--months", type=int, default=len(MONTHS), choices=choices, help="how many of the year's first; default: all")
     archive = commands.add_parser("archive", help="drive the route flights_archive once, without messages, and print its account")
     archive.add_argument("--month", help="'01' to '12'; default: all")
     up = commands.add_parser("up", help="start everything with the demo's systems beside it, until Ctrl-C")
@@ -38,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     work: dict[str, Callable[[], int]] = {
         "setup": lambda: 0,
         "serve": _serve,
-        "drive": _drive,
+        "drive": lambda: _drive(given.months),
         "archive": lambda: _archive(given.month),
         "up": lambda: _up(given.port, given.workers),
     }
@@ -64,11 +66,11 @@ def _archive(month: str | None) -> int:
         return _bus("drive", "flights_archive", "--recount", *chosen)
 
 
-def _drive() -> int:
+def _drive(months: int) -> int:
     """The story, with everything that one machine needs started for it and ended afterwards."""
     with _town(_free(UI_PORT), _free(CLOUD_PORT), WORKERS, _quiet) as town:
         on_stdout(f"demo: everything is up: queue, bucket, web server, daemon, {WORKERS} warm workers; their log is {town.log}")
-        runs = tell_story(settings().home / "demo" / "landing", _redrive, on_stdout)
+        runs = tell_story(settings().home / "demo" / "landing", _redrive, on_stdout, months)
         code = _bus("account", ROUTE)
         print("\nruns:", *runs, sep="\n  ")
     print(f"\nThe lineage, the checks and every figure in the UI: `make up`, then http://{HOST}:{UI_PORT}")

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 BUCKET, QUEUE, DEAD_LETTERS = "flights-landing", "flight-files", "flight-files-dead"
 ROUTE = "flights"
-GIVEN_UP, CUT, TWICE = "11", "12", "01"
-"""The months whose messages have a story of their own."""
+LEAST_MONTHS = 3
+"""One is delivered twice, one was given up by an earlier consumer, one is cut: the first and the last two of those that land."""
 PATIENCE_SECONDS = 600
 LOOK_SECONDS = 0.5
 
@@ -85,40 +85,40 @@ def bucket() -> Bucket:
     return Bucket(folder, session.client("s3", endpoint_url=here.cloud_url), session.client("sqs", endpoint_url=here.cloud_url))
 
 
-def tell_story(landing: Path, redrive: Callable[[], None], tell: Tell) -> list[str]:
+def tell_story(landing: Path, redrive: Callable[[], None], tell: Tell, months: int = len(MONTHS)) -> list[str]:
     """Play it on the cloud that is up; the ids of the runs that drove it. :class:`Transient` if it does not come to its end in time.
 
-    ``redrive`` boards what lies among the dead letters again.
+    ``redrive`` boards what lies among the dead letters again. ``months``: so many of the year's first land, at least :data:`LEAST_MONTHS`.
     """
+    twice, *others, given_up, cut = MONTHS[:months]
     place, depot = bucket(), Depot(settings().depot_url)
     watch = Watch(depot, place.folder, tell)
-    files = {month: (landing / f"flights-2013-{month}.csv").read_bytes() for month in MONTHS}
+    files = {month: (landing / f"flights-2013-{month}.csv").read_bytes() for month in MONTHS[:months]}
     place.open()
     place.be_silent()
-    given_up = f"flights-2013-{GIVEN_UP}.csv"
-    etag = place.land(given_up, files[GIVEN_UP])
-    place.notify(DEAD_LETTERS, given_up, etag, len(files[GIVEN_UP]), "00000000000000A1")
+    left = f"flights-2013-{given_up}.csv"
+    etag = place.land(left, files[given_up])
+    place.notify(DEAD_LETTERS, left, etag, len(files[given_up]), "00000000000000A1")
     place.tell_of_objects()
-    tell(f"{given_up} landed before; an earlier consumer gave its message up: it is among the dead letters")
-    for month in MONTHS:
-        if month not in (GIVEN_UP, CUT):
-            place.land(f"flights-2013-{month}.csv", files[month])
-    whole = gzip.compress(files[CUT], 1, mtime=0)
-    place.land(f"flights-2013-{CUT}.csv.gz", whole[: len(whole) // 2])
-    tell(f"{len(MONTHS) - 1} files land in s3://{BUCKET}/{place.folder}; the one of month {CUT} is cut in the middle")
-    watch.until(delivered=10, quarantined=1)
+    tell(f"{left} landed before; an earlier consumer gave its message up: it is among the dead letters")
+    for month in (twice, *others):
+        place.land(f"flights-2013-{month}.csv", files[month])
+    whole = gzip.compress(files[cut], 1, mtime=0)
+    place.land(f"flights-2013-{cut}.csv.gz", whole[: len(whole) // 2])
+    tell(f"{months - 1} files land in s3://{BUCKET}/{place.folder}; the one of month {cut} is cut in the middle")
+    watch.until(delivered=months - 2, quarantined=1)
 
-    first = watch.message(f"flights-2013-{TWICE}.csv")
+    first = watch.message(f"flights-2013-{twice}.csv")
     said = json.loads(first.body or b"{}")
-    place.notify(QUEUE, f"flights-2013-{TWICE}.csv", said["etag"], said["size"], said["sequencer"], said["event_time"])
-    tell(f"the message of month {TWICE} is delivered a second time")
+    place.notify(QUEUE, f"flights-2013-{twice}.csv", said["etag"], said["size"], said["sequencer"], said["event_time"])
+    tell(f"the message of month {twice} is delivered a second time")
     watch.until_duplicate(first.id)
 
     tell("the dead letters are redriven: bus redrive flights --from-dead-letters")
     redrive()
-    tell(f"month {CUT} is sent again, whole")
-    place.land(f"flights-2013-{CUT}.csv", files[CUT])
-    watch.until(delivered=12, quarantined=1)
+    tell(f"month {cut} is sent again, whole")
+    place.land(f"flights-2013-{cut}.csv", files[cut])
+    watch.until(delivered=months, quarantined=1)
     return watch.runs()
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from resources.depot.resource import DepotResource
 from resources.files import LocalFiles
 from resources.http import WebService
 from resources.staging import StagingArea
+from tests.depots import sqlite_depot
 
 SECRET = "hush7351"
 ROWS = f"id,card,note\n1,{SECRET}-a,x\n2,{SECRET}-b,y\n3,{SECRET}-c,z\n"
@@ -125,12 +127,21 @@ def service() -> Iterator[str]:
     server.server_close()
 
 
+@pytest.fixture(scope="module")
+def empty_instance(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DAGSTER_HOME with its tables: to make them takes longer than a run."""
+    folder = tmp_path_factory.mktemp("instance")
+    (folder / "dagster.yaml").write_text("telemetry: {enabled: false}")
+    with dg.DagsterInstance.from_config(str(folder)) as instance:
+        instance.get_runs_count()
+    return folder
+
+
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
+def home(tmp_path: Path, empty_instance: Path) -> Path:
     (tmp_path / "landing").mkdir()
     (tmp_path / "landing" / "cards.csv").write_text(ROWS)
-    (tmp_path / "instance").mkdir()
-    (tmp_path / "instance" / "dagster.yaml").write_text("telemetry: {enabled: false}")
+    shutil.copytree(empty_instance, tmp_path / "instance")
     with sqlite3.connect(tmp_path / "warehouse.db") as warehouse:
         warehouse.execute("CREATE TABLE unique_cards (id INTEGER, card TEXT UNIQUE, note TEXT)")
         warehouse.execute("INSERT INTO unique_cards VALUES (9, ?, '')", (f"{SECRET}-b",))
@@ -148,7 +159,7 @@ def failed_run(home: Path, stops: tuple, service: str = "http://127.0.0.1:9") ->
             "warehouse": Database(url=f"sqlite:///{home}/warehouse.db"),
             "service": WebService(base_url=service, attempts=1),
         },
-        depot=DepotResource(url=f"sqlite:///{home}/depot.db"),
+        depot=DepotResource(url=sqlite_depot(home / "depot.db")),
         staging=StagingArea(url=str(home / "staging")),
     )
     with dg.DagsterInstance.from_config(str(home / "instance")) as instance:

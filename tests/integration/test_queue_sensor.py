@@ -26,6 +26,7 @@ from resources.errors import Misconfigured
 from resources.queue import SqsQueue
 from resources.queue_seam import Outgoing
 from resources.staging import StagingArea
+from tests.depots import sqlite_depot
 from tests.fakes import FakeQueue
 from tests.queue_world import ORDER, TOTAL, events, order, orders, priced
 from tests.webserver import outside_environment
@@ -45,7 +46,7 @@ class Town:
         self.defs = build_definitions(
             (self.route,),
             self.systems,
-            depot=DepotResource(url=f"sqlite:///{root}/depot.db"),
+            depot=DepotResource(url=sqlite_depot(root / "depot.db")),
             staging=StagingArea(url=str(root / "staging")),
         )
         self.depot = DepotResource(url=f"sqlite:///{root}/depot.db").depot()

@@ -324,7 +324,7 @@ def test_a_problem_says_what_and_where_and_quotes_nothing(body: str) -> None:
         '"\\u0000"',
         "[" * 99 + "]" * 99,
         '{"a": "' + "x" * (1 << 20) + '"}',
-        "[" + "[]," * 300_000 + "[]]",
+        "[" + "[]," * 30_000 + "[]]",
         '{"a": "\\ud83d\\ude00 \u202e \U0010ffff"}',
     ],
     ids=range(8),
@@ -427,7 +427,7 @@ def test_it_takes_what_reading_the_rows_takes(text: str) -> None:
         assert parse(text) == expected
 
 
-@given(st.dictionaries(st.text(), ANY_JSON, min_size=1), st.sampled_from([None, 2]))
+@given(st.dictionaries(st.text(), ANY_JSON, min_size=1, max_size=4), st.sampled_from([None, 2]))
 def test_a_member_is_found_as_it_was_written(told: dict[str, Any], indent: int | None) -> None:
     text = json.dumps(told, indent=indent, allow_nan=True)
     try:
