@@ -1,4 +1,4 @@
-"""Databases and depots to start a test from, used again: making each anew took longer than most tests."""
+"""Databases, depots and Dagster's storages to start a test from, used again: making each anew took longer than most tests."""
 
 from __future__ import annotations
 
@@ -39,6 +39,26 @@ def sqlite_depot(file: Path) -> str:
         file.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(_template(), file)
     return f"sqlite:///{file}"
+
+
+@functools.cache
+def _dagsters_template() -> Path:
+    import dagster
+
+    folder = Path(tempfile.mkdtemp(prefix="bus-dagster-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    settings = folder / "dagster.yaml"
+    settings.write_text("telemetry: {enabled: false}")
+    with dagster.DagsterInstance.from_config(str(folder)) as instance:
+        instance.get_runs_count()
+    settings.unlink()
+    return folder
+
+
+def dagsters_storage(folder: Path) -> Path:
+    """``folder``, which must not be there yet, as a DAGSTER_HOME with all tables of SQLite in it, and no settings."""
+    shutil.copytree(_dagsters_template(), folder)
+    return folder
 
 
 class Lent:

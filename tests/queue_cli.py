@@ -15,6 +15,7 @@ from bus_assets.cli import main
 from bus_assets.route import Route
 from resources.depot.resource import DepotResource
 from resources.staging import StagingArea
+from tests.depots import dagsters_storage
 from tests.queue_world import QueueWorld, events
 
 MODULE = "bus_routes_of_a_test"
@@ -38,6 +39,7 @@ class CliWorld(QueueWorld):
         home = {"BUS_HOME": f"{root}/home", "DAGSTER_HOME": f"{root}/home/dagster", "BUS_MODULE": MODULE}
         for name, value in {**home, "BUS_DEPOT_URL": f"sqlite:///{root}/depot.db", "BUS_STAGING_URL": f"{root}/staging"}.items():
             patch.setenv(name, value)
+        dagsters_storage(root / "home" / "dagster")
         self.deploy(self.route)
 
     def deploy(self, *routes: Route) -> None:

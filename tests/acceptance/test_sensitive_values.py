@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from resources.depot.resource import DepotResource
 from resources.files import LocalFiles
 from resources.http import WebService
 from resources.staging import StagingArea
-from tests.depots import sqlite_depot
+from tests.depots import dagsters_storage, sqlite_depot
 
 SECRET = "hush7351"
 ROWS = f"id,card,note\n1,{SECRET}-a,x\n2,{SECRET}-b,y\n3,{SECRET}-c,z\n"
@@ -127,21 +126,11 @@ def service() -> Iterator[str]:
     server.server_close()
 
 
-@pytest.fixture(scope="module")
-def empty_instance(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A DAGSTER_HOME with its tables: to make them takes longer than a run."""
-    folder = tmp_path_factory.mktemp("instance")
-    (folder / "dagster.yaml").write_text("telemetry: {enabled: false}")
-    with dg.DagsterInstance.from_config(str(folder)) as instance:
-        instance.get_runs_count()
-    return folder
-
-
 @pytest.fixture
-def home(tmp_path: Path, empty_instance: Path) -> Path:
+def home(tmp_path: Path) -> Path:
     (tmp_path / "landing").mkdir()
     (tmp_path / "landing" / "cards.csv").write_text(ROWS)
-    shutil.copytree(empty_instance, tmp_path / "instance")
+    (dagsters_storage(tmp_path / "instance") / "dagster.yaml").write_text("telemetry: {enabled: false}")
     with sqlite3.connect(tmp_path / "warehouse.db") as warehouse:
         warehouse.execute("CREATE TABLE unique_cards (id INTEGER, card TEXT UNIQUE, note TEXT)")
         warehouse.execute("INSERT INTO unique_cards VALUES (9, ?, '')", (f"{SECRET}-b",))
