@@ -50,8 +50,8 @@ READ_ONLY = Meaning(Misconfigured, "nothing may be written here", "reading chang
 NOT_A_DATABASE = Meaning(Misconfigured, "the file cannot be used as a database", "check the path and the file")
 NUL_IN_TEXT = Meaning(Poison, "a text has a character that the database cannot store (NUL or broken encoding)")
 TOO_LONG = Meaning(Poison, "a value is too long for its column")
-TOO_LARGE = Meaning(Poison, "a row is larger than the server takes", "raise its max_allowed_packet, or write less")
-TOO_BIG = Meaning(Poison, "a value is too long for its column, or a sum out of its range")
+ROW_TOO_LARGE = Meaning(Poison, "a row is larger than the server takes", "raise its max_allowed_packet, or write less")
+TEXT_OR_SUM_TOO_LARGE = Meaning(Poison, "a value is too long for its column, or a sum out of its range")
 OUT_OF_RANGE = Meaning(Poison, "a number is out of its column's range")
 NOT_NULL = Meaning(Poison, "a null is in a column that must have a value")
 NOT_UNIQUE = Meaning(Poison, "a value is there already that must be unique")
@@ -80,7 +80,7 @@ _SQLITE = {  # https://www.sqlite.org/rescode.html
     "SQLITE_CORRUPT": NOT_A_DATABASE, "SQLITE_READONLY": READ_ONLY, "SQLITE_PERM": DENIED, "SQLITE_AUTH": DENIED,
     "SQLITE_CONSTRAINT_NOTNULL": NOT_NULL, "SQLITE_CONSTRAINT_UNIQUE": NOT_UNIQUE, "SQLITE_CONSTRAINT_PRIMARYKEY": NOT_UNIQUE,
     "SQLITE_CONSTRAINT_FOREIGNKEY": NO_PARENT, "SQLITE_CONSTRAINT_CHECK": CHECK_BROKEN, "SQLITE_CONSTRAINT_DATATYPE": WRONG_TYPE,
-    "SQLITE_CONSTRAINT": BAD_VALUE, "SQLITE_MISMATCH": WRONG_TYPE, "SQLITE_TOOBIG": TOO_BIG, "SQLITE_ERROR": BAD_STATEMENT,
+    "SQLITE_CONSTRAINT": BAD_VALUE, "SQLITE_MISMATCH": WRONG_TYPE, "SQLITE_TOOBIG": TEXT_OR_SUM_TOO_LARGE, "SQLITE_ERROR": BAD_STATEMENT,
 }  # fmt: skip
 _MYSQL = {  # https://mariadb.com/kb/en/mariadb-error-code-reference/
     1205: LOCKED, 1213: DEADLOCK, 1020: DEADLOCK, 1969: TIMED_OUT, 3024: TIMED_OUT, 1317: TIMED_OUT, 1021: DISK_FULL, 1114: DISK_FULL,
@@ -89,7 +89,7 @@ _MYSQL = {  # https://mariadb.com/kb/en/mariadb-error-code-reference/
     1792: READ_ONLY, 1290: READ_ONLY, 1836: READ_ONLY,
     1062: NOT_UNIQUE, 1048: NOT_NULL, 1364: NOT_NULL, 1406: TOO_LONG, 1264: OUT_OF_RANGE, 1690: OUT_OF_RANGE, 1366: WRONG_TYPE,
     1292: WRONG_TYPE, 1265: WRONG_TYPE, 1451: NO_PARENT, 1452: NO_PARENT, 4025: CHECK_BROKEN, 3819: CHECK_BROKEN,
-    1369: CHECK_BROKEN, 1526: ROW_REFUSED, 1153: TOO_LARGE,
+    1369: CHECK_BROKEN, 1526: ROW_REFUSED, 1153: ROW_TOO_LARGE,
     1152: LOST, 1154: LOST, 1155: LOST, 1156: LOST, 1157: LOST, 1158: LOST, 1159: LOST, 1160: LOST, 1161: LOST, 1184: LOST,
     1412: DEADLOCK, 1615: DEADLOCK, 1192: LOCKED, 1206: LOCKED, 1223: LOCKED, 1015: BUSY_SERVER, 1024: BUSY_SERVER, 1026: BUSY_SERVER,
     1030: BUSY_SERVER, 1037: BUSY_SERVER, 1038: BUSY_SERVER, 1041: BUSY_SERVER, 1047: BUSY_SERVER, 1135: BUSY_SERVER, 1180: BUSY_SERVER,

@@ -110,7 +110,9 @@ def finish(route: Route, driven: Driven) -> None:
     notice(f"error: {'interrupted' if driven.interrupted else driven.error}")
     if trip and trip.state in ("failed", "stuck", "driving"):
         standing = (
-            "dropped off in some of its databases, and only rolls forward" if trip.state == "stuck" else "nothing of it is dropped off"
+            "dropped off in some of its databases, and only rolls forward"
+            if trip.state == "stuck"
+            else "nothing of it is dropped off as far as the depot knows"
         )
         again = f"`bus drive {route.name} --trip {trip.id}`"
         told = trip.trigger == "rehearsal" or again in (driven.error or "")
