@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
-from dagster import DefaultSensorStatus, RunRequest, SensorEvaluationContext, SensorResult, SkipReason, sensor
+from dagster import DefaultSensorStatus, RunRequest, SensorEvaluationContext, SensorResult, sensor
 
 from resources.errors import BusError
 from sensors.dispatch import Tick
@@ -40,7 +40,7 @@ def queue_sensor(
         required_resource_keys=needs,
         description=description,
     )
-    def ticks(context: SensorEvaluationContext) -> SensorResult | SkipReason:
+    def ticks(context: SensorEvaluationContext) -> SensorResult:
         with ticking(context) as tick:
             try:
                 done = tick()
@@ -49,7 +49,7 @@ def queue_sensor(
                 raise error.with_traceback(None) from None  # what it says is for people, how it came about fills their log
         context.log.info(done.said)
         if not done.departures:
-            return SkipReason(done.said)
+            return SensorResult(skip_reason=done.said, cursor=done.said)  # the UI's list of ticks shows the cursor, the reason on a click
         return SensorResult(run_requests=list(_requests(done, tag)), cursor=done.said)
 
     return ticks

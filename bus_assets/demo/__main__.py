@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from bus_assets.demo.airports_service import running, serve
-from bus_assets.demo.events import BUCKET, LEAST_MONTHS, ROUTE, bucket, on_stdout, tell_story
+from bus_assets.demo.events import BUCKET, LEAST_MONTHS, ROUTE, bucket, on_stdout, prepare, tell_story
 from bus_assets.demo.world import MONTHS, set_up
 from bus_assets.settings import settings
 from bus_assets.up.town import CLOUD_PORT, HOST, UI_PORT, Plan, Town
@@ -98,7 +98,7 @@ def _town(port: int, cloud_port: int, workers: int, tell: Callable[[str], None])
     """What runs, the airports service beside it, and this process part of it."""
     with running(settings().airports_url) as airports_url:
         os.environ["BUS_AIRPORTS_URL"] = airports_url
-        with town_running(Plan(workers=workers, port=port, cloud_port=cloud_port), tell) as town:
+        with town_running(Plan(workers=workers, port=port, cloud_port=cloud_port, on_cloud=prepare), tell) as town:
             os.environ.update(town.environment)
             yield town
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,12 +78,19 @@ class Bucket:
         self.sqs.send_message(QueueUrl=self.urls[queue], MessageBody=json.dumps({"Records": [record]}))
 
 
-def bucket() -> Bucket:
+def bucket(environment: Mapping[str, str] = os.environ) -> Bucket:
+    """On the cloud that ``environment`` names, whose keys it has, or boto3 finds."""
     import boto3
 
-    here = settings()
-    session, folder = boto3.Session(region_name=here.region), datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-    return Bucket(folder, session.client("s3", endpoint_url=here.cloud_url), session.client("sqs", endpoint_url=here.cloud_url))
+    keys = {name: environment.get(name.upper()) for name in ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")}
+    session, folder = boto3.Session(region_name=settings().region, **keys), datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    s3, sqs = (session.client(name, endpoint_url=environment.get("AWS_ENDPOINT_URL")) for name in ("s3", "sqs"))
+    return Bucket(folder, s3, sqs)
+
+
+def prepare(environment: Mapping[str, str]) -> None:
+    """Make bucket and queues, before the route's sensor looks for them."""
+    bucket(environment).open()
 
 
 def tell_story(landing: Path, redrive: Callable[[], None], tell: Tell, months: int = len(MONTHS)) -> list[str]:

@@ -41,6 +41,7 @@ class Plan:
 
     ``workers``      how many runs are driven at a time; 0: none, the launcher of dagster.yaml starts a process for each run.
     ``others``       more processes, from the environment that all of them get; each starts once the cloud is ready.
+    ``on_cloud``     called with that environment when the embedded cloud is ready, before anything starts that looks for queues in it.
     ``end_seconds``  how long a process may take to end before it is killed.
     """
 
@@ -48,6 +49,7 @@ class Plan:
     port: int = UI_PORT
     cloud_port: int = CLOUD_PORT
     others: Callable[[Mapping[str, str]], tuple[Process, ...]] = lambda _: ()
+    on_cloud: Callable[[Mapping[str, str]], None] = lambda _: None
     end_seconds: float = 10.0
 
 
@@ -135,7 +137,7 @@ def _environment(here: Settings, home: Path) -> dict[str, str]:
 def _processes(here: Settings, plan: Plan, environment: Mapping[str, str], *, workers: bool) -> list[Process]:
     code_port = _free_port()
     workspace = _workspace(here, code_port)
-    first = [cloud.embedded(plan.cloud_port, here.home / "cloud", environment, here.region)] if _is_embedded() else []
+    first = [_cloud(here, plan, environment)] if _is_embedded() else []
     after_cloud = tuple(process.name for process in first)
     url = f"http://{HOST}:{plan.port}"
     return [
@@ -167,6 +169,11 @@ def _processes(here: Settings, plan: Plan, environment: Mapping[str, str], *, wo
         ),
         *(replace(process, waits_for=process.waits_for + after_cloud) for process in plan.others(environment)),
     ]
+
+
+def _cloud(here: Settings, plan: Plan, environment: Mapping[str, str]) -> Process:
+    made = cloud.embedded(plan.cloud_port, here.home / "cloud", environment, here.region)
+    return replace(made, on_ready=lambda: plan.on_cloud(environment))
 
 
 def _workers(here: Settings, runs: int, environment: Mapping[str, str], waits_for: tuple[str, ...]) -> Process:

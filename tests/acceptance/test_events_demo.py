@@ -75,3 +75,11 @@ def test_the_runs_that_it_names_were_started_by_warm_workers(told, home, months)
 def test_nothing_is_left_running(told, home):
     left = [process for process in psutil.process_iter(["cmdline"]) if str(home) in " ".join(process.info["cmdline"] or ())]
     assert left == []
+
+
+def test_no_tick_of_its_sensor_failed(told, home):
+    """The queue is there before the sensor looks for it: a stranger's first look shows no error."""
+    with sqlite3.connect(home / "dagster" / "schedules" / "schedules.db") as ticks:
+        states = {state for (state,) in ticks.execute("SELECT status FROM job_ticks")}
+    assert "SUCCESS" in states
+    assert "FAILURE" not in states

@@ -41,7 +41,7 @@ def dispatch(place: message_routes.Place, route: str, log: Path) -> None:
                     print(f"tick failed: {error!r} from {error.__cause__!r}", flush=True)
                     time.sleep(IDLE_SECONDS)
                 else:
-                    print(said.cursor or said.skip_message, flush=True)
+                    print(said.cursor, flush=True)
 
 
 def work(place: message_routes.Place, log: Path) -> None:

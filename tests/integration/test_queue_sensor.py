@@ -87,7 +87,8 @@ def test_a_tick_says_in_one_line_what_it_did_and_a_run_delivers(town):
         "events/priced",
         "events/log",
     ]
-    assert town.tick().skip_message == "nothing waits"
+    idle = town.tick()
+    assert (idle.skip_message, idle.cursor) == ("nothing waits", "nothing waits")
 
 
 def test_a_tick_that_fails_says_which_route_and_which_queue(town, monkeypatch):
