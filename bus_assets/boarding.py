@@ -185,6 +185,22 @@ def cancel(bus: Bus, route: Route, trip: Trip, reason: str) -> Trip:
     return bus.depot.inbox.cancel(trip.id, reason)
 
 
+def unrelease(bus: Bus, route: Route, trip: Trip) -> int:
+    """Hold the rows again that a release took along; how many. It is cancelled with that, and settled before: who drives it at this
+    moment, or finds its staged rows later, publishes nothing of them.
+
+    :class:`Refused` if it turns out to be committed. If the database does not answer, nothing changes.
+    """
+    try:
+        committed = turned_out_published(bus, route, trip)
+    except BusError as error:
+        error.message += f"; trip {trip.id} may be committed there, so its rows are not held again before that is known"
+        raise error.at(route=route.name) from error.__cause__
+    if not committed and bus.depot.trip(trip.id).state != "cancelled":
+        bus.depot.inbox.cancel(trip.id, "its rows are held again")
+    return bus.depot.unrelease(trip.id)
+
+
 def _end_if_asked(bus: Bus, route: Route, trip: Trip) -> None:
     """A trip that failed and was asked to stop ends here, unless it has messages: then the next tick settles it."""
     if trip.state == "failed" and trip.cancelled is not None and trip.trigger != "queue":

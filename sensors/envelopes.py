@@ -94,10 +94,12 @@ class _Letter:
     value: Any = None
     event_at: datetime | None = None
     is_own: bool = False
+    generation: int | None = None
     problem: str | None = None
 
     def arrival(self, **more: Any) -> Arrival:
-        told = {"key": self.key, "body": _bytes(self.text), "event_at": self.event_at, "problem": self.problem}
+        told: dict[str, Any] = {"key": self.key, "body": _bytes(self.text), "event_at": self.event_at, "problem": self.problem}
+        told["generation"] = self.generation
         attributes = {**self.attributes, "envelope": "+".join(self.envelopes) or "none"}
         made = Arrival(**{**told, "sent_at": self.sent_at, "group": self.group, "attributes": attributes, **more})
         return replace(made, key=f"key:{made.key}") if made.key.startswith(TRIP_RECEIPT) else made
@@ -126,7 +128,8 @@ def _opened(received: Received, decode: Decode, fetch: Fetch | None) -> _Letter:
     if key := unquote(sent.get(KEY, "")):
         # A standard queue tells no group, and a FIFO one that of the copy, which may be made up.
         group = unquote(sent.get(GROUP, "")) or (None if received.group == NO_GROUP else received.group)
-        letter = replace(letter, key=key, event_at=_moment(sent.get(EVENT_AT)), group=group, is_own=True)
+        generation = _size(Digits(sent.get(GENERATION, "")))
+        letter = replace(letter, key=key, event_at=_moment(sent.get(EVENT_AT)), group=group, is_own=True, generation=generation)
     letter = _read(_claimed(letter, sent, fetch), decode)
     for take_out in () if letter.is_own else (_from_sns, _from_event):
         if letter.problem is None and isinstance(letter.value, dict) and (inner := take_out(letter, letter.value)):

@@ -162,17 +162,9 @@ def _is_nobodys(depot: Depot, trip: Trip) -> bool:
 
 def _settled(trip: Trip, reason: str, module: str | None) -> Trip:
     from bus_assets.boarding import cancel as cancelled
-    from bus_assets.cli.loading import load, note_other_depot, open_bus
-    from resources.errors import Misconfigured
+    from bus_assets.cli.loading import open_trip
 
-    try:
-        loaded = load(module)
-        route = loaded.route(trip.route)
-    except Misconfigured as error:
-        error.message += f"; without its route nobody knows where to ask whether trip {trip.id} is committed, so it is not cancelled"
-        raise
-    note_other_depot(loaded)
-    with open_bus(loaded, route) as bus:
+    with open_trip(trip, module, "it is not cancelled") as (bus, route):
         return cancelled(bus, route, trip, reason)
 
 

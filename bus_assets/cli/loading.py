@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bus_assets.drive import Bus
     from bus_assets.queues import Queue
     from bus_assets.route import Route
+    from resources.depot.entries import Trip
     from resources.depot.store import Depot
 
 DAGSTER_YAML = """\
@@ -159,6 +160,20 @@ def open_bus(loaded: Loaded, route: Route) -> Iterator[Bus]:
     with build_resources({name: resources[name] for name in (DEPOT, STAGING, *route.systems)}) as bound:
         systems = {name: getattr(bound, name) for name in route.systems}
         yield Bus(getattr(bound, DEPOT).depot(), getattr(bound, STAGING).open(), systems)
+
+
+@contextmanager
+def open_trip(trip: Trip, module: str | None, undone: str) -> Iterator[tuple[Bus, Route]]:
+    """What asks the databases of a trip whether it is committed; Misconfigured, with what is ``undone``, if the module lacks its route."""
+    try:
+        loaded = load(module)
+        route = loaded.route(trip.route)
+    except Misconfigured as error:
+        error.message += f"; without its route nobody knows where to ask whether trip {trip.id} is committed, so {undone}"
+        raise
+    note_other_depot(loaded)
+    with open_bus(loaded, route) as bus:
+        yield bus, route
 
 
 def check_environment(loaded: Loaded, route: Route) -> None:

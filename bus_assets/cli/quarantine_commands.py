@@ -226,12 +226,17 @@ def _show_releases(loaded: Any, route: Any, driven: list[Any], *, as_json: bool)
 
 @app.command()
 def unrelease(
-    trip_id: Annotated[str, typer.Argument(metavar="TRIP", help="A release trip that was not delivered.")], as_json: AsJson = False
+    trip_id: Annotated[str, typer.Argument(metavar="TRIP", help="A release trip that was not delivered.")],
+    module: Module = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Hold the rows again that a failed release trip took along."""
-    from bus_assets.cli.loading import open_depot
+    """Hold the rows again that a release trip took along, and cancel it. Its first database is asked before whether it is committed."""
+    from bus_assets.boarding import unrelease as unreleased
+    from bus_assets.cli.loading import open_depot, open_trip
 
-    held = open_depot().unrelease(trip_id)
+    trip = open_depot().trip(trip_id)
+    with open_trip(trip, module, "its rows are not held again") as (bus, route):
+        held = unreleased(bus, route, trip)
     if as_json:
         print_json({"trip": trip_id, "held": held})
     else:

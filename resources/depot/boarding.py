@@ -139,7 +139,7 @@ def _sorted(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], 
     keyed = [(stored(arrival.key), arrival) for arrival in arrivals if arrival.ignored is None]
     known = _known(connection, route, (key for key, _ in keyed))
     for key, arrival in keyed:
-        number, state, body, generation = known.get(key, (None, None, None, 0))
+        number, state, body, generation, sent_at = known.get(key, (None, None, None, 0, None))
         if number is not None and generation and arrival.body == body and number not in found.redriven:
             found.repeated[number] = arrival
         if number is None:
@@ -148,7 +148,12 @@ def _sorted(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], 
                 found.fresh[key]["other_bodies"] += not says_the_same(arrival.body, found.fresh[key]["body"])
             else:
                 found.fresh[key] = _values(arrival, key) | _fresh_state(arrival, horizon)
-        elif state in ("stranded", "quarantined") and arrival.problem is None and number not in found.redriven:
+        elif (
+            state in ("stranded", "quarantined")
+            and arrival.problem is None
+            and number not in found.redriven
+            and (arrival.body == body or not _is_older(arrival, generation, sent_at))
+        ):
             found.redriven[number] = _values(arrival, key)
             found.corrections |= {number: arrival} if arrival.body != body else {}
         else:
@@ -156,6 +161,14 @@ def _sorted(connection: sa.Connection, route: str, arrivals: Sequence[Arrival], 
             known_body = found.redriven[number]["body"] if number in found.redriven else body
             found.others[number] += known_body is not None and not says_the_same(arrival.body, known_body)
     return found
+
+
+def _is_older(arrival: Arrival, generation: int, sent_at: datetime | None) -> bool:
+    """Whether a body that differs is one from before the known one, which corrected it: a copy among the dead letters, or a message that
+    was kept, not deleted, and comes again. A copy is sent later than what it is a copy of, so of that its generation is the word."""
+    if arrival.generation is not None:
+        return arrival.generation < generation
+    return arrival.sent_at is not None and sent_at is not None and arrival.sent_at < sent_at
 
 
 def says_the_same(one: bytes, other: bytes) -> bool:
@@ -175,13 +188,13 @@ def _exact(body: bytes) -> Any:
     return json.loads(body, parse_float=lambda digits: (digits,), parse_int=lambda digits: (digits,))
 
 
-def _known(connection: sa.Connection, route: str, keys: Iterable[str]) -> dict[str, tuple[int, str, bytes | None, int]]:
-    """By key: the id, the state, until it is purged the body, and the generation."""
-    known: dict[str, tuple[int, str, bytes | None, int]] = {}
-    of_route, told = messages.c.route == route, [messages.c[name] for name in ("key", "id", "state", "body", "generation")]
+def _known(connection: sa.Connection, route: str, keys: Iterable[str]) -> dict[str, tuple[int, str, bytes | None, int, datetime | None]]:
+    """By key: the id, the state, until it is purged the body, the generation, and when what was taken was sent."""
+    known: dict[str, tuple[int, str, bytes | None, int, datetime | None]] = {}
+    of_route, told = messages.c.route == route, [messages.c[name] for name in ("key", "id", "state", "body", "generation", "sent_at")]
     for some in chunks(dict.fromkeys(keys), UPDATE_IDS):
         found = connection.execute(looked_up(connection, told, of_route, messages.c.key, some))
-        known.update({row.key: (row.id, row.state, row.body, row.generation) for row in found})
+        known.update({row.key: (row.id, row.state, row.body, row.generation, row.sent_at) for row in found})
     return known
 
 

@@ -39,7 +39,8 @@ class Arrival:
 
     ``subject`` and ``sequencer``: what it is about and its place among the messages about that (an S3 object and its events); of two
     the higher sequencer is newer. ``group``: messages of one group ride in the order in which they were boarded. ``attributes`` are
-    kept as JSON. ``problem``: why it cannot be decoded, never quoting it. ``ignored``: why it is only counted.
+    kept as JSON. ``problem``: why it cannot be decoded, never quoting it. ``ignored``: why it is only counted. ``generation``: of a copy
+    among the dead letters, which one of the message it is a copy of.
     """
 
     key: str
@@ -52,6 +53,7 @@ class Arrival:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
     ignored: str | None = None
+    generation: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1710,6 +1710,36 @@ def test_who_boards_hears_of_corrections_once_they_are_kept(inbox):
     }
 
 
+def at(hour):
+    return datetime(2026, 7, 1, hour, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "older",
+    [
+        pytest.param(Arrival("a", b"1", at(10)), id="it was kept and not deleted from the queue, and comes again"),
+        pytest.param(Arrival("a", b"1", at(14), generation=0), id="its copy was among the dead letters"),
+    ],
+)
+def test_a_body_does_not_come_back_that_was_corrected(inbox, older):
+    """Though the message is set aside again, and waits for what corrects it."""
+    told = []
+    inbox.board("orders", [Arrival("a", b"1", at(10), problem="no JSON")])
+    for body, sent in ((b"2", at(11)), (b"3", at(12))):
+        inbox.board("orders", [Arrival("a", body, sent)], corrected=told.extend)
+        formed(inbox, batch=1)
+        (trip,) = departed(inbox)
+        inbox.cancel(trip, "set aside")
+    boarded = inbox.board("orders", [older], corrected=told.extend)
+    assert (boarded.duplicates, boarded.other_bodies, boarded.redriven) == (1, 1, 0)
+    (message,) = inbox.messages()
+    assert (message.state, message.body) == ("stranded", b"3")
+    assert [one.arrival.body for one in told] == [b"2", b"3"]
+    newest = Arrival("a", b"3", at(13), generation=message.generation)
+    assert inbox.board("orders", [newest]).redriven == 1
+    assert inbox.counts("orders").is_balanced
+
+
 def test_what_corrects_a_correction_is_later_even_where_the_clock_was_set_back(inbox, monkeypatch):
     quarantined(inbox, "a")
     told = []

@@ -7,10 +7,12 @@ import pytest
 
 from bus_assets import Contract, DropOff, Field, Json, JsonLines, PickUp, Table, TextFile, Transform
 from bus_assets.account import account
+from bus_assets.boarding import unrelease
 from bus_assets.release import LeftBehind, choose, overwritten, refusals, start_release
+from resources.depot.entries import TripOver
 from resources.errors import BusError, Refused
 from tests.queue_world import QueueWorld, events
-from tests.world import ORDERS, PRICED, World, shop
+from tests.world import ORDERS, PRICED, World, lose_a_reply, shop
 
 DIRTY = "order_id,qty,price\nO-1,2,3.50\nX-2,1,1.00\nO-3,0,0.10\nO-4,1\n"
 FIXED = Contract((Field("order_id", required=True, unique=True), *ORDERS.fields[1:]), max_rejected=0)
@@ -130,6 +132,39 @@ def test_a_release_that_failed_can_be_held_again_and_released_anew(world):
     (second,), _ = released(world, fixed())
     world.drive(fixed(), tagged=second.id)
     assert sorted(row[0] for row in world.rows("log")) == ["O-1", "X-2"]
+
+
+@pytest.mark.parametrize("at", ["orders", "warehouse"])
+def test_what_is_held_again_while_it_is_being_released_is_not_published(world, at):
+    """A person takes the release for dead; it goes on, and so does the one that releases the rows anew."""
+    world.drive(lenient())
+    (trip,), _ = released(world, fixed())
+
+    def hold_again(drive, here):
+        if here == at:
+            assert unrelease(world.bus, fixed(), trip) == 2
+
+    with pytest.raises(BusError):
+        world.drive(fixed(), tagged=trip.id, before=hold_again)
+    assert len(world.rows("log")) == 1
+    assert world.depot.trip(trip.id).state == "cancelled"
+    (second,), _ = released(world, fixed())
+    world.drive(fixed(), tagged=second.id)
+    assert sorted(row[0] for row in world.rows("log")) == ["O-1", "X-2"]
+    with pytest.raises(TripOver):
+        world.drive(fixed(), tagged=trip.id)
+
+
+def test_what_was_released_and_never_heard_of_is_not_held_again(world, monkeypatch):
+    world.drive(lenient())
+    (trip,), _ = released(world, fixed())
+    lose_a_reply(monkeypatch)
+    with pytest.raises(BusError):
+        world.drive(fixed(), tagged=trip.id)
+    assert world.depot.trip(trip.id).state == "failed"
+    with pytest.raises(Refused, match="has published"):
+        unrelease(world.bus, fixed(), trip)
+    assert world.depot.trip(trip.id).state == "delivered"
 
 
 def test_a_row_is_in_one_release_at_a_time(world):

@@ -190,6 +190,7 @@ def test_what_was_sent_to_the_dead_letters_comes_back_as_the_same(decode: Decode
     assert [after.key, after.body, after.event_at] == [before.key, before.body, before.event_at]
     assert [after.subject, after.sequencer, after.group, after.problem] == [before.subject, before.sequencer, "g", None]
     assert after.attributes["message_attributes"]["bus-generation"] == "3"
+    assert (before.generation, after.generation) == (None, 3)
 
 
 @pytest.mark.parametrize("group", ["g", "none", "a/b: 50% *", None])
