@@ -255,6 +255,42 @@ def test_a_deleted_verdict_refuses_to_publish(world):
     assert world.rows("log") == []
 
 
+def test_a_verdict_that_says_no_refuses_to_publish(world):
+    def turn(drive, at):
+        if at == "warehouse":
+            with sqlite3.connect(world.root / "depot.db") as connection:
+                connection.execute("UPDATE depot_verdicts SET passed = 0 WHERE stop = 'orders'")
+
+    with pytest.raises(Refused, match="'orders' did not pass its gate"):
+        world.drive(shop(), before=turn)
+    assert world.rows("log") == []
+
+
+def test_a_verdict_that_changes_while_tables_are_looked_at_refuses_to_publish(world, monkeypatch):
+    prepare = Database.prepare
+
+    def meanwhile(self, plans):
+        prepare(self, plans)
+        with sqlite3.connect(world.root / "depot.db") as connection:
+            connection.execute("UPDATE depot_verdicts SET digest = 'another' WHERE stop = 'priced'")
+
+    with pytest.raises(Refused, match="changed while it was being published"):
+        world.drive(shop(), before=lambda drive, at: monkeypatch.setattr(Database, "prepare", meanwhile) if at == "warehouse" else None)
+    assert world.rows("log") == []
+
+
+def test_no_database_is_published_before_the_first(world):
+    route = and_a_copy(world)
+
+    def second_first(drive, at):
+        if at == "warehouse":
+            publish(drive, "second")
+
+    with pytest.raises(Refused, match="'warehouse' comes first in this route"):
+        world.drive(route, before=second_first)
+    assert world.rows("totals") == []
+
+
 @pytest.mark.parametrize(("stop", "dropped"), [("orders", ("totals", "log")), ("priced", ("totals", "log")), ("orders", ("totals",))])
 def test_one_altered_staged_byte_refuses_to_publish(world, stop, dropped):
     """Also of a stop that is not dropped off itself, so that publishing reads its rows for nothing else."""
