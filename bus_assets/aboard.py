@@ -114,9 +114,9 @@ def _rows_of(source: Bodies, fields: Mapping[str, str], messages: Sequence[Messa
         rows.objects += items
         rows.messages += [message.id] * len(items)
     numbers = pa.array(rows.messages, pa.int64())
-    batch, nested = text_columns(rows.objects, fields)
+    batch, nested, astray = text_columns(rows.objects, fields)
     spoiled = frozenset(record.message for record in rows.unreadable if record.message is not None)
-    return Records(batch, source.system, numbers, source.unit, tuple(rows.unreadable), numbers, spoiled, nested)
+    return Records(batch, source.system, numbers, source.unit, tuple(rows.unreadable), numbers, spoiled, nested, astray=astray)
 
 
 def _items(source: Bodies, message: Message) -> list[Mapping[str, Any]]:

@@ -62,15 +62,21 @@ def arrow_schema(contract: Contract) -> pa.Schema:
     return pa.schema([(field.name, field.parsed_type.arrow()) for field in contract.fields])
 
 
-def split(records_batch: pa.RecordBatch, contract: Contract, nested: Mapping[str, Mapping[int, str]] | None = None) -> Split:
+def split(
+    records_batch: pa.RecordBatch,
+    contract: Contract,
+    nested: Mapping[str, Mapping[int, str]] | None = None,
+    astray: Mapping[str, Mapping[int, str]] | None = None,
+) -> Split:
     """Judge every row by the rules that concern it alone; columns that the contract doesn't name are left out.
 
     A value that does not read as its field's type is judged by no other rule of that field. ``nested`` is :attr:`Records.nested`: a
-    list or an object is no text, unless the field says ``json``. Raises :class:`Misconfigured` if a column is missing or twice there,
-    or a pattern is not RE2.
+    list or an object is no text, unless the field says ``json``. ``astray`` is :attr:`Records.astray`: that null is no value of any type.
+    Raises :class:`Misconfigured` if a column is missing or twice there, or a pattern is not RE2.
     """
     fields = {field.name: field for field in contract.fields}
-    cast = {name: _cast(records_batch, field, (nested or {}).get(name)) for name, field in fields.items()}
+    nested, astray = nested or {}, astray or {}
+    cast = {name: _cast(records_batch, field, nested.get(name), astray.get(name)) for name, field in fields.items()}
     reasons: dict[int, list[Reason]] = defaultdict(list)
     for rule in contract.rules():
         if rule.kind == "type" or rule.kind in BROKEN:
@@ -86,7 +92,7 @@ def split(records_batch: pa.RecordBatch, contract: Contract, nested: Mapping[str
     )
 
 
-def _cast(batch: pa.RecordBatch, field: Field, nested: Mapping[int, str] | None) -> Cast:
+def _cast(batch: pa.RecordBatch, field: Field, nested: Mapping[int, str] | None, astray: Mapping[int, str] | None) -> Cast:
     found = batch.schema.get_all_field_indices(field.name)
     if len(found) != 1:
         there = "is missing" if not found else f"is there {len(found)} times"
@@ -95,7 +101,9 @@ def _cast(batch: pa.RecordBatch, field: Field, nested: Mapping[int, str] | None)
         )
     target = Target(field.parsed_type, field.format, field.zone, hidden if field.sensitive else shown)
     cast = cast_column(batch.column(found[0]), target)
-    return _without(cast, nested) if nested and field.parsed_type.kind == "string" and not field.json else cast
+    if nested and field.parsed_type.kind == "string" and not field.json:
+        cast = _without(cast, nested)
+    return Cast(cast.values, {**cast.faults, **astray}) if astray else cast
 
 
 def _without(cast: Cast, nested: Mapping[int, str]) -> Cast:

@@ -159,7 +159,8 @@ class Stager:
     def _split(
         self, batch: pa.RecordBatch, ids: pa.Int64Array, messages: pa.Int64Array | None, run: Records | None
     ) -> tuple[pa.RecordBatch, pa.Int64Array]:
-        done = split(batch, self.contract, run.nested if run else None)
+        astray = run.astray if run else {}
+        done = split(batch, self.contract, run.nested if run else None, astray)
         self._in_order.add(done.kept)
         if done.rejected:
             at = pa.array([rejected.index for rejected in done.rejected], pa.int64())
@@ -171,6 +172,8 @@ class Stager:
                 done.rejected, numbers, positions, of, payloads(batch.take(at), self.contract), strict=True
             ):
                 reasons = tuple(Reason(reason.rule, reason.message) for reason in rejected.reasons)
+                for name in (name for name, rows in astray.items() if rejected.index in rows):
+                    payload.pop(name, None)  # it was not read: with the null, a release would take it for one
                 self.spool.add(QuarantinedRow(str(number), origin, unit, position, reasons, payload, message=message))
         return done.kept, done.kept_index
 

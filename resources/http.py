@@ -265,8 +265,8 @@ def _records(items: "list[Any]", fields: dict[str, str], origin: str) -> Records
         for position, item in bad
     )
     positions = pa.array([position for position, _ in good], pa.int64())
-    batch, nested = text_columns([item for _, item in good], fields)
-    return Records(batch, origin, positions, "record", unreadable, nested=nested)
+    batch, nested, astray = text_columns([item for _, item in good], fields)
+    return Records(batch, origin, positions, "record", unreadable, nested=nested, astray=astray)
 
 
 def _place(path: str) -> str:

@@ -79,19 +79,32 @@ def _check_depth(text: str) -> None:
             depth -= 1
 
 
-def text_columns(objects: Sequence[Mapping[str, Any]], fields: Mapping[str, str]) -> tuple[pa.RecordBatch, dict[str, dict[int, str]]]:
+@dataclass(frozen=True)
+class _Astray:
+    """In the place of a value: why its path does not lead to one."""
+
+    why: str
+
+
+def text_columns(
+    objects: Sequence[Mapping[str, Any]], fields: Mapping[str, str]
+) -> tuple[pa.RecordBatch, dict[str, dict[int, str]], dict[str, dict[int, str]]]:
     """One column of text for each of ``fields``: output column → dotted path (``address.city``; a key that contains the dot wins).
 
     Strings as they are, numbers as written (if read by :func:`loads_exact`), ``true`` and ``false``, lists and objects as compact
-    JSON text; null where there is nothing or null. Lists are not entered by a path. Beside them :attr:`Records.nested`.
+    JSON text; null where there is nothing or null, on the way there too. Lists are not entered by a path. Beside them
+    :attr:`Records.nested` and :attr:`Records.astray`.
     """
-    columns, nested = [], {}
+    columns, nested, astray = [], {}, {}
     for name, path in fields.items():
         values = list(map(_getter(path), objects))
+        if _Astray in set(map(type, values)):
+            astray[name] = {row: value.why for row, value in enumerate(values) if isinstance(value, _Astray)}
+            values = [None if isinstance(value, _Astray) else value for value in values]
         columns.append(pa.array(list(map(_text, values)), pa.string()))
         if not NESTED.keys().isdisjoint(map(type, values)):
             nested[name] = {row: NESTED[type(value)] for row, value in enumerate(values) if type(value) in NESTED}
-    return pa.RecordBatch.from_arrays(columns, names=list(fields)), nested
+    return pa.RecordBatch.from_arrays(columns, names=list(fields)), nested, astray
 
 
 def _getter(path: str) -> Callable[[Mapping[str, Any]], Any]:
@@ -101,9 +114,13 @@ def _getter(path: str) -> Callable[[Mapping[str, Any]], Any]:
 
 
 def _inside(item: Any, path: str) -> Any:
-    for key in path.split("."):
-        if not isinstance(item, dict):
+    keys = path.split(".")
+    for depth, key in enumerate(keys):
+        if item is None:
             return None
+        if not isinstance(item, dict):
+            parent = ".".join(keys[:depth])
+            return _Astray(f"cannot be read at {path!r}: {parent!r} is {_json_kind(item)}, not an object")
         item = item.get(key)
     return item
 
@@ -204,8 +221,8 @@ class _Run:
 
     def records(self, name: str, fields: Mapping[str, str]) -> Records:
         positions = pa.array(self.positions, pa.int64())
-        batch, nested = text_columns(self.objects, fields)
-        return Records(batch, name, positions, "line", tuple(self.unreadable), nested=nested)
+        batch, nested, astray = text_columns(self.objects, fields)
+        return Records(batch, name, positions, "line", tuple(self.unreadable), nested=nested, astray=astray)
 
 
 def _json_kind(value: Any) -> str:

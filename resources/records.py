@@ -43,6 +43,7 @@ class Records:
     ``messages``    int64, one per record: the depot's number of the message that it came in, or that named what was read; None where
                     no message did. ``spoiled``: messages of which no record may be used, in this run or another.
     ``nested``      where a column of ``batch`` has the JSON text of 'a list' or 'an object': column → row of the batch → which of them.
+    ``astray``      where a column of ``batch`` has null because its path did not lead there, through a number, say: column → row → why.
     ``unread``      columns of the origin that none of the names asked for takes, where it has columns: they stay behind.
     """
 
@@ -54,6 +55,7 @@ class Records:
     messages: pa.Int64Array | None = None
     spoiled: frozenset[int] = frozenset()
     nested: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    astray: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -57,6 +57,16 @@ def test_an_object_where_text_was_promised_sets_the_message_aside(world):
     }
 
 
+def test_a_path_through_what_is_no_object_sets_the_message_aside(tmp_path):
+    world = QueueWorld(tmp_path, events(decode=Json(ORDER, fields={"order_id": "order.id"})))
+    world.send(order(1) | {"order": {"id": "O-1"}}, order(2) | {"order": "O-2"})
+    world.deliver()
+    assert (world.logged(), world.states()) == (["O-1"], {"delivered": 1, "quarantined": 1})
+    assert [message.error for message in world.messages("quarantined")] == [
+        "order_id: type string: cannot be read at 'order.id': 'order' is a string, not an object"
+    ]
+
+
 def test_a_message_with_a_known_identity_and_another_body_is_told(tmp_path):
     world = QueueWorld(tmp_path, events(identity="order_id"))
     world.send(order(1), order(1) | {"qty": 7})

@@ -205,6 +205,26 @@ def test_an_object_in_the_place_of_text_is_not_released_as_its_text(world):
     assert sorted(world.rows("log")) == [("O-1", "me"), ("O-2", '{"name":"you"}')]
 
 
+def test_what_a_path_did_not_lead_to_is_rejected_and_not_released_as_null(world):
+    lines = ('{"id": 1, "who": {"n": 7}}', '{"id": 2, "who": 5}', '{"id": 3, "who": [{"n": 7}]}', '{"id": 4, "who": null}', '{"id": 5}')
+    (world.root / "landing" / "orders.jsonl").write_text("\n".join(lines))
+    source = JsonLines("landing", "orders.jsonl", fields={"n": "who.n"})
+
+    def route(*names):
+        contract = Contract((Field("id", "integer"), *(Field(name, "integer") for name in names)), max_rejected=0.9)
+        return shop(stops=(PickUp("orders", source, contract), DropOff("log", Table("warehouse", "log", create=True), columns=("id",))))
+
+    world.drive(route("n"))
+    assert world.rows("log") == [(1,), (4,), (5,)]
+    held = world.depot.quarantined()
+    assert [(row.position, dict(row.payload), [tuple(reason) for reason in row.reasons]) for row in held] == [
+        (2, {"id": "2"}, [("n: type integer", "cannot be read at 'who.n': 'who' is a number, not an object")]),
+        (3, {"id": "3"}, [("n: type integer", "cannot be read at 'who.n': 'who' is a list, not an object")]),
+    ]
+    with pytest.raises(Refused, match=f"row {held[0].id} cannot be released: the contract asks for 'n', which was not read"):
+        choose(world.depot, route("n"), "orders", [row.id for row in held])
+
+
 def test_a_row_without_a_field_that_the_contract_has_since_does_not_ride_as_if_it_were_null(world):
     def route(*names, most="100", **fields):
         contract = Contract((Field("id", required=True), Field("qty", "integer", maximum=most), *map(Field, names)), max_rejected=0.9)

@@ -49,6 +49,14 @@ def test_a_list_or_an_object_is_no_string_unless_the_field_says_json() -> None:
     assert split(batch, Contract(fields=(Field("v", json=True),)), nested).kept.num_rows == 4
 
 
+def test_where_a_path_did_not_lead_there_is_no_null_of_any_type() -> None:
+    why = "cannot be read at 'who.v': 'who' is a number, not an object"
+    for field in (Field("v"), Field("v", "integer", required=True), Field("v", json=True), Field("v", "list<string>", sensitive=True)):
+        found = split(texts(v=[None, None]), Contract(fields=(field,)), astray={"v": {1: why}})
+        assert reasons(found)[1] == [(f"v: type {field.type}", why)]
+        assert (0 in reasons(found)) == field.required
+
+
 def test_every_reason_of_a_row_is_given_in_the_contracts_order() -> None:
     contract = Contract(
         fields=(

@@ -51,7 +51,7 @@ def test_values_keep_the_text_they_had(value: str, text: str | None) -> None:
 
 def test_lists_and_objects_are_told_from_text_that_looks_like_them() -> None:
     objects = [loads_exact('{"v": %s}' % value) for value in ('"[]"', "[]", "null", "{}", "1", '"{}"')]  # noqa: UP031
-    batch, nested = text_columns(objects, {"v": "v", "w": "w"})
+    batch, nested, _ = text_columns(objects, {"v": "v", "w": "w"})
     assert batch.column(0).to_pylist() == ["[]", "[]", None, "{}", "1", "{}"]
     assert nested == {"v": {1: "a list", 3: "an object"}}
 
@@ -59,6 +59,29 @@ def test_lists_and_objects_are_told_from_text_that_looks_like_them() -> None:
 def test_paths_go_into_objects_and_a_literal_key_with_the_dot_wins() -> None:
     item = '{"a": {"b": {"c": 1}, "l": [1]}, "a.b": 2, "x": "text"}'
     assert [column(item, path) for path in ("a.b", "a.b.c", "a.l.0", "x.y", "none.at.all")] == [["2"], ["1"], [None], [None], [None]]
+
+
+@pytest.mark.parametrize(
+    ("item", "path", "parent"),
+    [
+        ('{"who": 5}', "who.name", "'who' is a number"),
+        ('{"who": "text"}', "who.name", "'who' is a string"),
+        ('{"who": [{"name": "x"}]}', "who.name", "'who' is a list"),
+        ('{"who": false}', "who.name", "'who' is true or false"),
+        ('{"a": {"who": 5}}', "a.who.of.name", "'a.who' is a number"),
+    ],
+)
+def test_a_parent_that_is_there_and_no_object_is_no_null(item: str, path: str, parent: str) -> None:
+    objects = [loads_exact(text) for text in ('{"who": {"name": "x"}, "a": {"who": {"of": {"name": "x"}}}}', "{}", item)]
+    batch, _, astray = text_columns(objects, {"v": path, "w": "w"})
+    assert batch.column(0).to_pylist() == ["x", None, None]
+    assert astray == {"v": {2: f"cannot be read at '{path}': {parent}, not an object"}}
+
+
+def test_a_parent_that_is_null_or_not_there_is_null() -> None:
+    objects = [loads_exact(text) for text in ("{}", '{"a": null}', '{"a": {}}', '{"a": {"b": null}}', '{"a": 1, "a.b.c": 2}')]
+    batch, _, astray = text_columns(objects, {"v": "a.b.c"})
+    assert (batch.column(0).to_pylist(), astray) == ([None, None, None, None, "2"], {})
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "[1,", "'x'", '"\\ud800"', '{"v": ["\\udc00 \\ud800"]}', "1 2", ""])
