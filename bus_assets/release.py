@@ -65,14 +65,16 @@ def check_release(route: Route, stop: str) -> None:
         raise _refused(route, stop, f"is a drop-off; rows wait at the stop that rejected them: '{route.upstream(stop)[0]}', say")
     reached = [drop for drop in route.drop_offs if stop in chain(route, drop.name)]
     if not reached:
-        raise _refused(route, stop, "has no drop-off for its rows, they are only looked up: drive the whole route again after the fix")
+        advice = _another_trip(route, "drive the whole route again after the fix")
+        raise _refused(route, stop, f"has no drop-off for its rows, they are only looked up: {advice}")
     for drop in reached:
         table = drop.into
         if table.mode in ("replace", "delete"):
             raise _refused(
                 route,
                 stop,
-                f"reaches table {table.name!r} in mode '{table.mode}', which is about whole loads: drive the route again instead",
+                f"reaches table {table.name!r} in mode '{table.mode}', which is about whole loads: "
+                + _another_trip(route, "drive the route again instead"),
             )
         for name in _between(route, stop, drop.name):
             between = route[name]
@@ -81,8 +83,19 @@ def check_release(route: Route, stop: str) -> None:
                     route,
                     stop,
                     f"reaches table {table.name!r} through '{name}', which changes the grain: a few rows alone come out otherwise than "
-                    "with all of them. Drive the route again, or let the table accumulate",
+                    f"with all of them: {_another_trip(route, 'drive the route again')}, or let the table accumulate",
                 )
+
+
+def _another_trip(route: Route, advice: str) -> str:
+    """``advice``, which is to drive again, where that brings nothing twice; else what to do instead."""
+    adding = dict.fromkeys(f"'{drop.into.name}'" for drop in route.drop_offs if drop.into.mode in ("append", "accumulate"))
+    if not adding:
+        return advice
+    return (
+        f"another trip of the route adds to {' and '.join(adding)} twice; `bus quarantine export` gives the rows out, to be put right by "
+        "hand in the tables, and `bus quarantine discard` gives them up"
+    )
 
 
 def overwritten(route: Route, stop: str) -> tuple[Table, ...]:

@@ -275,7 +275,7 @@ def aggregated(mode="upsert", **more):
 
 def test_a_changed_grain_on_the_way_is_refused_unless_the_table_accumulates(world):
     world.drive(aggregated())
-    with pytest.raises(Refused, match=r"changes the grain.*Drive the route again, or let the table accumulate"):
+    with pytest.raises(Refused, match=r"changes the grain.*drive the route again, or let the table accumulate"):
         choose(world.depot, aggregated(), "orders")
     assert choose(world.depot, aggregated("accumulate", sums=("n",)), "orders")[0]
 
@@ -302,6 +302,24 @@ def test_tables_that_are_about_whole_loads_are_refused(world, table):
     route = shop(stops=(PickUp("orders", TextFile("landing", "orders*.csv"), ORDERS), DropOff("t", table)))
     with pytest.raises(Refused, match="drive the route again"):
         choose(world.depot, route, "orders")
+
+
+def test_where_another_trip_adds_twice_it_is_not_the_advice(world):
+    pick_up = PickUp("orders", TextFile("landing", "orders*.csv"), ORDERS)
+    whole = DropOff("t", Table("warehouse", "t", mode="replace", scope={}), of="orders")
+    log = DropOff("log", Table("warehouse", "log"), of="orders")
+    sums = DropOff("sums", Table("warehouse", "sums", key="order_id", mode="accumulate", sums=("qty",)), of="orders")
+    for stops, named in (((whole, log), "'log'"), ((whole, log, sums), "'log' and 'sums'")):
+        with pytest.raises(Refused) as caught:
+            choose(world.depot, shop(stops=(pick_up, *stops)), "orders")
+        assert f"another trip of the route adds to {named} twice" in str(caught.value)
+        assert "`bus quarantine export`" in str(caught.value)
+        assert "drive the route again" not in str(caught.value).lower()
+    grain = shop(stops=(*aggregated().stops, log))
+    with pytest.raises(Refused, match=r"changes the grain.*adds to 'log' twice.*or let the table accumulate"):
+        choose(world.depot, grain, "orders")
+    with pytest.raises(Refused, match=r"only looked up: another trip of the route adds to 'log' twice"):
+        choose(world.depot, shop(stops=looked_up().stops[:3]), "goods")
 
 
 def looked_up():
