@@ -25,6 +25,8 @@ from resources.errors import BusError, Misconfigured, Transient
 if TYPE_CHECKING:
     from dagster import DagsterInstance
 
+    from resources.depot.store import Depot
+
 SHORTEST = timedelta(days=1)
 KEYS = timedelta(days=30)
 SHORTEST_KEYS = timedelta(days=28)
@@ -42,7 +44,7 @@ class Horizon:
     dry_run: bool = False
 
 
-def horizon(older_than: timedelta, keys: timedelta = KEYS, *, dry_run: bool = False) -> Horizon:
+def check_ages(older_than: timedelta, keys: timedelta = KEYS) -> None:
     """Misconfigured if something could still come again, or be looked at, that is to be forgotten."""
     if older_than < SHORTEST:
         raise Misconfigured(f"what is younger than a day may be needed; --older-than must be {SHORTEST.days}d or more")
@@ -50,7 +52,12 @@ def horizon(older_than: timedelta, keys: timedelta = KEYS, *, dry_run: bool = Fa
         raise Misconfigured(
             f"a message may come again for {SHORTEST_KEYS.days} days, so keys are kept as long; --keys must be that or more"
         )
-    now = datetime.now(UTC)
+
+
+def horizon(depot: Depot, older_than: timedelta, keys: timedelta = KEYS, *, dry_run: bool = False) -> Horizon:
+    """By the depot's clock: by one that is ahead keys would go that are needed, and every new message be held. Raises as ``check_ages``."""
+    check_ages(older_than, keys)
+    now = depot.now()
     return Horizon(now - older_than, now - max(keys, older_than), dry_run)
 
 

@@ -54,6 +54,11 @@ class Depot:
         """Give the connections back. The depot stays usable."""
         self._connections.close()
 
+    def now(self) -> datetime:
+        """The depot's clock: ages of what it keeps are told by it, whatever the clock here says."""
+        with self._connections.reading() as connection:
+            return now(connection)
+
     @cached_property
     def inbox(self) -> Inbox:
         """The messages: what waits, rides, was delivered or given up."""

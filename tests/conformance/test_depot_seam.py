@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from bus_assets.purging import horizon
 from resources.depot import schema
 from resources.depot.connections import Connections
 from resources.depot.entries import (
@@ -290,6 +291,22 @@ def test_an_attempt_is_abandoned_when_its_lease_ran_out(depot):
     assert depot.is_abandoned(attempt)
     depot.renew(trip.id, 1, 60)
     assert not depot.is_abandoned(depot.newest_attempt(trip.id))
+
+
+def test_its_clock_is_that_of_what_it_keeps_whatever_the_clock_here_says(url, depot, monkeypatch):
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + timedelta(days=400)
+
+    before = started(depot).created_at
+    for module in ("bus_assets.purging", "resources.depot.connections"):
+        monkeypatch.setattr(f"{module}.datetime", Ahead)
+    upto = horizon(depot, timedelta(days=30))
+    if url.startswith("postgres"):  # a file has no clock of its own
+        assert before <= depot.now() <= started(depot).created_at <= before + timedelta(minutes=5)
+        assert before <= upto.keys_before + timedelta(days=30) <= before + timedelta(minutes=5)
+    assert upto.keys_before.utcoffset() == timedelta(0)
 
 
 def test_an_attempt_is_abandoned_when_its_process_was_killed(url, depot):

@@ -15,6 +15,7 @@ from bus_assets.cli import message_commands
 from resources.database import Database
 from resources.depot.inbox import REDRIVEN
 from resources.depot.mail import WAIT_FOR_A_PERSON, Arrival, MessageState
+from resources.depot.store import Depot
 from resources.errors import BusError, Poison, Transient
 from resources.queue import SqsQueue
 from resources.queue_seam import Outgoing
@@ -1075,17 +1076,11 @@ def test_a_purge_takes_dagsters_runs_that_are_older(world, monkeypatch):
     with open_instance() as instance:
         assert len(instance.get_runs()) == 1
         assert world.told("purge", "--older-than", "1d")["routes"][0]["runs"] == 0
-        monkeypatch.setattr("bus_assets.purging.datetime", _InTwoDays)
+        monkeypatch.setattr(Depot, "now", lambda depot: datetime.now(UTC) + timedelta(days=2))
         assert world.told("purge", "--older-than", "1d", "--dry-run")["routes"][0]["runs"] == 1
         assert len(instance.get_runs()) == 1
         assert world.told("purge", "--older-than", "1d")["routes"][0]["runs"] == 1
         assert instance.get_runs() == []
-
-
-class _InTwoDays(datetime):
-    @classmethod
-    def now(cls, tz=None):
-        return datetime.now(tz) + timedelta(days=2)
 
 
 def _files():
