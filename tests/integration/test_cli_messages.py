@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import get_args
 
@@ -314,6 +315,36 @@ def test_a_replay_only_lists_and_again_delivers_once_more(stranded):
     assert stranded.told("replay", "events", "--id", "2", "--again", "--reason", "the table was emptied")["sent again"] == 1
     stranded.deliver()
     assert stranded.logged() == ["O-1", "O-2", "O-2", "O-3"]
+
+
+def test_after_restoring_a_warehouse_what_has_no_receipt_is_delivered_again(world):
+    """As docs/production.md says."""
+    for number in (1, 2, 3):
+        world.send(order(number))
+        world.deliver()
+    with closing(sqlite3.connect(world.root / "warehouse.db")) as warehouse, warehouse:
+        warehouse.execute("DELETE FROM log WHERE order_id <> 'O-1'")
+        for table in ("bus_outcomes", "bus_applied", "bus_receipts"):
+            warehouse.execute(f"DELETE FROM {table} WHERE trip <> (SELECT trip FROM bus_receipts WHERE key = 'sqs:m-1')")
+        kept = {key for (key,) in warehouse.execute("SELECT key FROM bus_receipts WHERE route = 'events'")}
+    assert "receipts were deleted, or messages were lost" in world.bus_says("account", "events")[1]
+    delivered = world.told("messages", "events", "--state", "delivered", "--limit", "1000000")["messages"]
+    lost = [message["id"] for message in delivered if message["key"] not in kept]
+    assert lost == [2, 3]
+    chosen = [argument for number in lost for argument in ("--id", str(number))]
+    assert world.told("replay", "events", *chosen, "--again", "--reason", "restored")["sent again"] == 2
+    world.deliver()
+    assert world.logged() == ["O-1", "O-2", "O-3"]
+    assert world.told("account", "events")["balanced"]
+
+
+def test_a_route_with_another_name_knows_none_of_the_old_ones_messages(world):
+    world.send(order(1))
+    world.deliver()
+    world.deploy(events(name="happenings"))
+    world.queue.duplicate("m-1")
+    world.deliver()
+    assert world.logged() == ["O-1", "O-1"]
 
 
 def test_a_replay_says_which_it_leaves_out(stranded):
