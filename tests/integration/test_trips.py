@@ -313,7 +313,7 @@ def test_a_sabotaged_splitter_is_caught_by_the_checks(world, monkeypatch):
     world.land("order_id,qty,price\nO-1,0,3.50\nX-2,1,1.00\nO-3,5,0.10\n")
     honest = stage_module.split
 
-    def blind(batch, contract, nested):
+    def blind(batch, contract, nested, astray):
         lax = Contract(tuple(Field(field.name, field.type) for field in contract.fields))
         return honest(batch, lax)
 
