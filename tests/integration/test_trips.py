@@ -291,6 +291,17 @@ def test_no_database_is_published_before_the_first(world):
     assert world.rows("totals") == []
 
 
+def test_a_verdict_on_other_bytes_than_it_names_refuses_to_publish(world):
+    def turn(drive, at):
+        if at == "warehouse":
+            with sqlite3.connect(world.root / "depot.db") as connection:
+                connection.execute("UPDATE depot_verdicts SET digest = 'another' WHERE stop = 'priced'")
+
+    with pytest.raises(Refused, match="names other bytes than its manifest"):
+        world.drive(shop(), before=turn)
+    assert world.rows("log") == []
+
+
 @pytest.mark.parametrize(("stop", "dropped"), [("orders", ("totals", "log")), ("priced", ("totals", "log")), ("orders", ("totals",))])
 def test_one_altered_staged_byte_refuses_to_publish(world, stop, dropped):
     """Also of a stop that is not dropped off itself, so that publishing reads its rows for nothing else."""
