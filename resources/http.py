@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field
 from resources.errors import BusError, Misconfigured, Poison
 from resources.files_seam import READ_AHEAD_BYTES, Listed
 from resources.http_answers import MAX_WAIT_SECONDS, MISSING, Answers, is_worth_another_try, secret_headers
-from resources.http_body import Body, charset_of, is_encoded, version_of
+from resources.http_body import Body, charset_of, is_cut, is_encoded, version_of
 from resources.http_paging import PageWatch, checked_paging, paginator, record_list
 from resources.http_recount import Fetch, count_records
 from resources.jsonlines import loads_exact, text_columns
@@ -189,6 +189,7 @@ class WebService(System):
             request_max_retry_delay=MAX_WAIT_SECONDS,
         ).session
         session.headers["User-Agent"] = "bus-assets"
+        session.headers["Accept-Encoding"] = "gzip, deflate"  # of which is_cut knows the end, whatever else urllib3 finds installed
         secret = self._secret_headers()
 
         def rebuild_auth(prepared_request: Any, response: Any) -> None:
@@ -238,6 +239,8 @@ class WebService(System):
 
     def _items(self, response: Any, records: str | None, place: str) -> "list[Any]":
         self._refuse(response, place, response.content)
+        if is_cut(response):
+            raise self._answers().cut(place)
         try:
             response.encoding = charset_of(response)
             body = loads_exact(response.content.decode(response.encoding))

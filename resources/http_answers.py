@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from resources.errors import BusError, Misconfigured, Poison, Transient
+from resources.http_body import is_cut
 from resources.texts import shortened
 
 MAX_WAIT_SECONDS = 300
@@ -55,6 +56,8 @@ def is_worth_another_try(response: Any, error: Any) -> bool:
     outcome.was_retried = True
     if error is not None:
         return isinstance(error, _broken()) and not _is_distrust(error)
+    if response.status_code < 300 and is_cut(response):
+        return True
     return may_pass_later(response.status_code) and (asked_wait_seconds(response.headers) or 0) <= MAX_WAIT_SECONDS
 
 
@@ -133,6 +136,11 @@ class Answers:
             return Transient(f"{said}; try again later", place=place)
         kind = type(error).__name__
         return Misconfigured(f"the request to {host} cannot be made ({kind}); check base_url, path and redirects", place=place)
+
+    def cut(self, place: str) -> Transient:
+        """The error for a body that ends before its compression does."""
+        host = urlsplit(self.base_url).netloc
+        return Transient(f"{host} broke off: the compressed body has no end, {self.attempts} attempts; try again later", place=place)
 
     def described(self, body: bytes) -> str:
         """What a body is that does not read as JSON: 'is an HTML page titled …', 'begins like it'."""

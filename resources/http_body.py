@@ -11,7 +11,7 @@ from resources.errors import Poison, Transient
 
 
 class Body(io.RawIOBase):
-    """A response's bytes as they arrive; one that ends before its announced length is Transient."""
+    """A response's bytes as they arrive; one that ends before its announced length, or its compression's end, is Transient."""
 
     def __init__(self, response: Any, session: Any, place: str, *, decoded: bool):
         self._response = response
@@ -32,6 +32,9 @@ class Body(io.RawIOBase):
         except (HTTPError, OSError) as error:
             said = f"the connection broke before the end of the file ({type(error).__name__}); try again later"
             raise Transient(said, place=self._place) from None  # the cause holds the whole address, query included
+        if not data and self._decoded and is_cut(self._response):
+            said = "the connection broke before the end of the file (the compressed body has no end); try again later"
+            raise Transient(said, place=self._place)
         buffer[: len(data)] = data
         return len(data)
 
@@ -53,6 +56,19 @@ def charset_of(response: Any) -> str:
 def version_of(response: Any) -> str:
     """ETag, else the date of the last change, else ''."""
     return response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+
+
+def is_cut(response: Any) -> bool:
+    """Whether a body, read to its end, lacks that of its compression: urllib3 unpacks what there is, and only its decoder knows."""
+    decoder = response.raw._decoder
+    return decoder is not None and not all(_has_ended(part) for part in getattr(decoder, "_decoders", [decoder]))
+
+
+def _has_ended(decoder: Any) -> bool:
+    """Also where something else than a further member follows a gzip member: no unpacker minds such padding."""
+    from urllib3.response import GzipDecoderState
+
+    return decoder._obj.eof or getattr(decoder, "_state", None) == GzipDecoderState.SWALLOW_DATA
 
 
 def is_encoded(response: Any) -> bool:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -457,6 +458,46 @@ def test_a_cut_body_is_asked_for_again(server, reply):
     assert service(server).count("/customers") == 1
 
 
+def packed(text: str, how: int, *, cut: bool) -> bytes:
+    """By zlib's ``wbits``: 31 gzip, 15 deflate, -15 deflate as some send it. Cut off cleanly: all of ``text`` is there, its end is not."""
+    packer = zlib.compressobj(wbits=how)
+    return packer.compress(text.encode()) + packer.flush(zlib.Z_SYNC_FLUSH if cut else zlib.Z_FINISH)
+
+
+PACKED = [("gzip", 31), ("x-gzip", 31), ("deflate", 15), ("deflate", -15)]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(("encoding", "how"), PACKED)
+def test_a_compressed_body_without_its_end_is_asked_for_again(server, encoding, how, chunked):
+    """The length is the announced one: what compressed it broke off, not what sent it."""
+    replies = [Reply(packed("[]", how, cut=cut), headers={"Content-Encoding": encoding}, chunked=chunked) for cut in (True, False)]
+    server.replies = replies
+    assert ids(service(server)) == []
+    assert len(server.asked) == 2
+    server.replies = replies[:1]
+    with pytest.raises(Transient, match="broke off: the compressed body has no end, 3 attempts; try again later") as caught:
+        ids(service(server))
+    assert caught.value.place == "/customers, page 1"
+    assert len(server.asked) == 5
+
+
+@pytest.mark.parametrize("after", [gzip.compress(b", 2]"), gzip.compress(b", 2]") + bytes(9)], ids=["members", "padding"])
+def test_a_compressed_body_of_several_members_is_whole(server, after):
+    server.replies = [Reply(gzip.compress(b"[1") + after, headers={"Content-Encoding": "gzip"})]
+    (run,) = service(server).records("/customers", fields=FIELDS)
+    assert [bad.raw for bad in run.unreadable] == ["1", "2"]
+    with service(server).open("a.txt") as stream:
+        assert stream.read() == b"[1, 2]"
+
+
+def test_a_refusal_that_is_cut_is_told_and_asked_once(server):
+    server.replies = [Reply(packed("no", 31, cut=True), 404, {"Content-Encoding": "gzip"})]
+    with pytest.raises(Misconfigured, match="nothing at this path"):
+        ids(service(server))
+    assert len(server.asked) == 1
+
+
 def test_a_body_that_is_always_cut_is_transient(server):
     server.replies = [Reply(people(1, 2, 3), cut_after=7)]
     with pytest.raises(Transient, match=r"did not answer or broke off .*3 attempts") as caught:
@@ -766,6 +807,16 @@ def test_a_body_cut_in_the_middle_is_transient(server, chunked):
     with pytest.raises(Transient, match="the connection broke before the end of the file") as caught:
         list(read_xml(service(server), "feed.xml", row="r", fields={"v": "v"}))
     assert caught.value.place == "/feed.xml"
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(("encoding", "how"), PACKED)
+def test_a_compressed_file_without_its_end_is_transient(server, encoding, how, chunked):
+    """Its lines are whole, so that nothing but the compression tells that there were more."""
+    server.replies = [Reply(packed("id\n1\n" * 50_000, how, cut=True), headers={"Content-Encoding": encoding}, chunked=chunked)]
+    with service(server).open("a.csv") as stream, pytest.raises(Transient, match="the compressed body has no end") as caught:
+        stream.read()
+    assert caught.value.place == "/a.csv"
 
 
 def test_a_body_that_is_not_compressed_as_it_says_is_poison(server):
