@@ -10,7 +10,7 @@
     offset       limit (required), param ("offset"), limit_param ("limit"), first (0): ends at an empty page, or after ``total``
                  (path of the number of records), or when ``has_more`` is false
     cursor       path ("next_cursor"): where the body holds the cursor, param ("cursor"): where it goes in the query; missing, null,
-                 0 or '' ends, or ``has_more`` false
+                 0 or '' ends, or ``has_more`` false; Misconfigured if it is true and there is no cursor
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def paginator(rules: Mapping[str, Any]) -> Any:
         return _next_url(rules["path"])
     more = _jsonpath(rules["has_more"])
     if kind == "cursor":
-        return dlt.JSONResponseCursorPaginator(_jsonpath(rules["path"]) or "", rules["param"], has_more_path=more)
+        return _cursor(rules, more)
     first, param = rules["first"], rules["param"]
     if kind == "page":
         return dlt.PageNumberPaginator(first, page_param=param, total_path=_jsonpath(rules["total_pages"]), has_more_path=more)
@@ -91,6 +91,21 @@ def _next_url(path: str) -> Any:
             self._next_reference = find(response.json(), path) or None
 
     return NextUrl()
+
+
+def _cursor(rules: Mapping[str, Any], more: str | None) -> Any:
+    from dlt.common.utils import str2bool
+    from dlt.sources.helpers.rest_client.paginators import JSONResponseCursorPaginator
+
+    class Cursor(JSONResponseCursorPaginator):
+        """ValueError where there is more and no cursor that leads there, which dlt takes for the end."""
+
+        def update_state(self, response: Any, data: list[Any] | None = None) -> None:
+            super().update_state(response, data)
+            if more and self._next_reference is None and str2bool(find(response.json(), rules["has_more"])):
+                raise ValueError(rules["path"])
+
+    return Cursor(_jsonpath(rules["path"]) or "", rules["param"], has_more_path=more)
 
 
 def _jsonpath(path: str | None) -> str | None:

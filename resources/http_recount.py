@@ -118,7 +118,9 @@ def _next(address: str, body: Any, headers: Message, on_page: int, pages: int, r
     if kind == "none" or (rules["has_more"] and not _is_true(_needed(body, rules["has_more"]))):
         return None
     if kind == "cursor":
-        cursor = find(body, rules["path"])
+        cursor = find(body, rules["path"]) or None
+        if cursor is None and rules["has_more"]:
+            raise _lacking(rules["path"])
         return _with(address, {rules["param"]: cursor}) if cursor else None
     if not on_page:
         return None
@@ -130,8 +132,12 @@ def _next(address: str, body: Any, headers: Message, on_page: int, pages: int, r
 
 def _needed(body: Any, path: str) -> Any:
     if (value := find(body, path)) is None:
-        raise Misconfigured(f"the page has no {path!r}, which paging needs; check the paths in paging")
+        raise _lacking(path)
     return value
+
+
+def _lacking(path: str) -> Misconfigured:
+    return Misconfigured(f"the page has no {path!r}, which paging needs; check the paths in paging")
 
 
 def _is_true(value: Any) -> bool:

@@ -407,6 +407,21 @@ def test_a_page_without_what_paging_needs_is_misconfigured_and_does_not_quote_th
     assert caught.value.__cause__ is None
 
 
+@pytest.mark.parametrize("cursor", [{}, {"next": None}, {"next": ""}, {"next": 0}])
+@pytest.mark.parametrize("more", [True, "true"])
+def test_more_without_a_cursor_is_misconfigured_and_no_end(server, cursor, more):
+    server.replies = [Reply({"data": people(1), "next": "a", "more": True}), Reply({"data": people(2), "more": more} | cursor)]
+    paging = {"kind": "cursor", "path": "next", "has_more": "more"}
+    runs = service(server).records("/customers", fields=FIELDS, records="data", paging=paging)
+    next(runs)
+    with pytest.raises(Misconfigured, match=r"does not say what paging 'cursor' needs \(path='next', has_more='more'\)") as caught:
+        next(runs)
+    assert caught.value.place == "/customers, page 2"
+    server.asked.clear()
+    with pytest.raises(Misconfigured, match="the page has no 'next', which paging needs"):
+        service(server).count("/customers", records="data", paging=paging)
+
+
 # Trouble that may pass
 
 
