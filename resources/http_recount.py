@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.message import Message
@@ -35,9 +37,11 @@ class Fetch:
             wait = self.backoff_seconds * 2 ** (attempt - 1)
             try:
                 return self._get(address)
+            except _NotPacked as error:
+                raise Poison(str(error), place=place) from None
             except urllib.error.HTTPError as error:
                 with error:
-                    refused = self.answers.refusal(error.code, error.url, error.headers, error.read(ERROR_BYTES), place)
+                    refused = self.answers.refusal(error.code, error.url, error.headers, _reason(error), place)
                 asked = asked_wait_seconds(error.headers) or 0
                 if not isinstance(refused, Transient) or attempt == self.answers.attempts or asked > MAX_WAIT_SECONDS:
                     raise refused from None
@@ -56,7 +60,7 @@ class Fetch:
         request = urllib.request.Request(address, headers={"User-Agent": "bus-assets"})  # noqa: S310 - checked before it is opened
         self._sign(request)
         with urllib.request.build_opener(_Redirects(self._sign)).open(request, timeout=self.timeout_seconds) as answer:
-            return answer.read(), answer.headers
+            return _unpacked(answer.read(), answer.headers), answer.headers
 
     def _sign(self, request: urllib.request.Request) -> None:
         """Before any request is sent. ValueError for other schemes than http(s): urllib would open a ``file:`` that a service names."""
@@ -77,6 +81,45 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if request is not None:
             self._sign(request)
         return request
+
+
+class _NotPacked(Exception):
+    """A body that is not compressed as its headers say, or in a way that is not known here."""
+
+
+def _unpacked(body: bytes, headers: Message) -> bytes:
+    """Also if nobody asked for it to be packed. IncompleteRead if its end is missing."""
+    encodings = [encoding.strip().lower() for encoding in ",".join(headers.get_all("Content-Encoding") or []).split(",")]
+    for encoding in reversed(encodings):
+        if encoding in ("", "identity") or not body:
+            continue
+        if encoding not in ("gzip", "x-gzip", "deflate"):
+            raise _NotPacked(f"the body is compressed by {encoding!r}, which was not asked for and cannot be unpacked here")
+        try:
+            body = _inflated(body) if encoding == "deflate" else gzip.decompress(body)
+        except EOFError:
+            raise http.client.IncompleteRead(body) from None
+        except (zlib.error, gzip.BadGzipFile):
+            raise _NotPacked("the body is not compressed as its headers say") from None
+    return body
+
+
+def _inflated(body: bytes) -> bytes:
+    """'deflate' is zlib's format (RFC 9110), and some send what is inside of it."""
+    has_header = len(body) > 1 and body[0] & 15 == zlib.DEFLATED and int.from_bytes(body[:2], "big") % 31 == 0
+    inflater = zlib.decompressobj(zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS)
+    made = inflater.decompress(body)
+    if not inflater.eof:
+        raise EOFError
+    return made
+
+
+def _reason(refusal: urllib.error.HTTPError) -> bytes:
+    """Its body, '' where that cannot be read: the status says enough."""
+    try:
+        return _unpacked(refusal.read(ERROR_BYTES), refusal.headers)
+    except (_NotPacked, OSError, http.client.HTTPException):
+        return b""
 
 
 def count_records(fetch: Fetch, path: str, params: dict[str, Any], records: str | None, rules: Mapping[str, Any], max_pages: int) -> int:

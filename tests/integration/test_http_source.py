@@ -506,6 +506,47 @@ def test_a_compressed_body_of_several_members_is_whole(server, after):
         assert stream.read() == b"[1, 2]"
 
 
+@pytest.mark.parametrize(("encoding", "how"), [*PACKED, ("GZIP", 31), ("identity", None), ("deflate, gzip", None)])
+def test_the_recount_unpacks_what_it_did_not_ask_to_be_packed(server, encoding, how):
+    body = packed("[1, 2]", how, cut=False) if how else gzip.compress(packed("[1, 2]", 15, cut=False)) if "," in encoding else "[1, 2]"
+    server.replies = [Reply(body, headers={"Content-Encoding": encoding})]
+    assert service(server).count("/customers") == 2
+    (run,) = service(server).records("/customers", fields=FIELDS)
+    assert len(run.unreadable) == 2
+
+
+@pytest.mark.parametrize(("encoding", "how"), PACKED)
+def test_the_recount_asks_again_for_a_compressed_body_without_its_end(server, encoding, how):
+    server.replies = [Reply(packed("[1, 2]", how, cut=cut), headers={"Content-Encoding": encoding}) for cut in (True, False)]
+    assert service(server).count("/customers") == 2
+    server.replies = server.replies[:1]
+    with pytest.raises(Transient, match=r"broke off \(IncompleteRead\), 3 attempts"):
+        service(server).count("/customers")
+
+
+@pytest.mark.parametrize("after", [gzip.compress(b", 2]"), gzip.compress(b", 2]") + bytes(9)], ids=["members", "padding"])
+def test_the_recount_unpacks_several_members(server, after):
+    server.replies = [Reply(gzip.compress(b"[1") + after, headers={"Content-Encoding": "gzip"})]
+    assert service(server).count("/customers") == 2
+
+
+@pytest.mark.parametrize(
+    ("encoding", "says"), [("gzip", "not compressed as its headers say"), ("deflate", "not comp"), ("br", "'br', which")]
+)
+def test_what_the_recount_cannot_unpack_is_poison(server, encoding, says):
+    server.replies = [Reply(b"\x07[1]", headers={"Content-Encoding": encoding})]
+    with pytest.raises(Poison, match=says):
+        service(server).count("/customers")
+    assert len(server.asked) == 1
+
+
+def test_a_packed_refusal_tells_the_recount_its_reason(server):
+    server.replies = [Reply(gzip.compress(b"sort is not known"), 400, {"Content-Encoding": "gzip"})]
+    for call in (ids, lambda web: web.count("/customers")):
+        with pytest.raises(Misconfigured, match="sort is not known"):
+            call(service(server))
+
+
 def test_a_refusal_that_is_cut_is_told_and_asked_once(server):
     server.replies = [Reply(packed("no", 31, cut=True), 404, {"Content-Encoding": "gzip"})]
     with pytest.raises(Misconfigured, match="nothing at this path"):
