@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field
 from resources.errors import BusError, Misconfigured, Poison
 from resources.files_seam import READ_AHEAD_BYTES, Listed
 from resources.http_answers import MAX_WAIT_SECONDS, MISSING, Answers, is_worth_another_try, secret_headers
-from resources.http_body import Body, charset_of, is_cut, is_encoded, version_of
+from resources.http_body import NO_CONTENT, Body, charset_of, is_cut, is_encoded, version_of
 from resources.http_paging import PageWatch, checked_paging, paginator, record_list
 from resources.http_recount import Fetch, count_records
 from resources.jsonlines import loads_exact, text_columns
@@ -241,6 +241,8 @@ class WebService(System):
         self._refuse(response, place, response.content)
         if is_cut(response):
             raise self._answers().cut(place)
+        if response.status_code == NO_CONTENT:
+            return []
         try:
             response.encoding = charset_of(response)
             body = loads_exact(response.content.decode(response.encoding))

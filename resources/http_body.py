@@ -9,6 +9,9 @@ from typing import Any
 
 from resources.errors import Poison, Transient
 
+NO_CONTENT = 204
+"""There is no body to read; of a page it says that it has no records."""
+
 
 class Body(io.RawIOBase):
     """A response's bytes as they arrive; one that ends before its announced length, or its compression's end, is Transient."""
@@ -61,7 +64,11 @@ def version_of(response: Any) -> str:
 def is_cut(response: Any) -> bool:
     """Whether a body, read to its end, lacks that of its compression: urllib3 unpacks what there is, and only its decoder knows."""
     decoder = response.raw._decoder
-    return decoder is not None and not all(_has_ended(part) for part in getattr(decoder, "_decoders", [decoder]))
+    return (
+        response.status_code != NO_CONTENT
+        and decoder is not None
+        and not all(_has_ended(part) for part in getattr(decoder, "_decoders", [decoder]))
+    )
 
 
 def _has_ended(decoder: Any) -> bool:

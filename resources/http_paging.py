@@ -1,6 +1,7 @@
 """How one page of a web service leads to the next, and how to notice that it leads nowhere.
 
-``paging`` is a mapping; None is ``{"kind": "none"}``. Paths are dotted, into the body of each page.
+``paging`` is a mapping; None is ``{"kind": "none"}``. Paths are dotted, into the body of each page. A page without content (204)
+is empty and ends, unless its ``Link`` header leads on.
 
     none         one request
     link_header  the ``Link`` header with rel="next"
@@ -20,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from resources.errors import Misconfigured, Poison
+from resources.http_body import NO_CONTENT
 
 _REQUIRED = object()
 _KEYS: dict[str, dict[str, Any]] = {
@@ -88,7 +90,7 @@ def _next_url(path: str) -> Any:
         """Finds keys that contain a dot ('@odata.nextLink'), and takes '' for the end, which dlt would ask for."""
 
         def update_state(self, response: Any, data: list[Any] | None = None) -> None:
-            self._next_reference = find(response.json(), path) or None
+            self._next_reference = None if response.status_code == NO_CONTENT else find(response.json(), path) or None
 
     return NextUrl()
 
@@ -101,6 +103,9 @@ def _cursor(rules: Mapping[str, Any], more: str | None) -> Any:
         """ValueError where there is more and no cursor that leads there, which dlt takes for the end."""
 
         def update_state(self, response: Any, data: list[Any] | None = None) -> None:
+            if response.status_code == NO_CONTENT:
+                self._next_reference = None
+                return
             super().update_state(response, data)
             if more and self._next_reference is None and str2bool(find(response.json(), rules["has_more"])):
                 raise ValueError(rules["path"])
@@ -190,8 +195,8 @@ class PageWatch:
         if items and self._last and len(self._last) < limit:
             said = f"the page before gave {len(self._last)} records of the {limit} asked for, and yet there are more"
             raise Misconfigured(f"{said}: records between would be skipped; set limit to what the service gives at most", place=place)
-        if not more and self._rules["total"]:
+        if items and not more and self._rules["total"]:
             total, seen = find(body(), self._rules["total"]), self._rules["first"] + self._records + len(items)
-            if items and int(total) > seen:
+            if int(total) > seen:
                 said = f"the service announces {total} records and paging ends at {seen}"
                 raise Misconfigured(f"{said}; set limit to what the service gives at most in a page", place=place)

@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
 
 from resources.errors import Misconfigured, Poison, Transient
 from resources.http_answers import MAX_WAIT_SECONDS, Answers, asked_wait_seconds
+from resources.http_body import NO_CONTENT
 from resources.http_paging import find, record_list
 
 ERROR_BYTES = 64 << 10
@@ -32,7 +33,8 @@ class Fetch:
     timeout_seconds: float
     backoff_seconds: float
 
-    def __call__(self, address: str, place: str) -> tuple[bytes, Message]:
+    def __call__(self, address: str, place: str) -> tuple[bytes | None, Message]:
+        """The body, None where the answer says that it has none, and the headers."""
         for attempt in range(1, self.answers.attempts + 1):
             wait = self.backoff_seconds * 2 ** (attempt - 1)
             try:
@@ -56,11 +58,11 @@ class Fetch:
             time.sleep(wait)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _get(self, address: str) -> tuple[bytes, Message]:
+    def _get(self, address: str) -> tuple[bytes | None, Message]:
         request = urllib.request.Request(address, headers={"User-Agent": "bus-assets"})  # noqa: S310 - checked before it is opened
         self._sign(request)
         with urllib.request.build_opener(_Redirects(self._sign)).open(request, timeout=self.timeout_seconds) as answer:
-            return _unpacked(answer.read(), answer.headers), answer.headers
+            return None if answer.status == NO_CONTENT else _unpacked(answer.read(), answer.headers), answer.headers
 
     def _sign(self, request: urllib.request.Request) -> None:
         """Before any request is sent. ValueError for other schemes than http(s): urllib would open a ``file:`` that a service names."""
@@ -133,10 +135,10 @@ def count_records(fetch: Fetch, path: str, params: dict[str, Any], records: str 
         seen.add(address)
         text, headers = fetch(address, place)
         try:
-            body = json.loads(text.decode(headers.get_content_charset() or json.detect_encoding(text)))
+            body = None if text is None else json.loads(text.decode(headers.get_content_charset() or json.detect_encoding(text)))
         except (ValueError, LookupError):
             raise Poison("the body is not JSON", place=place) from None
-        on_page = len(record_list(body, records, place))
+        on_page = 0 if text is None else len(record_list(body, records, place))
         counted += on_page
         address = _next(address, body, headers, on_page, len(seen), rules)
     return counted
@@ -155,6 +157,8 @@ def _next(address: str, body: Any, headers: Message, on_page: int, pages: int, r
     kind = rules["kind"]
     if kind == "link_header":
         return next((urljoin(address, url) for url in _next_links(headers)), None)
+    if body is None:
+        return None
     if kind == "next_url":
         link = find(body, rules["path"])
         return urljoin(address, link) if link else None

@@ -422,6 +422,40 @@ def test_more_without_a_cursor_is_misconfigured_and_no_end(server, cursor, more)
         service(server).count("/customers", records="data", paging=paging)
 
 
+@pytest.mark.parametrize("headers", [{}, {"Content-Encoding": "gzip"}])
+@pytest.mark.parametrize(
+    "paging",
+    [
+        None,
+        {"kind": "link_header"},
+        {"kind": "next_url"},
+        {"kind": "page"},
+        {"kind": "page", "total_pages": "pages"},
+        {"kind": "page", "has_more": "more"},
+        {"kind": "offset", "limit": 1},
+        {"kind": "offset", "limit": 1, "total": "total"},
+        {"kind": "cursor", "path": "next"},
+        {"kind": "cursor", "path": "next", "has_more": "more"},
+    ],
+)
+def test_no_content_is_an_empty_page_and_the_last(server, paging, headers):
+    full = {"data": people(1), "next": "/customers?p=1", "pages": 9, "total": 9, "more": True}
+    end = Reply("", 204, headers, length=False)
+    for replies, there in (([end], []), ([Reply(full, headers={"Link": "</customers?p=1>; rel=next"}), end], ["1"])):
+        server.asked.clear()
+        server.replies = replies
+        assert ids(service(server), records="data", paging=paging) == there
+        server.asked.clear()
+        assert service(server).count("/customers", records="data", paging=paging) == len(there)
+        assert len(server.asked) == (len(replies) if paging else 1)
+
+
+def test_a_page_without_content_may_have_a_link_to_the_next(server):
+    server.answer = lambda asked: Reply(people(1)) if asked.query else Reply("", 204, {"Link": "<?p=1>; rel=next"}, length=False)
+    assert ids(service(server), paging={"kind": "link_header"}) == ["1"]
+    assert service(server).count("/customers", paging={"kind": "link_header"}) == 1
+
+
 # Trouble that may pass
 
 
