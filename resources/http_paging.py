@@ -34,6 +34,9 @@ _KEYS: dict[str, dict[str, Any]] = {
 }
 _NUMBERS = ("first", "limit")
 _NAME = re.compile(r"[@$]?[^\W\d][\w.$-]*")
+_LINK = re.compile(r'<([^<>]*)>((?:\s*;(?:\s*[^\s=;,"<>]+(?:\s*=\s*(?:"(?:[^"\\]|\\.)*"|[^\s;,"]*))?)?)*)|"(?:[^"\\]|\\.)*"?')
+_LINK_PARAM = re.compile(r';\s*([^\s=;,"]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;,"]*))')
+"""A link of RFC 8288 and its parameters; a quoted text, which may look like one, is taken as a whole."""
 NAMES_TOLD = 20
 """An object with many keys is a map rather than a record, and its keys are data."""
 
@@ -70,7 +73,7 @@ def paginator(rules: Mapping[str, Any]) -> Any:
     if kind == "none":
         return dlt.SinglePagePaginator()
     if kind == "link_header":
-        return dlt.HeaderLinkPaginator()
+        return _link_header()
     if kind == "next_url":
         return _next_url(rules["path"])
     more = _jsonpath(rules["has_more"])
@@ -81,6 +84,27 @@ def paginator(rules: Mapping[str, Any]) -> Any:
         return dlt.PageNumberPaginator(first, page_param=param, total_path=_jsonpath(rules["total_pages"]), has_more_path=more)
     total = _jsonpath(rules["total"])
     return dlt.OffsetPaginator(rules["limit"], first, param, rules["limit_param"], total_path=total, has_more_path=more)
+
+
+def _link_header() -> Any:
+    from dlt.sources.helpers.rest_client.paginators import HeaderLinkPaginator
+
+    class LinkHeader(HeaderLinkPaginator):
+        """Reads the header as RFC 8288 writes it: requests misses rel="next prefetch", REL="Next" and addresses with a semicolon."""
+
+        def update_state(self, response: Any, data: list[Any] | None = None) -> None:
+            self._next_reference = next_link(response.headers.get("Link", ""))
+
+    return LinkHeader()
+
+
+def next_link(header: str) -> str | None:
+    """The first address whose relations, of which there may be several, contain 'next'."""
+    for address, params in _LINK.findall(header):
+        relations = [quoted or plain for name, quoted, plain in _LINK_PARAM.findall(params) if name.lower() == "rel"]
+        if relations and "next" in relations[0].strip("'").lower().split():
+            return address
+    return None
 
 
 def _next_url(path: str) -> Any:

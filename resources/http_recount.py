@@ -192,8 +192,31 @@ def _is_true(value: Any) -> bool:
 
 
 def _next_links(headers: Message) -> list[str]:
-    parts = [part for line in headers.get_all("Link") or [] for part in line.split(",")]
-    return [part.partition("<")[2].partition(">")[0] for part in parts if 'rel="next"' in part.replace("rel=next", 'rel="next"')]
+    """The addresses with the relation 'next', by RFC 8288: each has its first ``rel`` only, which may name several."""
+    found = []
+    for link in (link for line in headers.get_all("Link") or [] for link in _apart(line, ",")):
+        target, *params = _apart(link.strip(), ";")
+        named = [(name.strip().lower(), value.strip()) for name, _, value in (param.partition("=") for param in params)]
+        relations = next((value.strip("\"'").lower().split() for name, value in named if name == "rel"), [])
+        if "next" in relations and target.startswith("<") and target.rstrip().endswith(">"):
+            found.append(target.rstrip()[1:-1])
+    return found
+
+
+def _apart(text: str, separator: str) -> list[str]:
+    """``text`` at each ``separator`` that is neither in <…> nor in quotes, where a backslash takes the next character's meaning."""
+    parts, start, closing, escaped = [], 0, "", False
+    for at, character in enumerate(text):
+        if closing:
+            ends = character == closing and not escaped
+            escaped = character == "\\" and closing == '"' and not escaped
+            closing = "" if ends else closing
+        elif character in '<"':
+            closing = ">" if character == "<" else character
+        elif character == separator:
+            parts.append(text[start:at])
+            start = at + 1
+    return [*parts, text[start:]]
 
 
 def _with(address: str, params: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from email.message import Message
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -25,6 +26,8 @@ from resources.errors import BusError, Misconfigured, Poison, Transient
 from resources.files import Files, Listed, matching
 from resources.http import WebService
 from resources.http_answers import Answers
+from resources.http_paging import next_link
+from resources.http_recount import _next_links
 from resources.xmlfeed import count_xml, read_xml
 
 SECRET = "s3cr3t-of-nobody"
@@ -454,6 +457,47 @@ def test_a_page_without_content_may_have_a_link_to_the_next(server):
     server.answer = lambda asked: Reply(people(1)) if asked.query else Reply("", 204, {"Link": "<?p=1>; rel=next"}, length=False)
     assert ids(service(server), paging={"kind": "link_header"}) == ["1"]
     assert service(server).count("/customers", paging={"kind": "link_header"}) == 1
+
+
+@pytest.mark.parametrize(
+    ("links", "leads"),
+    [
+        ('</customers?p=1>; rel="next"', True),
+        ("</customers?p=1>; rel=next", True),
+        ("</customers?p=1>; rel='next'", True),
+        ("</customers?p=1>;rel=next;", True),
+        ('</customers?p=1> ; ; rel = "next"', True),
+        ('</customers?p=1>; rel="next prefetch"', True),
+        ('</customers?p=1>; rel="prefetch  next"', True),
+        ('</customers?p=1>; REL="Next"', True),
+        ('</customers?p=1&f=a;b,c>; rel="next"', True),
+        ('</customers?p=1>; title="x, y; rel=prev \\"<z>"; rel="next"', True),
+        ('</x>; rel="first", , </customers?p=1>; crossorigin; rel="next"', True),
+        ('</x>; title="</y>; rel=next, z", </customers?p=1>; rel="next",', True),
+        ('</x>; rel="prev"; rel="next"', False),
+        ('</x>; title="</y>; rel=next"', False),
+        ('</x>; rel="nextish"; title=next', False),
+        ('</x>; xrel="next", </x>; rev=next', False),
+        ("/x; rel=next", False),
+        ("</x; rel=next", False),
+        ('</x>; title="x; rel=next', False),
+        ("", False),
+    ],
+)
+def test_the_next_link_is_found_as_rfc_8288_writes_it(server, links, leads):
+    server.answer = lambda asked: Reply(people(2 if asked.query else 1), headers={} if asked.query else {"Link": links})
+    assert ids(service(server), paging={"kind": "link_header"}) == (["1", "2"] if leads else ["1"])
+    assert service(server).count("/customers", paging={"kind": "link_header"}) == (2 if leads else 1)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("unit", ["<", "<>", "<>;", "<>; ;", '<>;a="', "<>;a=\\", " ; ", ", ", '"\\'])
+def test_a_long_link_header_takes_no_time(unit):
+    links = unit * (60_000 // len(unit))
+    told = Message()
+    told["Link"] = links
+    assert next_link(links) is None
+    assert _next_links(told) == []
 
 
 # Trouble that may pass
