@@ -26,6 +26,9 @@ CORRECTABLE: tuple[MessageState, ...] = ("waiting", "stranded", "quarantined", "
 """What neither rides nor has ended can still take another body."""
 
 
+_Known = tuple[int, str, bytes | None, int, datetime | None]
+
+
 @dataclass
 class _Sorted:
     """What is to be done with the arrivals: ``fresh`` by key, ``redriven`` by id, ``duplicates`` of known ids, and which of those are
@@ -105,11 +108,20 @@ def rebuild(
         if key not in known and arrival.ignored is None:
             found.fresh.setdefault(key, _values(arrival, key) | _restored_state(arrival, horizon, remembered.get(arrival.key)))
     _insert(connection, route, found.fresh, moment)
+    _catch_up(connection, known, remembered)
     superseded, replaced = _supersede(connection, route, found, moment)
     states = Counter[MessageState](values["state"] for key, values in found.fresh.items() if key not in superseded)
     more = {"delivered": states["delivered"], "superseded": len(superseded) + replaced}
     routes.count(connection, route, received=len(found.fresh), **more)
     return {**states, **({"superseded": len(superseded)} if superseded else {})}
+
+
+def _catch_up(connection: sa.Connection, known: Mapping[str, _Known], remembered: Mapping[str, Remembered]) -> None:
+    """A depot restored from before a message was delivered again: what is delivered again next has a receipt of its own, not that one."""
+    parts = {stored(key): int(receipt.part or 0) for key, receipt in remembered.items()}
+    for key, (number, state, _, generation, _) in known.items():
+        if state == "delivered" and parts.get(key, 0) > generation:
+            connection.execute(sa.update(messages).where(messages.c.id == number).values(generation=parts[key]))
 
 
 def correct(connection: sa.Connection, route: str, number: int, generation: int, arrival: Arrival) -> bool:
@@ -188,9 +200,9 @@ def _exact(body: bytes) -> Any:
     return json.loads(body, parse_float=lambda digits: (digits,), parse_int=lambda digits: (digits,))
 
 
-def _known(connection: sa.Connection, route: str, keys: Iterable[str]) -> dict[str, tuple[int, str, bytes | None, int, datetime | None]]:
+def _known(connection: sa.Connection, route: str, keys: Iterable[str]) -> dict[str, _Known]:
     """By key: the id, the state, until it is purged the body, the generation, and when what was taken was sent."""
-    known: dict[str, tuple[int, str, bytes | None, int, datetime | None]] = {}
+    known: dict[str, _Known] = {}
     of_route, told = messages.c.route == route, [messages.c[name] for name in ("key", "id", "state", "body", "generation", "sent_at")]
     for some in chunks(dict.fromkeys(keys), UPDATE_IDS):
         found = connection.execute(looked_up(connection, told, of_route, messages.c.key, some))

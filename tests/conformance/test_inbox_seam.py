@@ -1710,6 +1710,17 @@ def test_who_boards_hears_of_corrections_once_they_are_kept(inbox):
     }
 
 
+def test_what_is_delivered_again_by_a_depot_from_before_it_was_delivered_again_gets_a_receipt_of_its_own(inbox):
+    """The destination remembers the part that this depot would give next: with it the replay would be found applied, and bring nothing."""
+    trip, ids = riding(inbox, 2)
+    inbox.delivered(trip, {}, {})
+    before = {message.key: message.generation for message in inbox.messages()}
+    inbox.rebuild("orders", arrivals(2), {"k0": Remembered("3", "t3"), "k1": Remembered("", trip)})
+    assert {message.key: message.generation for message in inbox.messages()} == before | {"k0": 3}
+    inbox.again(ids, "the report was wrong")
+    assert {message.key: message.part for message in inbox.messages()} == {"k0": "4", "k1": "1"}
+
+
 def at(hour):
     return datetime(2026, 7, 1, hour, tzinfo=UTC)
 
