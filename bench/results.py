@@ -46,4 +46,4 @@ def keep(name: str, body: str) -> None:
     kept = KEPT.read_text() if KEPT.exists() else TITLE
     _, *sections = re.split(r"(?m)^(?=## )", kept)
     others = [section for section in sections if not section.startswith(f"## {name}\n")]
-    KEPT.write_text(TITLE + "".join(sorted([*others, f"## {name}\n\n{body}\n\n"])).rstrip() + "\n")
+    KEPT.write_text(TITLE + "\n\n".join(sorted(section.rstrip() for section in [*others, f"## {name}\n\n{body}"])) + "\n")

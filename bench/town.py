@@ -55,25 +55,21 @@ class World:
 
     def wait(self, route: int, rows: int) -> float:
         """When so many rows were there."""
-        until = time.monotonic() + WAIT_SECONDS
-        while self.rows(route) < rows:
-            if time.monotonic() > until:
-                raise RuntimeError(f"{self.rows(route)} of {rows} rows; the last lines: {self.town.log.read_text()[-3000:]}")
-            time.sleep(LOOK_SECONDS)
-        return time.time()
+        return self.wait_for_all({route: rows})[route]
 
     def wait_for_all(self, rows: dict[int, int]) -> dict[int, float]:
         """When so many rows of each route were there; looked for by one thread, which leaves the machine to what is measured."""
         counts = " UNION ALL ".join(f"SELECT {route}, count(*) FROM orders_{route:02}" for route in rows)
-        until, found = time.monotonic() + WAIT_SECONDS, {}
-        while len(found) < len(rows):
-            if time.monotonic() > until:
-                raise RuntimeError(f"{sorted(rows.keys() - found)} lack rows; the last lines: {self.town.log.read_text()[-3000:]}")
-            time.sleep(LOOK_SECONDS * 5)
+        until, found = time.monotonic() + WAIT_SECONDS, dict[int, float]()
+        while True:
             with self.engine.connect() as connection:
                 there = connection.exec_driver_sql(counts).all()
             found |= {route: time.time() for route, many in there if many >= rows[route] and route not in found}
-        return found
+            if len(found) == len(rows):
+                return found
+            if time.monotonic() > until:
+                raise RuntimeError(f"{sorted(rows.keys() - found)} lack rows; the last lines: {self.town.log.read_text()[-3000:]}")
+            time.sleep(LOOK_SECONDS * len(rows))
 
     def steps(self, route: int) -> dict[str, float]:
         """When the newest message of the route came how far, by the depot's clock."""

@@ -176,12 +176,8 @@ def cancel(bus: Bus, route: Route, trip: Trip, reason: str) -> Trip:
 
     :class:`Refused` if it turns out to be committed: then it is 'delivered', or 'stuck'. If the database does not answer, nothing changes.
     """
-    try:
-        turned_out_published(bus, route, trip)
-    except BusError as error:
-        again = f"`bus cancel {trip.id} --reason …` once more"
-        error.message += f"; trip {trip.id} may be committed there, so it is not cancelled before that is known: {again}"
-        raise error.at(route=route.name) from error.__cause__
+    undone = f"it is not cancelled before that is known: `bus cancel {trip.id} --reason …` once more"
+    _is_committed(bus, route, trip, undone)
     return bus.depot.inbox.cancel(trip.id, reason)
 
 
@@ -191,14 +187,19 @@ def unrelease(bus: Bus, route: Route, trip: Trip) -> int:
 
     :class:`Refused` if it turns out to be committed. If the database does not answer, nothing changes.
     """
-    try:
-        committed = turned_out_published(bus, route, trip)
-    except BusError as error:
-        error.message += f"; trip {trip.id} may be committed there, so its rows are not held again before that is known"
-        raise error.at(route=route.name) from error.__cause__
-    if not committed and bus.depot.trip(trip.id).state != "cancelled":
+    is_committed = _is_committed(bus, route, trip, "its rows are not held again before that is known")
+    if not is_committed and bus.depot.trip(trip.id).state != "cancelled":
         bus.depot.inbox.cancel(trip.id, "its rows are held again")
     return bus.depot.unrelease(trip.id)
+
+
+def _is_committed(bus: Bus, route: Route, trip: Trip, undone: str) -> bool:
+    """As :func:`turned_out_published`; what it raises says that the trip may be committed, and what is ``undone`` for that."""
+    try:
+        return turned_out_published(bus, route, trip)
+    except BusError as error:
+        error.message += f"; trip {trip.id} may be committed there, so {undone}"
+        raise error.at(route=route.name) from error.__cause__
 
 
 def _end_if_asked(bus: Bus, route: Route, trip: Trip) -> None:

@@ -44,19 +44,15 @@ class Horizon:
     dry_run: bool = False
 
 
-def check_ages(older_than: timedelta, keys: timedelta = KEYS) -> None:
-    """Misconfigured if something could still come again, or be looked at, that is to be forgotten."""
+def horizon(depot: Depot, older_than: timedelta, keys: timedelta = KEYS, *, dry_run: bool = False) -> Horizon:
+    """By the depot's clock: by one that is ahead keys would go that are needed, and every new message be held. Misconfigured if
+    something could still come again, or be looked at, that is to be forgotten."""
     if older_than < SHORTEST:
         raise Misconfigured(f"what is younger than a day may be needed; --older-than must be {SHORTEST.days}d or more")
     if keys < SHORTEST_KEYS:
         raise Misconfigured(
             f"a message may come again for {SHORTEST_KEYS.days} days, so keys are kept as long; --keys must be that or more"
         )
-
-
-def horizon(depot: Depot, older_than: timedelta, keys: timedelta = KEYS, *, dry_run: bool = False) -> Horizon:
-    """By the depot's clock: by one that is ahead keys would go that are needed, and every new message be held. Raises as ``check_ages``."""
-    check_ages(older_than, keys)
     now = depot.now()
     return Horizon(now - older_than, now - max(keys, older_than), dry_run)
 

@@ -172,8 +172,9 @@ class Stager:
                 done.rejected, numbers, positions, of, payloads(batch.take(at), self.contract), strict=True
             ):
                 reasons = tuple(Reason(reason.rule, reason.message) for reason in rejected.reasons)
-                for name in (name for name, rows in astray.items() if rejected.index in rows):
-                    payload.pop(name, None)  # it was not read: with the null, a release would take it for one
+                for name, rows in astray.items():
+                    if rejected.index in rows:
+                        payload.pop(name, None)  # it was not read: with the null, a release would take it for one
                 self.spool.add(QuarantinedRow(str(number), origin, unit, position, reasons, payload, message=message))
         return done.kept, done.kept_index
 

@@ -98,11 +98,12 @@ def text_columns(
     columns, nested, astray = [], {}, {}
     for name, path in fields.items():
         values = list(map(_getter(path), objects))
-        if _Astray in set(map(type, values)):
+        kinds = set(map(type, values))
+        if _Astray in kinds:
             astray[name] = {row: value.why for row, value in enumerate(values) if isinstance(value, _Astray)}
             values = [None if isinstance(value, _Astray) else value for value in values]
         columns.append(pa.array(list(map(_text, values)), pa.string()))
-        if not NESTED.keys().isdisjoint(map(type, values)):
+        if not NESTED.keys().isdisjoint(kinds):
             nested[name] = {row: NESTED[type(value)] for row, value in enumerate(values) if type(value) in NESTED}
     return pa.RecordBatch.from_arrays(columns, names=list(fields)), nested, astray
 

@@ -98,10 +98,17 @@ class _Letter:
     problem: str | None = None
 
     def arrival(self, **more: Any) -> Arrival:
-        told: dict[str, Any] = {"key": self.key, "body": _bytes(self.text), "event_at": self.event_at, "problem": self.problem}
-        told["generation"] = self.generation
-        attributes = {**self.attributes, "envelope": "+".join(self.envelopes) or "none"}
-        made = Arrival(**{**told, "sent_at": self.sent_at, "group": self.group, "attributes": attributes, **more})
+        told: dict[str, Any] = {
+            "key": self.key,
+            "body": _bytes(self.text),
+            "sent_at": self.sent_at,
+            "event_at": self.event_at,
+            "group": self.group,
+            "attributes": {**self.attributes, "envelope": "+".join(self.envelopes) or "none"},
+            "problem": self.problem,
+            "generation": self.generation,
+        }
+        made = Arrival(**told | more)
         return replace(made, key=f"key:{made.key}") if made.key.startswith(TRIP_RECEIPT) else made
 
     def inside(self, envelope: str, text: str, key: str, at: Any, **attributes: Any) -> _Letter:
@@ -128,7 +135,7 @@ def _opened(received: Received, decode: Decode, fetch: Fetch | None) -> _Letter:
     if key := unquote(sent.get(KEY, "")):
         # A standard queue tells no group, and a FIFO one that of the copy, which may be made up.
         group = unquote(sent.get(GROUP, "")) or (None if received.group == NO_GROUP else received.group)
-        generation = _size(Digits(sent.get(GENERATION, "")))
+        generation = _whole_number(Digits(sent.get(GENERATION, "")))
         letter = replace(letter, key=key, event_at=_moment(sent.get(EVENT_AT)), group=group, is_own=True, generation=generation)
     letter = _read(_claimed(letter, sent, fetch), decode)
     for take_out in () if letter.is_own else (_from_sns, _from_event):
@@ -272,7 +279,7 @@ def _told(about: Any, key: str | None, event: str, event_time: str | None, *, ve
         "key": key,
         "version": _text(at_path(about, f"object.{version}")),
         "etag": (_text(at_path(about, f"object.{etag}")) or "").strip('"') or None,
-        "size": _size(at_path(about, "object.size")),
+        "size": _whole_number(at_path(about, "object.size")),
         "sequencer": _text(at_path(about, "object.sequencer")),
         "event": event,
         "event_time": event_time,
@@ -283,7 +290,7 @@ def _again(value: Any) -> dict[str, Any] | None:
     """What this project made of an event before it sent it on."""
     if not isinstance(value, dict):
         return None
-    return {name: (_size if name == "size" else _text)(value.get(name)) for name in _OBJECT}
+    return {name: (_whole_number if name == "size" else _text)(value.get(name)) for name in _OBJECT}
 
 
 def _event_name(told: Mapping[str, Any]) -> str:
@@ -299,7 +306,7 @@ def _text(value: Any) -> str | None:
     return value if _is_told(value) and not isinstance(value, Digits) else None
 
 
-def _size(value: Any) -> int | None:
+def _whole_number(value: Any) -> int | None:
     return int(value) if isinstance(value, Digits) and re.fullmatch(r"\d{1,18}", value) else None
 
 

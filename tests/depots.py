@@ -23,10 +23,16 @@ _SETTINGS = "SELECT (SELECT count(*) FROM pg_db_role_setting) + (SELECT count(*)
 _OTHERS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 
+def _folder(prefix: str) -> Path:
+    """One for this process."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 @functools.cache
 def _template() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="bus-depot-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = _folder("bus-depot-")
     depot = Depot(f"sqlite:///{folder}/depot.db")
     depot.upgrade()
     depot.close()
@@ -45,8 +51,7 @@ def sqlite_depot(file: Path) -> str:
 def _dagsters_template() -> Path:
     import dagster
 
-    folder = Path(tempfile.mkdtemp(prefix="bus-dagster-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = _folder("bus-dagster-")
     settings = folder / "dagster.yaml"
     settings.write_text("telemetry: {enabled: false}")
     with dagster.DagsterInstance.from_config(str(folder)) as instance:

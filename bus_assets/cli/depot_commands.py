@@ -42,22 +42,19 @@ def purge(
     """
     from dataclasses import asdict
 
+    from bus_assets.cli.driving import depot_of
     from bus_assets.cli.loading import load, open_bus, open_instance
-    from bus_assets.purging import check_ages, horizon
+    from bus_assets.purging import horizon
     from bus_assets.purging import purge as purged
-    from resources.errors import Misconfigured
 
     ages = _age(older_than, "--older-than"), _age(keys, "--keys")
-    check_ages(*ages)
     loaded = load(module)
-    upto, taken = None, []
+    upto = horizon(depot_of(loaded), *ages, dry_run=dry_run)
+    taken = []
     with open_instance() as instance:
         for one in _routes(loaded, route):
             with open_bus(loaded, one) as bus:
-                upto = upto or horizon(bus.depot, *ages, dry_run=dry_run)
                 taken.append(purged(bus, one, instance, upto))
-    if upto is None:
-        raise Misconfigured(f"module {loaded.name} has no routes, so there is nothing to take away")
     if as_json:
         print_json({"before": upto.before, "keys_before": upto.keys_before, "dry_run": dry_run, "routes": [asdict(one) for one in taken]})
     else:

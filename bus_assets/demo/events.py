@@ -84,7 +84,7 @@ def bucket(environment: Mapping[str, str] = os.environ) -> Bucket:
 
     keys = {name: environment.get(name.upper()) for name in ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")}
     session, folder = boto3.Session(region_name=settings().region, **keys), datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-    s3, sqs = (session.client(name, endpoint_url=environment.get("AWS_ENDPOINT_URL")) for name in ("s3", "sqs"))
+    s3, sqs = (session.client(name, endpoint_url=environment.get("AWS_ENDPOINT_URL") or None) for name in ("s3", "sqs"))
     return Bucket(folder, s3, sqs)
 
 

@@ -244,25 +244,23 @@ def test_a_trip_that_nobody_claimed_is_cancelled_unless_its_database_knows_bette
         cancel(world.bus, shop(), world.depot.trip(other.id), "wrong file")
 
 
-def test_a_deleted_verdict_refuses_to_publish(world):
-    def forget(drive, stop):
-        if stop == "warehouse":
-            with sqlite3.connect(world.root / "depot.db") as connection:
-                connection.execute("DELETE FROM depot_verdicts WHERE stop = 'orders'")
-
-    with pytest.raises(Refused, match="'orders' has no verdict"):
-        world.drive(shop(), before=forget)
-    assert world.rows("log") == []
+def in_the_depot(world, statement):
+    with sqlite3.connect(world.root / "depot.db") as connection:
+        connection.execute(statement)
 
 
-def test_a_verdict_that_says_no_refuses_to_publish(world):
-    def turn(drive, at):
-        if at == "warehouse":
-            with sqlite3.connect(world.root / "depot.db") as connection:
-                connection.execute("UPDATE depot_verdicts SET passed = 0 WHERE stop = 'orders'")
-
-    with pytest.raises(Refused, match="'orders' did not pass its gate"):
-        world.drive(shop(), before=turn)
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("DELETE FROM depot_verdicts WHERE stop = 'orders'", "'orders' has no verdict"),
+        ("UPDATE depot_verdicts SET passed = 0 WHERE stop = 'orders'", "'orders' did not pass its gate"),
+        ("UPDATE depot_verdicts SET digest = 'another' WHERE stop = 'priced'", "names other bytes than its manifest"),
+    ],
+    ids=["it is gone", "it says no", "it is on other bytes"],
+)
+def test_a_verdict_that_is_not_the_gates_refuses_to_publish(world, statement, said):
+    with pytest.raises(Refused, match=said):
+        world.drive(shop(), before=lambda drive, at: in_the_depot(world, statement) if at == "warehouse" else None)
     assert world.rows("log") == []
 
 
@@ -271,8 +269,7 @@ def test_a_verdict_that_changes_while_tables_are_looked_at_refuses_to_publish(wo
 
     def meanwhile(self, plans):
         prepare(self, plans)
-        with sqlite3.connect(world.root / "depot.db") as connection:
-            connection.execute("UPDATE depot_verdicts SET digest = 'another' WHERE stop = 'priced'")
+        in_the_depot(world, "UPDATE depot_verdicts SET digest = 'another' WHERE stop = 'priced'")
 
     with pytest.raises(Refused, match="changed while it was being published"):
         world.drive(shop(), before=lambda drive, at: monkeypatch.setattr(Database, "prepare", meanwhile) if at == "warehouse" else None)
@@ -289,17 +286,6 @@ def test_no_database_is_published_before_the_first(world):
     with pytest.raises(Refused, match="'warehouse' comes first in this route"):
         world.drive(route, before=second_first)
     assert world.rows("totals") == []
-
-
-def test_a_verdict_on_other_bytes_than_it_names_refuses_to_publish(world):
-    def turn(drive, at):
-        if at == "warehouse":
-            with sqlite3.connect(world.root / "depot.db") as connection:
-                connection.execute("UPDATE depot_verdicts SET digest = 'another' WHERE stop = 'priced'")
-
-    with pytest.raises(Refused, match="names other bytes than its manifest"):
-        world.drive(shop(), before=turn)
-    assert world.rows("log") == []
 
 
 @pytest.mark.parametrize(("stop", "dropped"), [("orders", ("totals", "log")), ("priced", ("totals", "log")), ("orders", ("totals",))])

@@ -325,7 +325,7 @@ def test_a_problem_says_what_and_where_and_quotes_nothing(body: str) -> None:
         '"\\u0000"',
         "[" * 99 + "]" * 99,
         '{"a": "' + "x" * (1 << 20) + '"}',
-        "[" + "[]," * 30_000 + "[]]",
+        "[" + "[]," * 300_000 + "[]]",
         '{"a": "\\ud83d\\ude00 \u202e \U0010ffff"}',
     ],
     ids=range(8),
