@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import closing
@@ -9,10 +10,19 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from alembic.util import pyfiles
 
 from tests.depots import Lent, LentDepot, sqlite_depot
 from tests.emulators import Emulator, ministack, moto_server
 from tests.servers import NotInstalled, fresh_database, mariadb_server, postgres_server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def migrations_read_once() -> Iterator[None]:
+    """Dagster marks the tables of each in-memory instance as migrated, for which Alembic runs its ninety migration files anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pyfiles, "load_module_py", functools.cache(pyfiles.load_module_py))
+        yield
 
 
 @pytest.fixture(scope="session")
