@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import typer.main
 from alembic.util import pyfiles
 
 from tests.depots import Lent, LentDepot, sqlite_depot
@@ -18,10 +19,12 @@ from tests.servers import NotInstalled, fresh_database, mariadb_server, postgres
 
 
 @pytest.fixture(scope="session", autouse=True)
-def migrations_read_once() -> Iterator[None]:
-    """Dagster marks the tables of each in-memory instance as migrated, for which Alembic runs its ninety migration files anew."""
+def made_once() -> Iterator[None]:
+    """What every new process makes anew stays the same in this one: Dagster marks the tables of each in-memory instance as migrated,
+    for which Alembic runs its ninety files of migrations, and Typer builds the tree of commands for each ``bus``."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pyfiles, "load_module_py", functools.cache(pyfiles.load_module_py))
+        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
         yield
 
 
