@@ -155,6 +155,10 @@ class Route:
             return False
         return self.of_messages(self.upstream(name)[0])
 
+    def from_messages(self, name: str) -> bool:
+        """Whether the rows of stop ``name`` are made of messages: of one each, or of several together."""
+        return self.of_messages(name) or any(self.from_messages(first) for first in self.upstream(name)[:1])
+
     @cached_property
     def _by_name(self) -> dict[str, Stop]:
         return {stop.name: stop for stop in self.stops}
@@ -423,6 +427,8 @@ class Route:
             if parameter.default is None:
                 raise Misdeclared(f"parameter {parameter.name!r} has no default, and a message sets none; give it a default")
         for stop in self.stops:
+            if isinstance(stop, Transform):
+                self._check_looked_up(stop)
             if isinstance(stop, Transform) and stop.grain == "changed" and self.of_messages(self.upstream(stop.name)[0]):
                 self._check_combine(stop)
             if isinstance(stop, DropOff) and stop.into.mode == "replace" and self.of_messages(self.upstream(stop.name)[0]):
@@ -430,6 +436,17 @@ class Route:
                     f"drop-off {stop.name!r}: mode 'replace' would delete what other messages dropped, and which messages share a trip is "
                     "chance; use a key (upsert), or append"
                 )
+
+    def _check_looked_up(self, stop: Transform) -> None:
+        """Rows made of messages are carried on, or looked up by such rows: else they would be dropped, and have no message."""
+        first, *others = after = self.upstream(stop.name)
+        made = next((name for name in others if self.from_messages(name)), None)
+        if made and not self.from_messages(first):
+            better = (made, *(name for name in after if name != made))
+            raise Misdeclared(
+                f"stop {stop.name!r}: its rows belong to {first!r}, so nobody could tell which of them come from a message of {made!r}, "
+                f"which it looks up: write after={better}, and have it make the rows of {made!r}, with what it finds in the others"
+            )
 
     def _check_combine(self, stop: Transform) -> None:
         if stop.combine is None:

@@ -104,6 +104,21 @@ def test_the_limits_of_a_queue_are_within_them():
     assert queue(Text(), identity="@deduplication_id", dead_letters="dead").systems == ("q", "dead")
 
 
+SKUS = PickUp("skus", TextFile("landing", "skus.csv"), ORDERS)
+NAMED = PickUp("named", TextFile("landing", "{message.sku}.csv"), ORDERS)
+JOINED = "SELECT s.sku, m.qty FROM skus s LEFT JOIN messages m USING (sku)"
+
+
+def both(first, second):
+    return first
+
+
+def test_rows_of_messages_may_look_others_up():
+    started_by_messages(SKUS, Transform("x", both, ORDERS, after=("messages", "skus")), into("x"))
+    started_by_messages(NAMED, SKUS, Transform("x", both, ORDERS, after=("named", "messages")), into("x"))
+    started_by_messages(SKUS, Transform("y", same, ORDERS, after=("skus",), grain="changed"), into("y", scope={}))
+
+
 def test_a_changed_grain_says_how_batches_combine():
     adds = {"key": "sku", "mode": "accumulate", "sums": ("qty",)}
     started_by_messages(Transform("x", GROUPED, SUMS, grain="changed", combine="accumulate"), into("x", **adds))
@@ -512,6 +527,28 @@ WRONG = {
             Transform("x", GROUPED, SUMS, grain="changed", combine="accumulate"), Transform("y", same, SUMS, after=("x",)), into("y")
         ),
         "drop-off 'd' is a table in mode 'append'",
+    ),
+    "messages that are only looked up": (
+        lambda: started_by_messages(SKUS, Transform("x", JOINED, SUMS, after=("skus", "messages"), grain="changed"), into("x")),
+        "a message of 'messages', which it looks up: write after=('messages', 'skus'), and have it",
+    ),
+    "messages that are only looked up, further on": (
+        lambda: started_by_messages(
+            SKUS,
+            NAMED,
+            Transform("y", same, ORDERS, after=("named",)),
+            Transform("z", same, ORDERS, after=("skus",)),
+            Transform("x", lambda z, skus, y: z, ORDERS, after=("z", "skus", "y")),
+        ),
+        "a message of 'y', which it looks up: write after=('y', 'z', 'skus'), and have it",
+    ),
+    "sums of messages that are only looked up": (
+        lambda: started_by_messages(
+            SKUS,
+            Transform("sums", GROUPED, SUMS, after=("messages",), grain="changed", combine="accumulate"),
+            Transform("x", both, ORDERS, after=("skus", "sums")),
+        ),
+        "stop 'x': its rows belong to 'skus', so nobody could tell which of them come from a message of 'sums', which it looks up",
     ),
     "share above one": (lambda: Contract((Field("a"),), max_rejected=1.5), "for a count write a whole number"),
 }
