@@ -186,7 +186,8 @@ class Contract:
     ``unique``        keys of several fields: ``unique=(("order_id", "line"),)``. A key with a null in it is not compared.
     ``max_rejected``  a share of the rows picked up (0.05) or a count (20; ``0``: none). Rows within it wait in quarantine and the
                       check is yellow; over it the stop fails, the trip is not published. Default 0.1.
-    ``min_rows``      fewer kept rows than this fail the stop: an empty file that should never be empty.
+    ``min_rows``      fewer kept rows than this fail the stop: an empty file that should never be empty. Not for rows of messages: how many
+                      share a trip is chance.
     """
 
     fields: tuple[Field, ...]

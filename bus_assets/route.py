@@ -429,6 +429,11 @@ class Route:
         for stop in self.stops:
             if isinstance(stop, Transform):
                 self._check_looked_up(stop)
+            if not isinstance(stop, DropOff) and (least := stop.contract.min_rows) and self.from_messages(stop.name):
+                raise Misdeclared(
+                    f"stop {stop.name!r}: min_rows={least} would be counted over the messages that happen to share a trip; leave it out "
+                    "(a function with combine='alone' may raise for a message that brings too few rows)"
+                )
             if isinstance(stop, Transform) and stop.grain == "changed" and self.of_messages(self.upstream(stop.name)[0]):
                 self._check_combine(stop)
             if isinstance(stop, DropOff) and stop.into.mode == "replace" and self.of_messages(self.upstream(stop.name)[0]):

@@ -3,7 +3,7 @@
 import runpy
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
@@ -116,6 +116,7 @@ def both(first, second):
 def test_rows_of_messages_may_look_others_up():
     started_by_messages(SKUS, Transform("x", both, ORDERS, after=("messages", "skus")), into("x"))
     started_by_messages(NAMED, SKUS, Transform("x", both, ORDERS, after=("named", "messages")), into("x"))
+    started_by_messages(replace(SKUS, contract=replace(ORDERS, min_rows=1)), Transform("x", both, ORDERS, after=("messages", "skus")))
     started_by_messages(SKUS, Transform("y", same, ORDERS, after=("skus",), grain="changed"), into("y", scope={}))
 
 
@@ -549,6 +550,18 @@ WRONG = {
             Transform("x", both, ORDERS, after=("skus", "sums")),
         ),
         "stop 'x': its rows belong to 'skus', so nobody could tell which of them come from a message of 'sums', which it looks up",
+    ),
+    "rows at least, of whichever messages share a trip": (
+        lambda: route(triggers=(queue(Json(replace(ORDERS, min_rows=1))),)),
+        "stop 'messages': min_rows=1 would be counted over the messages that happen to share a trip; leave it out",
+    ),
+    "rows at least, of what a message names": (
+        lambda: started_by_messages(replace(NAMED, contract=replace(ORDERS, min_rows=3))),
+        "stop 'named': min_rows=3 would be counted over the messages that happen to share a trip; leave it out",
+    ),
+    "rows at least, of sums": (
+        lambda: started_by_messages(Transform("x", GROUPED, replace(SUMS, min_rows=3), grain="changed", combine="accumulate")),
+        "stop 'x': min_rows=3 would be counted over the messages that happen to share a trip; leave it out",
     ),
     "share above one": (lambda: Contract((Field("a"),), max_rejected=1.5), "for a count write a whole number"),
 }
