@@ -47,7 +47,8 @@ class Field:
     ``allowed``      the only values there may be. ``minimum``/``maximum``: inclusive. Written as text for decimals and dates.
     ``pattern``      RE2; must match somewhere: anchor with ``^…$`` for the whole value.
     ``min_length``/``max_length``  characters of a string, bytes of a binary, items of a list.
-    ``references``   'stop.field' of a stop before this one, or a :class:`TableKey`. Null passes; add ``required`` to forbid it.
+    ``references``   'stop.field' of a stop before this one, or a :class:`TableKey`. Null passes; add ``required`` to forbid it. What a
+                     message brings is referred to within that message.
     ``format``       how text is read as a date, time or timestamp: strptime, e.g. ``%d.%m.%Y``. Default: ISO 8601.
     ``zone``         IANA zone of timestamps that come without one ('America/New_York'); only for ``timestamptz``.
     ``json``         of a string: a list or an object out of JSON is taken too, as its JSON text. Without it such a row is rejected.

@@ -26,8 +26,9 @@ from resources.errors import Misconfigured
 from resources.ordered import Ascending
 from resources.records import place_of
 
-Known = pa.Array | pa.ChunkedArray | tuple[Sequence[str], str]
-"""The values that a reference may take: in memory, or a column of staged Parquet files as ``(paths, column)``."""
+Known = pa.Array | pa.ChunkedArray | tuple[Sequence[str], str] | tuple[Sequence[str], str, str]
+"""The values that a reference may take: in memory, or a column of staged Parquet files as ``(paths, column)``; as ``(paths, column,
+within)`` only those of rows that are equal to the referring one in the column ``within``, which both have."""
 
 ROWS_AT_A_TIME = 10_000
 _ORDERED = ("string", "integer", "number", "decimal", "date", "time", "timestamp", "timestamptz")
@@ -137,23 +138,27 @@ def _find_dangling(cursor: duckdb.DuckDBPyConnection, contract: Contract, refere
         if name not in references:
             raise Misconfigured(f"field {name!r} references {rule.detail!r}, whose values were not given")
         known = f"known_{number}"
-        kind = _know(cursor, known, references[name])
+        kind, within = _know(cursor, known, references[name])
         _check_kind(cursor, rule, kind)
+        same = f"{known}.value = kept.{_quoted(name)}" + (f" AND {known}.part = kept.{_quoted(within)}" if within else "")
         cursor.execute(
             f"INSERT INTO violations SELECT _bus_row, {number}, [{_text(contract, name)}], NULL, NULL, NULL FROM kept "
-            f"WHERE {_quoted(name)} IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {known} WHERE {known}.value = kept.{_quoted(name)})"
+            f"WHERE {_quoted(name)} IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {known} WHERE {same})"
         )
 
 
-def _know(cursor: duckdb.DuckDBPyConnection, name: str, known: Known) -> str:
-    """Make the values of a reference a relation ``name(value)``; its DuckDB type."""
+def _know(cursor: duckdb.DuckDBPyConnection, name: str, known: Known) -> tuple[str, str | None]:
+    """Make the values of a reference a relation ``name(value, part)``; its DuckDB type, and the column in which ``part`` is met, if any."""
+    within = None
     if isinstance(known, tuple):
-        files, column = known
-        source = f"SELECT {_quoted(column)} AS value FROM read_parquet({_literals(files)})" if files else "SELECT NULL AS value WHERE false"
+        files, column, *parts = known
+        within = parts[0] if parts else None
+        columns = f"{_quoted(column)} AS value, {_quoted(within) if within else 'NULL'} AS part"
+        source = f"SELECT {columns} FROM read_parquet({_literals(files)})" if files else "SELECT NULL AS value, NULL AS part WHERE false"
         cursor.execute(f"CREATE TEMP VIEW {name} AS {source}")
     else:
         cursor.register(name, pa.table({"value": known}))
-    return str(cursor.execute(f"DESCRIBE SELECT value FROM {name}").fetchall()[0][1])
+    return str(cursor.execute(f"DESCRIBE SELECT value FROM {name}").fetchall()[0][1]), within
 
 
 def _check_kind(cursor: duckdb.DuckDBPyConnection, rule: Rule, known: str) -> None:

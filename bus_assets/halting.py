@@ -16,7 +16,7 @@ from bus_assets.contract import TableKey
 from bus_assets.destinations import look_ahead
 from bus_assets.drive import Drive, Lease
 from bus_assets.forward import as_committed
-from bus_assets.passengers import Passengers
+from bus_assets.passengers import MESSAGE, Passengers
 from bus_assets.progress import Progress, tell
 from bus_assets.queues import Bodies
 from bus_assets.reading import Target
@@ -147,7 +147,8 @@ def _prefix(drive: Drive, stop: str) -> str:
 
 
 def _references(drive: Drive, stop: PickUp | Transform, verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
-    """Field → where the values it may have are: staged files and a column, or the keys of a table."""
+    """Field → where the values it may have are: staged files and a column, or the keys of a table. What a message brings is referred to
+    within the message."""
     import pyarrow as pa
 
     found: dict[str, Any] = {}
@@ -160,7 +161,8 @@ def _references(drive: Drive, stop: PickUp | Transform, verdicts: Mapping[str, V
             found[contract_field.name] = pa.chunked_array(keys, type=None if keys else contract_field.parsed_type.arrow())
         elif target:
             name, column = target.split(".")
-            found[contract_field.name] = (drive.passengers(name, verdicts).paths(), column)
+            within = (MESSAGE,) if drive.route.of_messages(name) else ()
+            found[contract_field.name] = (drive.passengers(name, verdicts).paths(), column, *within)
     return found
 
 

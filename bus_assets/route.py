@@ -429,6 +429,8 @@ class Route:
         for stop in self.stops:
             if isinstance(stop, Transform):
                 self._check_looked_up(stop)
+            if not isinstance(stop, DropOff):
+                self._check_within_messages(stop)
             if not isinstance(stop, DropOff) and (least := stop.contract.min_rows) and self.from_messages(stop.name):
                 raise Misdeclared(
                     f"stop {stop.name!r}: min_rows={least} would be counted over the messages that happen to share a trip; leave it out "
@@ -452,6 +454,19 @@ class Route:
                 f"stop {stop.name!r}: its rows belong to {first!r}, so nobody could tell which of them come from a message of {made!r}, "
                 f"which it looks up: write after={better}, and have it make the rows of {made!r}, with what it finds in the others"
             )
+
+    def _check_within_messages(self, stop: PickUp | Transform) -> None:
+        """What messages bring is referred to within the message: a row of another one is in the trip by chance."""
+        for field_ in stop.contract.fields:
+            other = field_.references.split(".")[0] if isinstance(field_.references, str) else stop.name
+            if other == stop.name or not self.from_messages(other):
+                continue
+            if stray := next((name for name in (stop.name, other) if not self.of_messages(name)), None):
+                raise Misdeclared(
+                    f"stop {stop.name!r}: field {field_.name!r} references {field_.references!r}, which is asked within each message, and "
+                    f"no row of {stray!r} belongs to one; let rows of messages refer to each other before combine='accumulate', or to "
+                    "what no message brings"
+                )
 
     def _check_combine(self, stop: Transform) -> None:
         if stop.combine is None:

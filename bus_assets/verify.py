@@ -42,7 +42,7 @@ def verify(
     con: duckdb.DuckDBPyConnection,
     kept_files: Sequence[str],
     contract: Contract,
-    references: Mapping[str, pa.Array | pa.ChunkedArray | tuple[Sequence[str], str]],
+    references: Mapping[str, pa.Array | pa.ChunkedArray | tuple[Sequence[str], str] | tuple[Sequence[str], str, str]],
     *,
     picked_up: int,
     rejected: int,
@@ -51,9 +51,9 @@ def verify(
     """A figure for every rule in the order of ``contract.rules()``, then :data:`BALANCE` and :data:`ONCE`.
 
     ``kept_files``: Parquet with the contract's columns and ``_bus_row``. ``references``: for each field that has one the values it may
-    take, in memory or as ``(paths, column)`` of staged Parquet. ``within``: a column; a key may come again where that differs. A
-    column that is missing in a file or has another type there breaks all rules of its field in every row. Raises
-    :class:`Misconfigured` if the files cannot be read or compared.
+    take, in memory or as ``(paths, column)`` of staged Parquet; as ``(paths, column, where)`` those of rows whose ``where`` is the same.
+    ``within``: a column; a key may come again where that differs. A column that is missing in a file or has another type there breaks
+    all rules of its field in every row. Raises :class:`Misconfigured` if the files cannot be read or compared.
     """
     rules = list(contract.rules())
     cursor = con.cursor()
@@ -249,15 +249,16 @@ def _refer(cursor: duckdb.DuckDBPyConnection, statement: _Statement, number: int
     column = rule.fields[0]
     if column not in references:
         raise Misconfigured(f"field {column!r} references {rule.detail!r}, whose values were not given")
-    known = references[column]
+    known, also = references[column], ""
     if isinstance(known, tuple):
-        source = f"SELECT {_name(known[1])} AS value FROM read_parquet({_paths(known[0])})" if known[0] else None
+        also = "".join(f", {_name(same)}" for same in known[2:])
+        source = f"SELECT {_name(known[1])} AS value{also} FROM read_parquet({_paths(known[0])})" if known[0] else None
     else:
         cursor.register(f"values_{number}", pa.table({"value": known}))
         source = f"SELECT value FROM values_{number}" if len(known) - known.null_count else None
     there = f"{_name(column)} IS NOT NULL"
-    among = f"{_name(column)} IN (SELECT value FROM ({source}) WHERE value IS NOT NULL)" if source else "false"
-    statement.members.append(f"{there} AND NOT ({among}) AS dangling_{number}")
+    among = f"({_name(column)}{also}) IN (SELECT value{also} FROM ({source}) WHERE value IS NOT NULL)" if source else "false"
+    statement.members.append(f"{there} AND ({among}) IS NOT TRUE AS dangling_{number}")
     statement.count_where(f"dangling_{number}")
 
 

@@ -429,6 +429,30 @@ def test_each_message_alone_is_transformed_by_itself(tmp_path):
     assert sorted((Decimal(str(row[0])), row[1]) for row in world.rows("log")) == [(Decimal("1.50"), 1), (Decimal("4.50"), 3)]
 
 
+@pytest.mark.parametrize("batch", [100, 1])
+def test_a_reference_is_met_within_its_message_whatever_the_batches(tmp_path, batch):
+    """Else the order of one message is what the line of another refers to, if they happen to share a trip."""
+    line = Contract((Field("order_id", references="read.order_id"), Field("sku", references="skus.sku")))
+    stops = (
+        PickUp("skus", TextFile("landing", "skus.csv"), Contract((Field("sku"),))),
+        PickUp("read", TextFile("landing", "{message.order_id}.csv"), Contract((Field("order_id"),))),
+        PickUp("lines", TextFile("landing", "{message.order_id}-lines.csv"), replace(line, max_rejected=0.5)),
+        DropOff("log", Table("warehouse", "log", create=True), of="lines"),
+    )
+    world = QueueWorld(tmp_path, events(batch=batch, stops=stops))
+    world.land("sku\na\nb\n", "skus.csv")
+    for order_id, lines in (("O-1", "O-1,a\nO-2,a\n"), ("O-2", "O-1,b\nO-2,b\nO-2,?\nO-2,a\n"), ("O-3", ",b\n")):
+        world.land(f"order_id\n{order_id}\n", f"{order_id}.csv")
+        world.land(f"order_id,sku\n{lines}", f"{order_id}-lines.csv")
+    world.send(*orders([1, 2, 3]))
+    world.deliver()
+    assert sorted(world.rows("log"), key=str) == [("O-1", "a"), ("O-2", "a"), ("O-2", "b"), (None, "b")]
+    assert world.states() == {"delivered": 3}
+    rows = world.bus.depot.quarantined("events", None, "lines", "held", limit=100, after=0)
+    found = [[reason.message for reason in row.reasons] for row in rows]
+    assert sorted(found) == [["'?' is not in skus.sku"], ["'O-1' is not in read.order_id"], ["'O-2' is not in read.order_id"]]
+
+
 def test_bodies_that_are_text_are_rows_of_text(tmp_path):
     """Whatever they look like; what is inside SNS is the body, and the envelope's values stand beside it where they are asked for."""
     note = Contract((Field("body", required=True, max_length=20), Field("key", required=True), Field("at", "timestamptz", required=True)))

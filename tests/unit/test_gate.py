@@ -268,6 +268,15 @@ def test_references_may_be_staged_files_of_another_numeric_type_or_empty(tmp_pat
     assert [row for row, *_ in across(files, contract, {"c": pa.nulls(1)})] == [1, 2, 4]
 
 
+def test_a_reference_is_met_within_what_the_row_belongs_to(tmp_path: Path) -> None:
+    contract = Contract(fields=(Field("c", "integer", references="customers.id"), Field("of", "integer")))
+    files = staged(tmp_path, contract, c=["1", "2", None, "2", "7"], of=["1", "1", "1", "2", "3"])
+    known = str(tmp_path / "customers.parquet")
+    pq.write_table(pa.table({"id": [1, 2, None], "of": [1, 2, 1]}), known)
+    assert [row for row, *_ in across(files, contract, {"c": ([known], "id", "of")})] == [2, 5]
+    assert [row for row, *_ in across(files, contract, {"c": ([], "id", "of")})] == [1, 2, 4, 5]
+
+
 def test_values_that_cannot_be_compared_are_a_misconfiguration(tmp_path: Path) -> None:
     contract = Contract(fields=(Field("c", "integer", references="customers.id"),))
     files = staged(tmp_path, contract, c=["1", "2"])

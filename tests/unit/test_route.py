@@ -118,6 +118,9 @@ def test_rows_of_messages_may_look_others_up():
     started_by_messages(NAMED, SKUS, Transform("x", both, ORDERS, after=("named", "messages")), into("x"))
     started_by_messages(replace(SKUS, contract=replace(ORDERS, min_rows=1)), Transform("x", both, ORDERS, after=("messages", "skus")))
     started_by_messages(SKUS, Transform("y", same, ORDERS, after=("skus",), grain="changed"), into("y", scope={}))
+    known = Contract((Field("sku", references="skus.sku"), Field("qty", "integer")))
+    started_by_messages(SKUS, Transform("x", GROUPED, known, ("messages",), "changed", "accumulate"))
+    started_by_messages(SKUS, replace(NAMED, contract=Contract((Field("sku", references="messages.sku"), *known.fields[1:]))))
 
 
 def test_a_changed_grain_says_how_batches_combine():
@@ -562,6 +565,23 @@ WRONG = {
     "rows at least, of sums": (
         lambda: started_by_messages(Transform("x", GROUPED, replace(SUMS, min_rows=3), grain="changed", combine="accumulate")),
         "stop 'x': min_rows=3 would be counted over the messages that happen to share a trip; leave it out",
+    ),
+    "a reference to messages from what is none": (
+        lambda: started_by_messages(replace(SKUS, contract=Contract((Field("sku", references="messages.sku"),)))),
+        "stop 'skus': field 'sku' references 'messages.sku', which is asked within each message, and no row of 'skus' belongs to one",
+    ),
+    "a reference to sums of messages": (
+        lambda: started_by_messages(
+            Transform("sums", GROUPED, SUMS, grain="changed", combine="accumulate"),
+            replace(NAMED, contract=Contract((Field("sku", references="sums.sku"),))),
+        ),
+        "stop 'named': field 'sku' references 'sums.sku', which is asked within each message, and no row of 'sums' belongs to one",
+    ),
+    "a reference of sums of messages": (
+        lambda: started_by_messages(
+            Transform("x", GROUPED, Contract((Field("sku", references="named.sku"),)), ("messages",), "changed", "accumulate"), NAMED
+        ),
+        "stop 'x': field 'sku' references 'named.sku', which is asked within each message, and no row of 'x' belongs to one",
     ),
     "share above one": (lambda: Contract((Field("a"),), max_rejected=1.5), "for a count write a whole number"),
 }

@@ -165,6 +165,18 @@ def test_an_empty_file_has_no_violations(con: duckdb.DuckDBPyConnection, tmp_pat
     assert {figure.violations for figure in figures} == {0}
 
 
+def test_a_reference_that_is_met_by_what_the_row_does_not_belong_to_is_counted(con: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+    contract = Contract(fields=(Field("a", references="o.a"), Field("n", "number", references="o.n"), Field("of", "integer")))
+    files = write(tmp_path, pa.table({"a": ["x", "y", None], "n": [0.0, -0.0, 0.0], "of": [1, 2, None]}), "other")
+    known = {"a": (files, "a", "of"), "n": (files, "n", "of")}
+    assert recount(con, tmp_path, contract, known, a=["x", "y", None], n=[-0.0, 0.0, None], of=[1, 2, 3]) == {}
+    assert recount(con, tmp_path, contract, known, a=["x", "x", "y", None, "z"], n=[0.0, None, 0.0, 0.0, 0.0], of=[2, 1, 1, 3, 2]) == {
+        "a: references o.a": 3,
+        "n: references o.n": 1,
+    }
+    assert recount(con, tmp_path, contract, dict.fromkeys("an", ([], "a", "of")), a=["x"], n=[None], of=[1]) == {"a: references o.a": 1}
+
+
 def test_identifiers_and_paths_with_quotes_are_no_sql(con: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
     contract = Contract(
         fields=(Field("select", "integer", required=True), Field("v", allowed=("'; --",), pattern="'")), unique=(("select", "v"),)
