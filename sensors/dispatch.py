@@ -18,7 +18,7 @@ from functools import partial
 
 from resources.depot.entries import Attempt, Trip
 from resources.depot.inbox import Inbox
-from resources.depot.mail import Arrival, Boarded, Departure, Message, Riders, Taken, Underway
+from resources.depot.mail import Arrival, BackingOff, Boarded, Departure, Message, Riders, Taken, Underway
 from resources.errors import BusError, Misconfigured, Poison
 from resources.queue_seam import MessageQueue, Outgoing, Received
 from sensors.ahead import Ahead
@@ -41,6 +41,9 @@ RECEIVE_AT_ONCE = 200
 """So many are committed, and then deleted, together: the fewer, the sooner they leave their queue; the more, the fewer commits."""
 ROOM = 2
 """Messages are received as long as the depot holds fewer than so many times what fits in flight."""
+ASIDE = 4
+"""So many times what fits in flight may back off without taking another trip's place, though none was delivered after them: what each
+of them waits for may be something of its own, or something that is down for all."""
 DEAD_LETTERS_AT_ONCE = 100
 REFUSALS = 10
 """So many dead letters in a row that their queue refuses, and none that it takes, are not the fault of the messages."""
@@ -230,7 +233,17 @@ def _breaker(policy: Policy, inbox: Inbox, trip: Trip, riders: Riders, culprit: 
 def room_for(policy: Policy, inbox: Inbox) -> int:
     """How many messages the depot may receive. Not exact where two dispatchers board at once: each may fill what it counted."""
     held = inbox.moving(policy.route) if policy.halt_on_stranded else inbox.live(policy.route)
-    return ROOM * policy.batch * policy.max_in_flight - held
+    found, flight = backing_off(inbox, policy.route, policy.max_in_flight), policy.batch * policy.max_in_flight
+    return ROOM * flight - held + found.alone + min(found.perhaps, ASIDE * flight)
+
+
+def backing_off(inbox: Inbox, route: str, max_in_flight: int) -> BackingOff:
+    return inbox.backing_off(route, aside=ASIDE * max_in_flight)
+
+
+def holds_all(found: BackingOff, max_in_flight: int) -> bool:
+    """Whether trips that back off have taken every place: then no other is formed before one of them is over."""
+    return found.trips - found.aside >= ROOM * max_in_flight
 
 
 def board(policy: Policy, inbox: Inbox, queue: Ahead, above: Above, wait_seconds: float, room: int, *, enough: bool = False) -> Kept:
@@ -253,6 +266,7 @@ def dispatch(policy: Policy, inbox: Inbox, *, only_full: bool = False) -> list[D
         batch=policy.batch,
         max_wait_seconds=LONGEST_WAIT_SECONDS if only_full else policy.max_wait_seconds,
         max_trips=ROOM * policy.max_in_flight,
+        aside=ASIDE * policy.max_in_flight,
         halt_on_stranded=policy.halt_on_stranded,
         parameters=policy.parameters,
     )
@@ -411,6 +425,9 @@ class _Ticking:
         told.departed = len(self.departures)
         if not self.departures and policy.halt_on_stranded and (behind := self.inbox.live(policy.route) - self.inbox.moving(policy.route)):
             told.notes.append(f"{behind} wait behind stranded messages of their groups")
+        if not self.departures and (found := backing_off(self.inbox, policy.route, policy.max_in_flight)).trips:
+            every = ", and all others wait for them" if holds_all(found, policy.max_in_flight) else ""
+            told.notes.append(f"to be tried again {found.trips}{every}")
         return Tick(tuple(self.departures), str(told) + (f"; then: {self.failed}" if self.failed else ""))
 
 

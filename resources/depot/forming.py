@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from resources.depot import routes
 from resources.depot.connections import now
 from resources.depot.entries import Trip, TripState
-from resources.depot.mail import Departure
+from resources.depot.mail import BackingOff, Departure
 from resources.depot.many import among
 from resources.depot.quarantine import UPDATE_IDS, chunks
 from resources.depot.schema import attempts, messages, trips
@@ -28,13 +28,15 @@ class Limits:
     batch: int
     max_wait_seconds: float
     max_trips: int
+    aside: int
     halt_on_stranded: bool
 
 
 def form(connection: sa.Connection, route: str, limits: Limits, parameters: Mapping[str, Any]) -> int:
     if routes.lock(connection, route)["paused_at"] is not None:
         return 0
-    room = limits.max_trips - _standing(connection, route, ("formed", *UNDERWAY)) + _backing_off(connection, route)
+    _, alone, perhaps = _backing_off(connection, route, limits.aside)
+    room = limits.max_trips - _standing(connection, route, ("formed", *UNDERWAY)) + len(alone) + len(perhaps)
     formed = 0
     while formed < room and (ids := _due(connection, route, limits)):
         put_aboard(connection, new_trip(connection, route, parameters), ids)
@@ -66,10 +68,34 @@ def _standing(connection: sa.Connection, route: str, states: Sequence[TripState]
     return connection.execute(query).scalar_one()
 
 
-def _backing_off(connection: sa.Connection, route: str) -> int:
-    """Trips that were split off and wait until it is worth another try: for as long as it takes, so they take no other trip's place."""
-    later = (trips.c.state == "formed") & trips.c.parent.is_not(None) & (trips.c.not_before > now(connection))
-    return connection.execute(sa.select(sa.func.count()).where(*_of_messages(route), later)).scalar_one()
+def backing_off(connection: sa.Connection, route: str, at_most: int) -> BackingOff:
+    every, alone, perhaps = _backing_off(connection, route, at_most)
+    held = [_aboard_or_behind(connection, route, those) for those in (alone, perhaps)]
+    return BackingOff(len(every), len(alone) + len(perhaps), *held)
+
+
+def _aboard_or_behind(connection: sa.Connection, route: str, of: Sequence[str]) -> int:
+    if not of:
+        return 0
+    c, first = messages.c, messages.alias("first")
+    aboard = (first.c.route == route) & (first.c.state == "aboard") & among(connection, first.c.trip, of)
+    behind = (c.state == "waiting") & sa.exists().where(aboard, first.c.group == c.group)
+    query = sa.select(sa.func.count()).where(c.route == route, behind)
+    return sum(_how_many_aboard(connection, of).values()) + connection.execute(query).scalar_one()
+
+
+def _backing_off(connection: sa.Connection, route: str, at_most: int) -> tuple[list[str], list[str], list[str]]:
+    """Trips that wait until it is worth another try, which may be for ever, and those of them that take no other trip's place meanwhile:
+    all that fail alone, while others ride (they were split off, or a later trip is delivered); and the first ``at_most`` of the rest, as
+    what those wait for may be down for everybody."""
+    later = trips.alias("later")
+    overtook = (later.c.route == route) & (later.c.trigger == "queue") & (later.c.state == "delivered")
+    alone = trips.c.parent.is_not(None) | sa.exists().where(overtook, later.c.created_at > trips.c.created_at)
+    waits = (trips.c.state == "formed") & (trips.c.not_before > now(connection))
+    query = sa.select(trips.c.id, alone).where(*_of_messages(route), waits).order_by(trips.c.created_at, trips.c.id)
+    found = dict(connection.execute(query).tuples().all())
+    sure = [trip for trip, is_alone in found.items() if is_alone]
+    return list(found), sure, [trip for trip, is_alone in found.items() if not is_alone][:at_most]
 
 
 def _of_messages(route: str) -> tuple[sa.ColumnElement[bool], ...]:
@@ -121,7 +147,7 @@ def _ready(connection: sa.Connection, route: str, moment: datetime, room: int) -
     is_stuck = trips.c.state == "stuck"
     has_come = trips.c.not_before.is_(None) | (trips.c.not_before <= moment)
     may = trips.c.state.in_(("formed", "stuck")) & ~(is_stuck & driven)
-    order = (sa.case((is_stuck, 0), else_=1), trips.c.created_at, trips.c.id)
+    order = (sa.case((is_stuck, 0), else_=1), sa.func.coalesce(trips.c.not_before, trips.c.created_at), trips.c.id)
     query = sa.select(trips.c.id, trips.c.launches).where(*_of_messages(route), may, has_come).order_by(*order).limit(room)
     # A trip that somebody claims at this moment is locked: it needs no run of ours.
     return [(trip, launches) for trip, launches in connection.execute(query.with_for_update(skip_locked=True))]

@@ -13,6 +13,7 @@ from resources.depot.mail import (
     WAIT_FOR_A_PERSON,
     Aboard,
     Arrival,
+    BackingOff,
     Boarded,
     Counts,
     Decision,
@@ -133,21 +134,28 @@ class Inbox:
         batch: int,
         max_wait_seconds: float,
         max_trips: int,
+        aside: int = 0,
         halt_on_stranded: bool = True,
         parameters: Mapping[str, Any] | None = None,
     ) -> int:
         """Put waiting messages into new trips ('formed', trigger 'queue', with ``parameters``), oldest first; how many trips.
 
         ``batch`` messages per trip; fewer only once the oldest of them was received ``max_wait_seconds`` ago. The route has at most
-        ``max_trips`` trips that are formed, departed, driving, failed or stuck, but for those that were split off another one and wait
-        for their ``not_before``. None while the route is paused. Of a group no message boards while one is aboard, nor, with
-        ``halt_on_stranded``, while one is stranded.
+        ``max_trips`` trips that are formed, departed, driving, failed or stuck, but for those that ``backing_off`` sets ``aside``. None
+        while the route is paused. Of a group no message boards while one is aboard, nor, with ``halt_on_stranded``, while one is
+        stranded.
         """
         checked_name(route, "route")
         _at_least_one(batch, "batch")
         with self._connections.writing() as connection:
-            limits = forming.Limits(batch, max_wait_seconds, max_trips, halt_on_stranded)
+            limits = forming.Limits(batch, max_wait_seconds, max_trips, aside, halt_on_stranded)
             return forming.form(connection, route, limits, dict(parameters or {}))
+
+    def backing_off(self, route: str, *, aside: int) -> BackingOff:
+        """Formed trips that wait for their ``not_before``. Set aside are all that fail while others ride: they were split off another one,
+        or one that was formed later is delivered; of the rest the ``aside`` first."""
+        with self._connections.reading() as connection:
+            return forming.backing_off(connection, route, aside)
 
     def form_for_run(
         self, route: str, run: str, batch: int, *, halt_on_stranded: bool = True, parameters: Mapping[str, Any] | None = None
@@ -164,7 +172,7 @@ class Inbox:
     def depart(self, route: str, *, max_in_flight: int, limit: int) -> list[Departure]:
         """Trips to ask a run for now, at most ``limit``: each is 'departed' then, one launch further, and not given out again.
 
-        Formed trips whose ``not_before`` has come, oldest first, as long as fewer than ``max_in_flight`` are departed or driving.
+        Formed trips whose ``not_before`` has come, longest ready first, as long as fewer than ``max_in_flight`` are departed or driving.
         Before them stuck trips that nobody drives: they stay stuck and may depart again in a minute. None while the route is paused.
         """
         with self._connections.writing() as connection:

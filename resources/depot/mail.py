@@ -146,6 +146,17 @@ class Underway:
 
 
 @dataclass(frozen=True)
+class BackingOff:
+    """``trips`` of messages that wait until it is worth another try. ``aside`` of them take no other trip's place. How many messages ride
+    in those, or wait behind one that does: ``alone`` where others ride meanwhile, ``perhaps`` where all may be down."""
+
+    trips: int
+    aside: int
+    alone: int
+    perhaps: int
+
+
+@dataclass(frozen=True)
 class Riders:
     """The messages aboard a trip, in riding order; ``groups`` is parallel to ``messages``."""
 

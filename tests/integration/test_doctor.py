@@ -25,6 +25,7 @@ from bus_assets.release import choose, start_release
 from resources.depot.mail import Arrival
 from resources.depot.process import this_process
 from resources.errors import Misconfigured, Transient
+from sensors.dispatch import ASIDE, ROOM
 from tests.queue_cli import CliWorld
 from tests.queue_world import events, order, orders
 from tests.world import shop
@@ -132,6 +133,23 @@ def test_messages_behind_a_stranded_one_do_not_wait_for_a_sensor(world):
     found = [finding["wrong"] for finding in diagnosis(world)]
     assert "2 messages are waiting for a trip" in found
     assert not any("waiting behind" in wrong for wrong in found)
+
+
+def test_trips_that_wait_to_be_tried_again_are_told_once_everybody_waits_for_them(world):
+    world.deploy(events(batch=1, max_in_flight=1))
+    world.send(*orders(range(ROOM + ASIDE + 1)))
+    for number in range(ROOM + ASIDE + 1):
+        assert not any("to be tried again" in finding["wrong"] for finding in diagnosis(world))
+        for departure in world.tick().departures:
+            world.run(departure, unwell)
+        world.tick()
+        world.sql("UPDATE depot_trips SET not_before = '2099-01-01T00:00:00.000000'")
+        if number == ROOM + ASIDE - 1:
+            break
+    world.sql("UPDATE depot_messages SET received_at = :then", then=long_ago())
+    finding = only(diagnosis(world))
+    assert finding["wrong"].startswith("every trip waits to be tried again, and all other messages wait for them")
+    assert "`bus cancel TRIP --reason …`" in finding["advice"]
 
 
 def test_messages_that_wait_for_a_trip_to_fill_wait_for_as_long_as_they_may(world):

@@ -24,7 +24,7 @@ from resources.depot.mail import Arrival, Departure, Taken
 from resources.depot.store import Depot
 from resources.errors import Misconfigured, Transient
 from resources.queue_seam import Outgoing, Pointer
-from sensors.dispatch import CLAIM_SECONDS, RUN_SECONDS, Above, Tick, tick
+from sensors.dispatch import ASIDE, CLAIM_SECONDS, ROOM, RUN_SECONDS, Above, Tick, tick
 from sensors.envelopes import unwrap
 from sensors.json_text import parse
 from sensors.judging import BREAKER, DEATHS, LOST_RUNS, Policy, Unclaimed
@@ -148,6 +148,9 @@ class Street:
         bodies = [json.loads(message.body or b"{}")["say"] for message in messages]
         if "deadly" in bodies:
             return
+        if "flaky" in bodies:
+            self.depot.finish_trip(departure.trip, "failed", "503", attempt=attempt, kind="transient")
+            return
         if any(map(self.bad, bodies)):
             self.depot.finish_trip(departure.trip, "failed", "it is poison", attempt=attempt, kind="poison")
             return
@@ -165,6 +168,13 @@ class Street:
             connection.execute(sa.text("UPDATE depot_trips SET not_before = NULL WHERE state = 'formed'"))
             connection.execute(sa.text("UPDATE depot_trips SET departed_at = '2000-01-01T00:00:00.000000' WHERE state = 'departed'"))
         self.queue.expire()
+
+    def round(self) -> None:
+        """A tick and its runs; back-off that began before has not ended."""
+        with self.engine.begin() as connection:
+            connection.execute(sa.text("UPDATE depot_trips SET not_before = '2099-01-01T00:00:00.000000' WHERE not_before > created_at"))
+        for departure in self.tick().departures:
+            self.run(departure)
 
     def asked_again_after(self, seconds: float) -> tuple[Departure, ...]:
         """For which trips a tick asks once more, if so long ago runs were asked for that have not come."""
@@ -349,6 +359,31 @@ def test_what_waits_behind_a_stranded_message_leaves_room_for_other_groups(tmp_p
         for departure in street.tick().departures:
             street.run(departure)
     assert street.applied == {"good": 1}
+
+
+@pytest.mark.parametrize("fifo", [False, True])
+def test_messages_that_cannot_be_read_for_now_keep_no_other_from_riding(tmp_path, fifo):
+    """However many they are, as long as others ride; in their groups those behind them wait."""
+    street = Street(tmp_path, batch=1, fifo=fifo)
+    for number in range(5):
+        for flaky in range(ASIDE):
+            street.send("flaky", "behind", group=f"{number} {flaky}" if fifo else None)
+        street.send(f"good {number}", group=f"good {number}" if fifo else None)
+        for _ in range(30):
+            street.round()
+    assert {f"good {number}" for number in range(5)} <= street.applied.keys()
+    assert street.applied["behind"] == (0 if fifo else 20)
+    assert len(street.depot.trips(ROUTE, "formed")) == 5 * ASIDE
+    assert street.said == "to be tried again 20"
+
+
+def test_while_nobody_can_be_read_the_queue_is_not_taken_apart(tmp_path):
+    street = Street(tmp_path, batch=1)
+    street.send(*["flaky"] * 100, "good")
+    for _ in range(30):
+        street.round()
+    assert len(street.depot.trips(ROUTE, "formed")) == len(street.depot.inbox.messages(ROUTE)) == (ROOM + ASIDE) * 2
+    assert street.said == f"to be tried again {(ROOM + ASIDE) * 2}, and all others wait for them"
 
 
 @pytest.mark.parametrize("place", [0, 1, 31, 63])

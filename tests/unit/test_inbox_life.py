@@ -334,6 +334,7 @@ class Life(RuleBasedStateMachine):
             journey.state = "stuck" if journey.published or journey.state == "stuck" else "formed"
             journey.failures += spent == "failure"
             journey.deaths += spent == "death"
+        change(self.depot, sa.update(schema.trips).values(not_before=None))  # else it departs behind those that were ready before
 
     @precondition(lambda self: any(self.aboard(trip) for trip in self.trips_in(*UNDERWAY)))
     @rule(data=st.data())
