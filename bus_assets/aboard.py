@@ -24,7 +24,7 @@ from bus_assets.route import Route
 from bus_assets.stops import PickUp, Transform
 from bus_assets.values import TripValues
 from resources.depot.mail import TRIP_RECEIPT
-from resources.errors import BusError, Misconfigured, Poison, Refused, Transient
+from resources.errors import BusError, Misconfigured, Missing, Poison, Refused, Transient
 from sensors.judging import BREAKER
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _listed(body: Mapping[str, Any], path: str) -> list[Mapping[str, Any]]:
 def named_by(drive: Drive, stop: PickUp) -> Iterator[Records]:
     """What ``stop`` reads for each message. What cannot be read for one (gone, forbidden, broken) sets that message aside, whole;
     the others go on. :class:`Transient` ends the stop, and names the message if the source answers for another one; so does the same
-    Misconfigured for every one of several messages."""
+    Misconfigured for every one of several messages; that each names another thing that is missing is not the same."""
     import pyarrow as pa
 
     from resources.records import Records, Unreadable
@@ -180,8 +180,13 @@ def named_by(drive: Drive, stop: PickUp) -> Iterator[Records]:
             said = Unreadable(message, "", f"{error.place}: {error.message}" if error.place else error.message, message)
             unit = getattr(stop.source, "unit", "row")
             yield Records(empty, origin, none, unit, (said,), none, frozenset({message}))
-    if len(failures) == tried > 1 and all(isinstance(error, Misconfigured) for error in failures):
+    if len(failures) == tried > 1 and isinstance(failures[0], Misconfigured) and len(set(map(_what_is_wrong, failures))) == 1:
         raise failures[0]
+
+
+def _what_is_wrong(error: BusError) -> tuple[object, ...]:
+    """By its kind, as a refusal names what was asked for; of what is missing, what that is."""
+    return (Missing, error.message, error.place) if isinstance(error, Missing) else (type(error),)
 
 
 def _answers_for_another(drive: Drive, stop: PickUp, message: int) -> bool:

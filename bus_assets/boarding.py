@@ -276,12 +276,12 @@ def _who_tries_again(drive: Drive) -> str:
 
 
 def kind_of(route: Route, error: BusError) -> Kind:
-    """What settling goes by. A gate that said no about rows that belong to messages is about one of them, whichever it is."""
+    """What settling goes by. A gate that said no about rows of messages, or made of them, is about one of them, whichever it is."""
     if isinstance(error, AppliedBefore):
         return "conflict"
     if isinstance(error, ChecksFailed):
-        known = error.stop in {stop.name for stop in route.stops}
-        return "poison" if known and error.stop is not None and route.of_messages(error.stop) else "checks"
+        known = error.stop if error.stop in {stop.name for stop in route.stops} else None
+        return "poison" if known and (route.of_messages(known) or route.adds_up(known)) else "checks"
     for kind, name in _KINDS:
         if isinstance(error, kind):
             return name

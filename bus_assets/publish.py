@@ -32,7 +32,7 @@ from bus_assets.stops import DropOff
 from bus_assets.values import fill
 from resources.depot.entries import Verdict
 from resources.depot.mail import TRIP_RECEIPT
-from resources.errors import BusError, Misconfigured, Refused
+from resources.errors import BusError, Poison, Refused
 from resources.receipts import PUBLISHED, AlreadySettled, Applied
 from resources.staging import Manifest
 
@@ -269,7 +269,8 @@ def _chosen(drop: DropOff, passengers: Passengers) -> Iterator[pa.RecordBatch]:
                     yield _renamed(some, mapping)
             except duckdb.Error as error:
                 said = type(error).__name__ if passengers.contract.sensitive else str(error).splitlines()[0]
-                raise disk_full(error) or Misconfigured(f"where={drop.where!r} does not run: {said}", stop=drop.name) from error
+                # It ran on no rows when the route was declared: a value in these does not bear it.
+                raise disk_full(error) or Poison(f"where={drop.where!r} does not run: {said}", stop=drop.name) from error
 
 
 def _table(batch: pa.RecordBatch) -> Any:

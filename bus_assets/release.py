@@ -314,10 +314,13 @@ def only_looked_up(route: Route, trip: Trip, name: str) -> str | None:
 
 
 def contract_for(route: Route, trip: Trip, name: str) -> Contract:
-    """The contract of ``name`` in ``trip``. Shares and counts are about whole loads: for a handful of released rows they do not hold."""
+    """The contract of ``name`` in ``trip``. Shares and counts are about whole loads: for a handful of released rows they do not hold.
+
+    Of rows that are added up from messages none may be rejected: with a bad message's it would hold those of good ones back.
+    """
     contract = route.contract_of(name)
     if release_stop(trip) is None or not reaches(route, trip, name):
-        return contract
+        return replace(contract, max_rejected=0) if route.adds_up(name) else contract
     return replace(contract, max_rejected=1.0, min_rows=0)
 
 

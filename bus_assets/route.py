@@ -159,6 +159,10 @@ class Route:
         """Whether the rows of stop ``name`` are made of messages: of one each, or of several together."""
         return self.of_messages(name) or any(self.from_messages(first) for first in self.upstream(name)[:1])
 
+    def adds_up(self, name: str) -> bool:
+        """Whether the rows of stop ``name`` are made of rows of several messages: of none can it be told whose it is."""
+        return self.from_messages(name) and not self.of_messages(name)
+
     @cached_property
     def _by_name(self) -> dict[str, Stop]:
         return {stop.name: stop for stop in self.stops}

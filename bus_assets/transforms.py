@@ -36,8 +36,8 @@ def run_transform(
     """Yield the transform's rows with the contract's columns as far as there are any, and :data:`ROW` where the grain is kept.
 
     ``alone``: once for each message of the first input, on its rows; then what comes out has the column :data:`MESSAGE`.
-    Raises :class:`Misconfigured` for missing columns or lost identity, :class:`Poison` for what the author's code raised: ``alone`` it
-    names the message.
+    Raises :class:`Poison` for what the author's code raised, and for missing columns or lost identity, which may be what it makes of some
+    rows only: ``alone`` it names the message.
     """
     if alone:
         yield from _one_by_one(stop, inputs, parameters)
@@ -194,9 +194,9 @@ def _batches(stop: Transform, name: str, result: Any) -> Iterator[pa.RecordBatch
     elif hasattr(result, "columns") and hasattr(result, "index"):
         yield from _from_frame(stop, result).to_batches(BATCH_ROWS)
     elif result is None:
-        raise Misconfigured(f"{name}() returned nothing; it must return a frame with {', '.join(stop.contract.names)}")
+        raise Poison(f"{name}() returned nothing; it must return a frame with {', '.join(stop.contract.names)}")
     else:
-        raise Misconfigured(f"{name}() returned a {type(result).__name__}; expected a pandas.DataFrame or a pyarrow.Table")
+        raise Poison(f"{name}() returned a {type(result).__name__}; expected a pandas.DataFrame or a pyarrow.Table")
 
 
 def _from_frame(stop: Transform, made: Any) -> pa.Table:
@@ -205,10 +205,10 @@ def _from_frame(stop: Transform, made: Any) -> pa.Table:
 
     if made.columns.duplicated().any():
         twice = sorted({str(name) for name in made.columns[made.columns.duplicated()]})
-        raise Misconfigured(f"its function returned column {', '.join(twice)} more than once")
+        raise Poison(f"its function returned column {', '.join(twice)} more than once")
     if stop.grain == "kept" and ROW not in made.columns:
         if made.index.name != INDEX:
-            raise Misconfigured(
+            raise Poison(
                 "its function's rows cannot be told apart any more (a merge or reset_index made a new index): carry the column "
                 f"'{ROW}' along or keep the index, or declare grain='changed' if rows are filtered, multiplied or aggregated"
             )
@@ -221,12 +221,12 @@ def _from_frame(stop: Transform, made: Any) -> pa.Table:
 def _with_contract(stop: Transform, batch: pa.RecordBatch) -> pa.RecordBatch:
     missing = [name for name in stop.contract.names if name not in batch.schema.names]
     if missing:
-        raise Misconfigured(
+        raise Poison(
             f"it returned no column {', '.join(missing)}, which its contract promises; "
             f"it returned {', '.join(batch.schema.names) or 'none'}"
         )
     if stop.grain == "kept" and ROW not in batch.schema.names:
-        raise Misconfigured(f"it returned no column '{ROW}', so rows cannot be told apart; carry it along, or declare grain='changed'")
+        raise Poison(f"it returned no column '{ROW}', so rows cannot be told apart; carry it along, or declare grain='changed'")
     names = [*stop.contract.names, ROW] if stop.grain == "kept" else list(stop.contract.names)
     return batch.select(names)
 

@@ -6,6 +6,7 @@
     │   ├── Gone            what a message names is there no more → as Poison; only the sender can help
     │   └── ChecksFailed    a gate said no                        → the trip fails visibly, nothing is published
     ├── Misconfigured   a person must change something            → the trip fails visibly, not retried
+    │   └── Missing         what is asked for by name is not there    → as Misconfigured; where messages name it, each says its own
     └── Refused         publishing would break a promise          → nothing was written; says which and what to do
 
 Every foreign exception (botocore, psycopg, lxml, requests, …) is wrapped in one of these at the seam where it arises.
@@ -67,6 +68,10 @@ class ChecksFailed(Poison):
 
 class Misconfigured(BusError, ValueError):
     """A person must change something: a declaration, a credential, a missing file or column."""
+
+
+class Missing(Misconfigured):
+    """What is asked for by its name is not there: the name is wrong, or the place in which it is looked for."""
 
 
 class Refused(BusError):

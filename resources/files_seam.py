@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol, runtime_checkable
 
-from resources.errors import Gone, Misconfigured, Poison
+from resources.errors import Gone, Misconfigured, Missing, Poison
 
 READ_AHEAD_BYTES = 1 << 20
 """How much is fetched at a time for callers that read in small pieces (gzip, XML)."""
@@ -76,7 +76,7 @@ def matching(files: Files, pattern: str) -> tuple[Listed, ...]:
     """What ``pattern`` matches, at least one file; Misconfigured that names pattern and place if there is none."""
     listed = files.list(pattern)
     if not listed:
-        raise Misconfigured(f"no file matches {pattern!r} in {files.where}; check the name, or wait until the file has arrived")
+        raise Missing(f"no file matches {pattern!r} in {files.where}; check the name, or wait until the file has arrived")
     return listed
 
 
@@ -118,10 +118,10 @@ def checked_name(name: str, where: str) -> str:
     return name
 
 
-def missing(name: str, where: str, there: Sequence[str]) -> Misconfigured:
+def missing(name: str, where: str, there: Sequence[str]) -> Missing:
     near = difflib.get_close_matches(name, there, NAMES_IN_A_MESSAGE, cutoff=0.5) or list(there[:NAMES_IN_A_MESSAGE])
     said = f"there is {', '.join(map(repr, near))}" if near else "there is nothing beside it"
-    return Misconfigured(f"there is no file {name!r} in {where}; {said}")
+    return Missing(f"there is no file {name!r} in {where}; {said}")
 
 
 def changed(name: str, listed: str | None, now: str) -> Poison:

@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from resources.errors import BusError, Misconfigured, Poison, Transient
+from resources.errors import BusError, Misconfigured, Missing, Poison, Transient
 from resources.http_body import is_cut
 from resources.texts import shortened
 
@@ -114,7 +114,7 @@ class Answers:
             why = "which is not base_url's host and gets no credentials" if away else f"auth={self.auth!r}; check its settings"
             return Misconfigured(f"{host} refused the credentials ({status}, {why})", place=place)
         if status in MISSING:
-            return Misconfigured(f"{host} has nothing at this path ({status}); check base_url and path", place=place)
+            return Missing(f"{host} has nothing at this path ({status}); check base_url and path", place=place)
         if may_pass_later(status):
             wait = asked_wait_seconds(headers)
             asks = f" and asks to wait {wait:.0f} s" if wait else ""

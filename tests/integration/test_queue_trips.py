@@ -10,7 +10,7 @@ from decimal import Decimal
 import psycopg
 import pytest
 
-from bus_assets import Contract, DropOff, Field, Json, PickUp, S3Event, Table, Text, TextFile, Transform, archive
+from bus_assets import Check, Contract, DropOff, Field, Json, PickUp, S3Event, Table, Text, TextFile, Transform, archive
 from bus_assets.account import account
 from bus_assets.boarding import board, settle
 from bus_assets.drive import Boarding
@@ -618,6 +618,79 @@ def test_the_same_misconfiguration_for_every_message_pauses_the_route_and_sets_n
     world.bus.depot.inbox.resume("events")
     world.deliver()
     assert world.logged() == ["O-1", "O-2", "O-3"]
+
+
+@pytest.mark.parametrize("name", ["typo1 typo2", "typo typo"])
+def test_messages_that_each_name_another_missing_thing_are_set_aside_and_pause_nothing(tmp_path, name):
+    """Of the same thing for each it is not said whose fault it is."""
+    named = PickUp("orders", TextFile("landing", "{message.k}.csv"), FILES)
+    stops = (named, DropOff("log", Table("warehouse", "log", create=True)))
+    world = QueueWorld(tmp_path, events(decode=Json(Contract((Field("k", required=True), Field("n", "integer")))), stops=stops))
+    (tmp_path / "landing").mkdir(exist_ok=True)
+    world.send(*({"k": key, "n": number} for number, key in enumerate(name.split())))
+    world.deliver(ticks=4)
+    is_the_same = name == "typo typo"
+    assert (world.bus.depot.inbox.paused("events") is not None) is is_the_same
+    assert world.states() == ({"aboard": 2} if is_the_same else {"quarantined": 2})
+
+
+# One message of several that a stop does not bear
+
+CODES = Contract((Field("id", required=True), Field("code")))
+
+
+def returns_nothing(messages):
+    return None if (messages["code"] == "bad").any() else messages
+
+
+def misses_a_column(messages):
+    return messages[["id"]] if (messages["code"] == "bad").any() else messages
+
+
+def loses_the_index(messages):
+    return messages.reset_index(drop=True)[["id", "code"]] if (messages["code"] == "bad").any() else messages
+
+
+BOUNDS = {
+    "where": (DropOff("log", Table("warehouse", "log", create=True), where="CAST(code AS INTEGER) > 0"),),
+    **{
+        how.__name__: (Transform("made", how, CODES), DropOff("log", Table("warehouse", "log", create=True), of="made"))
+        for how in (returns_nothing, misses_a_column, loses_the_index)
+    },
+}
+
+
+@pytest.mark.parametrize("case", BOUNDS)
+def test_a_value_that_a_stop_does_not_bear_strands_its_message_and_the_others_go_on(tmp_path, case):
+    world = QueueWorld(tmp_path, events(decode=Json(CODES), attempts=1, stops=BOUNDS[case]))
+    world.send(*({"id": str(number), "code": "bad" if number == 2 else "7"} for number in range(4)))
+    world.deliver()
+    assert world.bus.depot.inbox.paused("events") is None
+    assert world.states() == {"delivered": 3, "stranded": 1}
+    assert world.logged() == ["0", "1", "3"]
+
+
+@pytest.mark.parametrize("gate", ["contract", "check", "contract of the stop behind it"])
+def test_a_message_that_breaks_what_is_added_up_is_found_and_the_others_are_in_the_sums(tmp_path, gate):
+    """Also where its rows are few enough for ``max_rejected``: the row that is rejected has what good messages say in it."""
+    fields = (Field("order_id", required=True), Field("qty", "integer"))
+    strict = Contract((fields[0], Field("qty", "integer", maximum=1000)), max_rejected=0.5)
+    per = Transform(
+        "per_item",
+        "SELECT order_id, CAST(sum(qty) AS BIGINT) AS qty FROM messages GROUP BY order_id",
+        strict if gate == "contract" else Contract(fields),
+        checks=(Check("few", "SELECT * FROM per_item WHERE qty > 1000"),) if gate == "check" else (),
+        grain="changed",
+        combine="accumulate",
+    )
+    more = (Transform("behind", "SELECT order_id, qty FROM per_item", strict),) if gate.endswith("behind it") else ()
+    drop = DropOff("sums", Table("warehouse", "sums", key="order_id", mode="accumulate", sums=("qty",), create=True))
+    world = QueueWorld(tmp_path, events(attempts=1, stops=(per, *more, drop)))
+    world.send(*orders(range(8)), order(0, qty=5000), order(0, qty=4))
+    world.deliver()
+    assert world.bus.depot.inbox.paused("events") is None
+    assert world.states() == {"delivered": 9, "stranded": 1}
+    assert sorted((row[0], row[1]) for row in world.rows("sums")) == [("O-0", 5), *((f"O-{number}", 1) for number in range(1, 8))]
 
 
 # Two databases

@@ -422,12 +422,12 @@ def test_parameters_are_typed_and_required(world):
 NO_IDENTITY = lambda orders: orders.assign(total=1).reset_index(drop=True).drop(columns="_bus_row")  # noqa: E731
 HANDLERS = {
     "raises": (lambda orders: 1 / 0, Poison, "raised ZeroDivisionError: division by zero"),
-    "returns nothing": (lambda orders: None, Misconfigured, "returned nothing"),
-    "returns a word": (lambda orders: "rows", Misconfigured, "returned a str"),
-    "wrong columns": (lambda orders: orders.rename(columns={"price": "cost"}), Misconfigured, "returned no column total"),
+    "returns nothing": (lambda orders: None, Poison, "returned nothing"),
+    "returns a word": (lambda orders: "rows", Poison, "returned a str"),
+    "wrong columns": (lambda orders: orders.rename(columns={"price": "cost"}), Poison, "returned no column total"),
     "loses rows": (lambda orders: orders.assign(total=orders.price)[1:], Poison, "1 of 3 rows did not come out"),
     "multiplies rows": (lambda orders: pd.concat([orders.assign(total=1)] * 2), Poison, "came out more than once"),
-    "loses identity": (NO_IDENTITY, Misconfigured, "cannot be told apart"),
+    "loses identity": (NO_IDENTITY, Poison, "cannot be told apart"),
     "makes rows up": (lambda orders: orders.assign(total=1, _bus_row=[1, 2, 99]), Poison, "never aboard"),
     "SQL that filters": ("SELECT order_id, price AS total FROM orders WHERE qty > 1", Poison, "1 of 3 rows did not come out"),
     "SQL that fails": ("SELECT order_id, error('no') AS total FROM orders", Poison, "its SQL failed"),
