@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from types import FrameType
 from typing import Annotated
 
@@ -23,10 +24,10 @@ def up(
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with running(Plan(workers=workers, port=port, cloud_port=cloud_port), tell=_on_terminal) as town:
-            _on_terminal(f"up       | everything is ready: {town.url}; log {town.log}; Ctrl-C ends it")
+            _say(f"up       | everything is ready: {town.url}; log {town.log}; Ctrl-C ends it")
             town.wait()
     except KeyboardInterrupt:
-        _on_terminal("up       | ended")
+        _say("up       | ended")
         raise typer.Exit(130) from None
 
 
@@ -43,6 +44,11 @@ def worker(
 
 def _on_terminal(line: str) -> None:
     print(line, flush=True)
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # nobody may read it any more: that ends no town
+        _on_terminal(line)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

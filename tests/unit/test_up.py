@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -176,6 +178,76 @@ def test_a_tick_that_an_error_of_ours_ended_is_told_in_a_line_and_once(caplog, m
     ours, foreign = caplog.records
     assert (ours.message, ours.exc_info) == ("Sensor tick caught an error: route 'r': queue q does not exist; create it", None)
     assert foreign.exc_info
+
+
+def chatting(tmp_path: Path, log: TownLog) -> Supervisor:
+    """A process that says a kilobyte each time, and counts in the file ``beat`` how often it could."""
+    script = f"""while :; do n=$((n+1)); printf '%01000d\\n' $n; echo $n > {tmp_path}/beat; sleep 0.002; done"""
+    return Supervisor([Process("worker", ["sh", "-c", script])], log, 2)
+
+
+def beats(tmp_path: Path) -> int:
+    return int((tmp_path / "beat").read_text().strip() or 0) if (tmp_path / "beat").exists() else 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPIPE, errno.EIO])
+def test_a_terminal_that_takes_no_line_ends_neither_the_log_nor_the_reading_of_what_processes_say(tmp_path: Path, number: int):
+    shown: list[str] = []
+    refused: list[str] = []
+    fails = threading.Event()
+
+    def tell(line: str) -> None:
+        if fails.is_set():
+            refused.append(line)
+            raise OSError(number, os.strerror(number))
+        shown.append(line)
+
+    log = TownLog(tmp_path / "up.log", tell)
+    supervisor = chatting(tmp_path, log)
+    supervisor.start()
+    try:
+        until(lambda: len(shown) > 3, "its lines are shown", 10)
+        fails.set()
+        until(lambda: refused, "a line is refused", 10)
+        began = beats(tmp_path)
+        until(lambda: beats(tmp_path) > began + 200, "it says more than a pipe holds", 20)
+        fails.clear()
+        before = len(shown)
+        until(lambda: beats(tmp_path) > began + 250, "it goes on", 20)
+    finally:
+        supervisor.end()
+        log.close()
+    assert f"{began + 200:01000d}" in (tmp_path / "up.log").read_text()
+    if number == errno.ENOSPC:
+        assert shown[before] == f"up       | lines may be missing here, as they could not be written; {tmp_path}/up.log has them"
+        assert "worker" in shown[before + 1]
+    else:
+        assert (len(shown), len(refused)) == (before, 1)
+
+
+def test_a_log_that_cannot_be_written_holds_nobody_up_and_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shown: list[str] = []
+    log = TownLog(tmp_path / "up.log", shown.append)
+    supervisor = chatting(tmp_path, log)
+    supervisor.start()
+    try:
+        until(lambda: beats(tmp_path) > 3, "it is up", 10)
+        with monkeypatch.context() as full:
+            full.setattr(logging.FileHandler, "_open", lambda _: open("/dev/full", "w"))  # noqa: SIM115
+            with log._lock:
+                log._file.close()  # opened again by the next line
+                log._file.stream = None
+            began = beats(tmp_path)
+            until(lambda: beats(tmp_path) > began + 200, "it says more than a pipe holds", 20)
+        with log._lock:
+            log._file.stream = None
+        until(lambda: beats(tmp_path) > began + 250, "it goes on", 20)
+    finally:
+        supervisor.end()
+        log.close()
+    (told,) = [line for line in shown if "up.log" in line]
+    assert "lines may be missing there: [Errno 28] No space left on device" in told
+    assert told in (tmp_path / "up.log").read_text()
 
 
 def test_ticks_that_did_nothing_stand_in_the_file_only(tmp_path):
