@@ -28,7 +28,7 @@ from bus_assets.queues import MESSAGES, Queue
 from bus_assets.route import Route
 from resources.depot.entries import AlreadyDelivered, Attempt, AttemptEnded, AttemptLive, Kind, Trip, TripOver
 from resources.depot.process import this_process
-from resources.errors import BusError, ChecksFailed, Misconfigured, Poison, Refused, Transient
+from resources.errors import BusError, ChecksFailed, Locked, Misconfigured, Poison, Refused, Transient
 from resources.receipts import AlreadySettled
 
 
@@ -156,11 +156,36 @@ def settle(bus: Bus, route: Route, trip: Trip, attempt: Attempt) -> str:
                 transaction.record_outcome(route.name, trip.id, attempt.attempt, "revoked", attempt.run)
         except AlreadySettled as settled:
             outcome = settled.outcome
+        except Locked as locked:
+            raise _held(database, trip, attempt) from locked
     if outcome == "published":
         bus.depot.end_attempt(trip.id, attempt.attempt, "published")
     else:
         bus.depot.end_attempt(trip.id, attempt.attempt, "revoked", kind=attempt.kind or "died")
     return outcome
+
+
+def why_unsettled(systems: Mapping[str, Any], route: Route, trip: Trip, attempt: Attempt, lock_seconds: float) -> str | None:
+    """Why ``attempt`` cannot be settled now, if somebody holds its lock. Nothing is changed."""
+    if not route.databases:
+        return None
+    database = systems[route.databases[0]].hurried(lock_seconds)
+    try:
+        with database.transaction() as transaction:
+            transaction.record_outcome(route.name, trip.id, attempt.attempt, "revoked", attempt.run)
+            raise _OnlyLooked
+    except (_OnlyLooked, AlreadySettled):
+        return None
+    except Locked:
+        return _held(database, trip, attempt).message
+
+
+class _OnlyLooked(Exception):
+    """Rolls back."""
+
+
+def _held(database: Any, trip: Trip, attempt: Attempt) -> Locked:
+    return Locked(f"the lock of attempt {attempt.attempt} of trip {trip.id} in {database.where} is held by {database.who_settles()}")
 
 
 def turned_out_published(bus: Bus, route: Route, trip: Trip) -> bool:

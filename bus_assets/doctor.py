@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bus_assets.boarding import why_unsettled
 from bus_assets.causes import in_a_line
 from bus_assets.queues import Queue
 from bus_assets.release import next_of_release, release_stop
@@ -34,6 +35,8 @@ LAUNCHES = 4
 MANY = 1_000
 EXAMPLES = 200
 """Messages come with their bodies."""
+LOCK_SECONDS = 1.0
+"""How long it waits for a lock before it says that somebody holds it."""
 HALTS = 3
 LINE_CHARACTERS = 400
 """Of an error: where it is, what was expected and what to do."""
@@ -336,6 +339,18 @@ def _unreachable(seen: Systems) -> Iterator[Finding]:
             yield Finding(seen.route.name, f"database '{name}': {error}", "start it, or correct its URL or its rights")
 
 
+def _held(seen: Systems) -> Iterator[Finding]:
+    """Trips that nobody drives, and that no tick can settle: a session that was left open holds their lock."""
+    for found in seen.depot.inbox.underway(seen.route.name):
+        trip, attempt = found.trip, found.attempt
+        if attempt is None or attempt.ended_at is not None or not (trip.state == "failed" or seen.depot.is_abandoned(attempt)):
+            continue
+        if why := why_unsettled(seen.systems, seen.route, trip, attempt, LOCK_SECONDS):
+            said, _, advice = why.partition("; ")
+            said = f"trip {trip.id} cannot be settled: {said}"
+            yield Finding(seen.route.name, said, f"{advice}; the next tick settles it then", attempt.claimed_at)
+
+
 def _queues(seen: Systems) -> Iterator[Finding]:
     """Unreachable, or full while the depot has room: then nobody boards."""
     queue, inbox = seen.route.queue, seen.depot.inbox
@@ -385,4 +400,4 @@ def _seconds_since(moment: datetime | None) -> float:
 OF_THE_DEPLOYMENT = (_depot, _disk, _daemon, _sensors)
 OF_A_ROUTE = (_paused, _stuck, _failed, _unreleased, _underway, _failing, _held_up, _given_up, _halted, _waiting)
 OF_A_LOST_ROUTE = (_paused, _stuck, _failed, _unreleased, _undeclared, _failing, _given_up, _halted)
-OF_ITS_SYSTEMS = (_unreachable, _queues, _unsent)
+OF_ITS_SYSTEMS = (_unreachable, _held, _queues, _unsent)

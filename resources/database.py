@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC
 from functools import partial
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from sqlalchemy import exc
 from sqlalchemy.engine import URL, Connection, Engine
 
 from resources.engines import MYSQL_LIKE, OwnEngine, Waiting, connected, in_words, make_engine, parsed, sqlite_file
-from resources.errors import Misconfigured, Transient
+from resources.errors import BusError, Misconfigured, Transient
 from resources.loading import loader_for
 from resources.receipts import AlreadySettled, Applied, AppliedTo, Ledger, ledger_tables
 from resources.records import Records, unread_of
@@ -37,6 +38,9 @@ PROBE_SECONDS = 0.2
 """How long the probe's second writer is watched: one that does not wait for the first is done long before."""
 MYSQL_FLOAT = 4
 """The type of a result's column in the protocol of MariaDB and MySQL: MYSQL_TYPE_FLOAT."""
+WRITING = """SELECT a.pid, a.state, a.xact_start, host(a.client_addr) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.relation = CAST(:name AS regclass) AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+AND l.mode = 'RowExclusiveLock' AND l.granted AND a.pid <> pg_backend_pid() ORDER BY a.xact_start LIMIT 1"""
 KNOWN_GOOD = ("postgresql", "sqlite")
 """Dialects that hold the probe's promises by construction; the conformance suite runs the probe on them too."""
 
@@ -301,6 +305,28 @@ class Database(System):
             if not reading:
                 self._commit(connection)
 
+    def hurried(self, lock_seconds: float) -> "Database":
+        """The same database, for who waits for a lock no longer than that; a second at least on MariaDB."""
+        return self.model_copy(update={"lock_timeout_seconds": lock_seconds})
+
+    def who_settles(self) -> str:
+        """Which session has been settling an attempt for the longest time, in words, and how it is ended."""
+        try:
+            with self._reading() as connection, explained(self.where, "looking who holds a lock"):
+                if connection.dialect.name == "postgresql":
+                    tables = ledger_tables(connection.dialect, self.schema_name).tables.values()
+                    name = connection.dialect.identifier_preparer.format_table(next(t for t in tables if t.name == "bus_outcomes"))
+                    if found := connection.execute(sa.text(WRITING), {"name": name}).first():
+                        pid, state, since, client = found
+                        began = f" since {since.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if since else ""
+                        said = f"session {pid} ({state or 'unknown to this user'}{began}, from {client or 'the same machine'})"
+                        return (
+                            f"{said}; if whoever drove it is gone, `SELECT pg_terminate_backend({pid})` ends it (pg_stat_activity shows it)"
+                        )
+        except BusError:
+            pass
+        return "a session; find out which, and end it if whoever drove it is gone"
+
     def probe(self) -> None:
         """Let two connections race to settle the same attempt. Misconfigured if both win, or if a rollback leaves something."""
         with self._writing() as connection, explained(self.where, "preparing the probe"):
@@ -384,7 +410,9 @@ class Database(System):
 
     def _lazy_engine(self) -> Engine:
         waiting = self._waiting()
-        what = (self.url, waiting)
+        postgres = self._parsed().get_backend_name() == "postgresql"
+        # There each transaction says how long it waits.
+        what = (self.url, Waiting(connect=waiting.connect) if postgres else waiting)
         if what not in self._engines:
             self._engines[what] = OwnEngine(partial(make_engine, self._parsed(), waiting))
         return self._engines[what]()

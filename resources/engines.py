@@ -28,6 +28,19 @@ REST_SECONDS = 0.5
 """A connection that was used so short a time ago is taken to live, if its server is silent. HikariCP's default."""
 _RESTS_SINCE = "bus_rests_since"
 MYSQL_LIKE = ("mysql", "mariadb")
+VANISHED_SECONDS = 60
+"""After so long without a sign of it a Postgres server gives up a client that writes, and its locks: its machine or network is gone.
+By itself it waits for two hours."""
+_ALIVE = "".join(
+    # Not every server that speaks as Postgres has all of them.
+    f", CASE WHEN current_setting('{name}', true) IS NOT NULL THEN set_config('{name}', '{value}', true) END"
+    for name, value in {
+        "tcp_keepalives_idle": VANISHED_SECONDS // 2,
+        "tcp_keepalives_interval": VANISHED_SECONDS // 6,
+        "tcp_keepalives_count": 3,
+        "tcp_user_timeout": VANISHED_SECONDS * 1000,
+    }.items()
+)
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 
 
@@ -277,7 +290,7 @@ def _begin(connection: Connection, waiting: Waiting, *, reading: bool) -> None:
                 "SELECT set_config('lock_timeout', :lock, true), set_config('statement_timeout', :statement, true),"
                 " set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO, YMD', true),"
                 # Whatever the database or the role have set: intervals in one notation, numbers with all their digits.
-                " set_config('IntervalStyle', 'postgres', true), set_config('extra_float_digits', '3', true)"
+                " set_config('IntervalStyle', 'postgres', true), set_config('extra_float_digits', '3', true)" + ("" if reading else _ALIVE)
             ),
             {"lock": f"{settings['lock_timeout']:.0f}", "statement": f"{settings['statement_timeout']:.0f}"},
         )

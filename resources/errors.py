@@ -2,6 +2,7 @@
 
     BusError
     ├── Transient       the same call may succeed later           → retried with back-off, same trip
+    │   └── Locked          somebody else holds a lock of a database
     ├── Poison          this data will never pass                 → quarantined or the trip fails, never retried blindly
     │   ├── Gone            what a message names is there no more → as Poison; only the sender can help
     │   └── ChecksFailed    a gate said no                        → the trip fails visibly, nothing is published
@@ -52,6 +53,10 @@ class BusError(Exception):
 
 class Transient(BusError):
     """The same call may succeed later: a lock, a lost connection, a 503."""
+
+
+class Locked(Transient):
+    """Somebody else holds a lock of a database for longer than is waited for it."""
 
 
 class Poison(BusError):

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import exc
 
-from resources.errors import BusError, Misconfigured, Poison, Transient
+from resources.errors import BusError, Locked, Misconfigured, Poison, Transient
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Meaning:
 
 _AGAIN = "try again later"
 LOST = Meaning(Transient, "the connection was lost", _AGAIN, is_lost=True)
-LOCKED = Meaning(Transient, "somebody else holds a lock for too long", f"{_AGAIN}; if it goes on, find who holds the lock")
+LOCKED = Meaning(Locked, "somebody else holds a lock for too long", f"{_AGAIN}; if it goes on, find who holds the lock")
 DEADLOCK = Meaning(Transient, "it collided with another transaction", _AGAIN)
 TIMED_OUT = Meaning(Transient, "it took longer than allowed", f"{_AGAIN}; if it goes on, raise the time-out or make the statement cheaper")
 DISK_FULL = Meaning(Transient, "the database's disk is full", f"free space there, then {_AGAIN}")

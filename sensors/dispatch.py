@@ -19,7 +19,7 @@ from functools import partial
 from resources.depot.entries import Attempt, Trip
 from resources.depot.inbox import Inbox
 from resources.depot.mail import Arrival, BackingOff, Boarded, Departure, Message, Riders, Taken, Underway
-from resources.errors import BusError, Misconfigured, Poison
+from resources.errors import BusError, Locked, Misconfigured, Poison
 from resources.queue_seam import MessageQueue, Outgoing, Received
 from sensors.ahead import Ahead
 from sensors.envelopes import NO_GROUP, Fetch, carried
@@ -35,6 +35,9 @@ POLL_SECONDS = 10.0
 BUSY_SECONDS = 4.0
 """How long a tick goes on receiving while messages come without a pause; then those it has leave: the more of them, the fewer trips."""
 LONGEST_WAIT_SECONDS = 3600.0
+LOCK_SECONDS, NEXT_LOCK_SECONDS = 2.0, 0.2
+"""How long settling waits for a lock that somebody holds: the first one in a tick, and each further one. What held a trip goes on holding
+it; the others are not to wait for that, nor the tick to be cut off for its length."""
 LOOK_SECONDS = 1.0
 """How often a tick looks after trips that are under way."""
 RECEIVE_AT_ONCE = 200
@@ -55,7 +58,8 @@ class Above:
 
     ``unwrap``, ``fetch``, ``archive``  as in :class:`sensors.keeping.Keeping`.
     ``corrected``    note in the archive which messages the depot has taken instead of those that it had under their keys.
-    ``end``          end an attempt for good; True if it turned out to have published: then the depot knows, and it only rolls forward.
+    ``end``          end an attempt for good, waiting so many seconds for a lock, then Locked; True if it turned out to have published:
+                     then the depot knows, and it only rolls forward.
     ``unclaimed``    of a trip that nobody has claimed, and its newest attempt: the runs since then, if the one that was asked for last
                      has ended and none may still claim it; else None.
     ``run_is_over``  whether the run that makes an attempt has ended.
@@ -67,7 +71,7 @@ class Above:
     fetch: Fetch
     archive: Callable[[Sequence[Arrival]], None]
     corrected: Callable[[Sequence[Taken]], None]
-    end: Callable[[Trip, Attempt], bool]
+    end: Callable[[Trip, Attempt, float], bool]
     unclaimed: Callable[[Trip, Attempt | None], Unclaimed | None]
     run_is_over: Callable[[str], bool]
     abandoned: Callable[[Attempt], bool]
@@ -76,7 +80,7 @@ class Above:
 
 @dataclass
 class Told:
-    """What a tick did, for one line."""
+    """What a tick did, for one line. ``held``: trips that it could not settle, as somebody holds a lock: it does not try them again."""
 
     boarded: Boarded = field(default_factory=Boarded)
     departed: int = 0
@@ -86,6 +90,7 @@ class Told:
     forward: int = 0
     later: int = 0
     notes: list[str] = field(default_factory=list)
+    held: set[str] = field(default_factory=set)
 
     def __str__(self) -> str:
         b = self.boarded
@@ -113,7 +118,8 @@ class Told:
 
 
 def settle(policy: Policy, inbox: Inbox, above: Above, told: Told, *, look_up_runs: bool = True) -> None:
-    """See to every trip that is under way. What one trip raises does not keep the others from being settled; the first error is raised.
+    """See to every trip that is under way. What one trip raises does not keep the others from being settled; the first error is raised,
+    but a lock that somebody holds is only told.
 
     ``look_up_runs``: also of trips that nobody has claimed yet.
     """
@@ -122,8 +128,11 @@ def settle(policy: Policy, inbox: Inbox, above: Above, told: Told, *, look_up_ru
         try:
             if found.trip.state == "departed":
                 _settle_departed(policy, inbox, above if look_up_runs else None, told, found)
-            else:
+            elif found.trip.id not in told.held:
                 _settle_one(policy, inbox, above, told, found)
+        except Locked as locked:
+            told.held.add(found.trip.id)
+            told.notes.append(f"trip {found.trip.id} cannot be settled now: {locked.message}")
         except BusError as error:
             errors.append(error)
     if errors:
@@ -156,7 +165,7 @@ def _settle_one(policy: Policy, inbox: Inbox, above: Above, told: Told, found: U
     if attempt is None or _is_alive(trip, attempt, above):
         return
     if attempt.outcome != "revoked":
-        published = above.end(trip, attempt)
+        published = above.end(trip, attempt, NEXT_LOCK_SECONDS if told.held else LOCK_SECONDS)
         above.report_dead(attempt)
         if published:
             told.forward += 1

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -55,9 +56,10 @@ def policy_of(route: Route, queue: Queue) -> Policy:
 def protocol(bus: Bus, route: Route, queue: Queue, instance: Any) -> Above:
     """What the dispatcher needs of the trip protocol and of Dagster's runs."""
 
-    def end(trip: Trip, attempt: Attempt) -> bool:
-        settle(bus, route, trip, attempt)
-        return caught_up(bus, route, trip)
+    def end(trip: Trip, attempt: Attempt, lock_seconds: float) -> bool:
+        hurried = replace(bus, systems={**bus.systems, **{name: bus.systems[name].hurried(lock_seconds) for name in route.databases}})
+        settle(hurried, route, trip, attempt)
+        return caught_up(hurried, route, trip)
 
     def unclaimed(trip: Trip, attempt: Attempt | None) -> Unclaimed | None:
         ended = list[DagsterRun]()

@@ -18,6 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
+from resources import engines
 from resources.database import Database
 from resources.engines import REST_SECONDS
 from resources.errors import Misconfigured, Poison, Refused, Transient
@@ -59,6 +60,25 @@ def test_a_connection_at_rest_is_used_again_unless_it_was_cut(database: Database
     sql(database, f"SELECT pg_terminate_backend({first})")
     time.sleep(0.1)  # until it has hung up
     assert served_by(database) != first
+
+
+def test_a_client_that_is_gone_while_it_writes_is_given_up_within_a_minute(database: Database) -> None:
+    names = ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count", "tcp_user_timeout")
+
+    def told(connection: sa.Connection) -> list[str]:
+        return [connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in names]
+
+    with database._writing() as connection:
+        assert connection.exec_driver_sql("SELECT inet_server_addr()").scalar_one()  # by TCP
+        assert told(connection) == ["30", "10", "3", "60000"]
+        connection.commit()
+        assert told(connection) != ["30", "10", "3", "60000"]
+
+
+def test_a_setting_that_a_server_does_not_have_is_not_set(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "_ALIVE", engines._ALIVE.replace("tcp_user_timeout", "tcp_of_a_later_version"))
+    with database.transaction() as transaction:
+        assert transaction.published("t") is None
 
 
 def test_a_connection_is_asked_whether_it_lives_only_after_a_rest(database: Database) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import sqlite3
+import time
 from dataclasses import replace
 from decimal import Decimal
 
@@ -13,10 +14,12 @@ import pytest
 from bus_assets import Check, Contract, DropOff, Field, Json, PickUp, S3Event, Table, Text, TextFile, Transform, archive
 from bus_assets.account import account
 from bus_assets.boarding import board, settle
+from bus_assets.doctor import OF_ITS_SYSTEMS, Systems, examined
 from bus_assets.drive import Boarding
 from bus_assets.publish import publish
 from bus_assets.redriving import board_dead_letters
 from resources.database import Database
+from resources.engines import in_words, parsed
 from resources.errors import Refused, Transient
 from resources.files import LocalFiles
 from sensors.judging import BREAKER
@@ -113,6 +116,46 @@ def test_a_message_that_a_trigger_of_the_table_refuses_is_found_and_its_value_no
     (stranded,) = world.messages("stranded")
     assert "a row was refused (SQLSTATE BU001)" in stranded.error
     assert "O-666" not in stranded.error + "".join(said)
+
+
+def test_a_publishing_session_that_stays_open_holds_up_its_own_trip_alone(tmp_path, postgres_database_url):
+    """Its client's machine is gone: nobody has told the server."""
+    plain = postgres_database_url.replace("+psycopg", "")
+    world = QueueWorld(tmp_path, events(batch=1, max_in_flight=2), warehouse_url=postgres_database_url)
+    world.send(order(1))
+    world.deliver()
+    world.send(order(2))
+    (gone,) = world.tick().departures
+    with psycopg.connect(plain, client_encoding="utf8") as session:
+
+        def vanishes(drive, at):
+            if at == "warehouse":
+                row = (drive.route.name, drive.trip.id, drive.attempt, "published", drive.run)
+                session.execute("INSERT INTO bus_outcomes (route, trip, attempt, outcome, run) VALUES (%s, %s, %s, %s, %s)", row)
+                raise Transient("the machine is gone")
+
+        world.run(gone, vanishes)
+        world.send(order(3))
+        began = time.monotonic()
+        done = world.tick()
+        assert time.monotonic() - began < 5
+        lock = f"the lock of attempt 1 of trip {gone.trip} in {in_words(parsed(postgres_database_url))}"
+        said = f"trip {gone.trip} cannot be settled now: {lock} is held by session {session.info.backend_pid} (idle in transaction since 2"
+        assert said in done.said
+        assert f"`SELECT pg_terminate_backend({session.info.backend_pid})` ends it" in done.said
+        for departure in done.departures:
+            world.run(departure)
+        assert world.logged() == ["O-1", "O-3"]
+        systems = Systems(world.bus.depot, world.route, world.bus.systems)
+        (finding,) = [one for one in examined(systems, OF_ITS_SYSTEMS, "events") if "cannot be settled" in one.wrong]
+        assert f"held by session {session.info.backend_pid}" in finding.wrong
+        assert "pg_terminate_backend" in finding.advice
+        with psycopg.connect(plain) as other:
+            other.execute("SELECT pg_terminate_backend(%s)", [session.info.backend_pid])
+        world.deliver()
+        assert world.logged() == ["O-1", "O-2", "O-3"]
+        assert not [one for one in examined(systems, OF_ITS_SYSTEMS, "events") if "cannot be settled" in one.wrong]
+        session.close()
 
 
 def test_a_stranded_message_that_comes_back_from_the_dead_letters_is_known_and_delivered_once(tmp_path):

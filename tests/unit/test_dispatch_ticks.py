@@ -22,9 +22,9 @@ from resources.depot import boarding, forming, settling
 from resources.depot.inbox import Inbox
 from resources.depot.mail import Arrival, Departure, Taken
 from resources.depot.store import Depot
-from resources.errors import Misconfigured, Transient
+from resources.errors import Locked, Misconfigured, Transient
 from resources.queue_seam import Outgoing, Pointer
-from sensors.dispatch import ASIDE, CLAIM_SECONDS, ROOM, RUN_SECONDS, Above, Tick, tick
+from sensors.dispatch import ASIDE, CLAIM_SECONDS, LOCK_SECONDS, NEXT_LOCK_SECONDS, ROOM, RUN_SECONDS, Above, Tick, tick
 from sensors.envelopes import unwrap
 from sensors.json_text import parse
 from sensors.judging import BREAKER, DEATHS, LOST_RUNS, Policy, Unclaimed
@@ -95,7 +95,8 @@ class Street:
         self.archived: list[Arrival] = []
         self.corrected: list[Taken] = []
         self.identity: str | None = None
-        self.over = set[str]()
+        self.over, self.locked = set[str](), set[str]()
+        self.waited: list[tuple[str, float]] = []
         self.unclaimed = dict[int, Unclaimed]()
         self.bad = lambda body: body == "poison"
         self.fetch: Callable[[Pointer], bytes] = self.queue.fetch
@@ -128,7 +129,10 @@ class Street:
         self.said = done.said
         return done
 
-    def _end(self, trip: Any, attempt: Any) -> bool:
+    def _end(self, trip: Any, attempt: Any, lock_seconds: float) -> bool:
+        self.waited.append((trip.id, lock_seconds))
+        if trip.id in self.locked:
+            raise Locked("a session holds the lock")
         outcome = self.outcomes.setdefault((trip.id, attempt.attempt), "revoked")
         self.depot.end_attempt(trip.id, attempt.attempt, outcome, kind=attempt.kind or "died")
         if outcome == "published":
@@ -348,6 +352,27 @@ def test_a_few_single_messages_tell_a_bad_deploy_however_large_the_trips_are(tmp
             runs += 1
     assert street.states()["stranded"] == 0
     assert runs < 30
+
+
+def test_a_trip_whose_lock_somebody_holds_is_told_and_the_others_go_on(tmp_path):
+    street = Street(tmp_path, batch=1, max_in_flight=2, attempts=9)
+    street.send("poison", "poison")
+    departures = street.tick().departures
+    for departure in departures:
+        street.run(departure)
+    held, other = (departure.trip for departure in departures)
+    street.locked, street.poll_seconds = {held}, 2.5
+    street.tick()  # it looks several times
+    assert f"trip {held} cannot be settled now: a session holds the lock" in street.said
+    assert street.waited == [(held, LOCK_SECONDS), (other, NEXT_LOCK_SECONDS)]
+    street.send("good")
+    (departure,) = street.tick().departures
+    street.run(departure)
+    assert street.applied["good"] == 1
+    assert street.said.count(f"trip {held} cannot be settled now") == 1
+    street.locked, street.bad = set(), lambda body: False
+    street.deliver()
+    assert street.applied["poison"] == 2
 
 
 def test_what_waits_behind_a_stranded_message_leaves_room_for_other_groups(tmp_path):
