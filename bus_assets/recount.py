@@ -61,6 +61,8 @@ def _of_stop(drive: Drive, stop: StopSum) -> Iterator[Recount]:
 
 
 def _source(drive: Drive, declared: PickUp, stop: StopSum) -> Recount:
+    if drive.trip.trigger == "release" and drive.route.of_messages(declared.name):
+        return _compared("picked up", stop.stop, "nothing: released rows ride without their messages", stop.picked_up, 0)
     if drive.has_messages and (declared.per_message or isinstance(declared.source, Bodies)):
         return _of_messages(drive, declared, stop)
     by = f"{stop.source}, read again"

@@ -29,7 +29,7 @@ def show_account(account: Account) -> None:
         empty="no stop has been driven",
     )
     for stop in account.stops:
-        if stop.grain == "changed":
+        if stop.grain == "changed" and stop.came_in is not None:
             say(f"{stop.stop} changes the grain: {stop.came_in:,} rows of its first stop became {stop.picked_up:,}")
     if account.drop_offs:
         print_table(

@@ -720,6 +720,27 @@ def test_what_messages_name_is_read_again_message_by_message(world):
     assert lines["lines"]["status"] == "not counted"
 
 
+def test_the_account_of_a_release_is_told_though_its_rows_ride_without_their_messages(world):
+    """Released at a stop after ``messages``, which changes the grain: nothing was picked up, and no rows came in."""
+
+    def route(minimum):
+        contract = Contract((Field("order_id", required=True), Field("qty", "integer", minimum=minimum)), max_rejected=0.9)
+        lines = Transform("lines", "SELECT order_id, qty FROM messages", contract, grain="changed", combine="alone")
+        return events(decode=Json(ORDER, records="orders"), stops=(lines, DropOff("log", Table("warehouse", "log", create=True))))
+
+    world.deploy(route(2))
+    world.send({"orders": [order(1), order(2, qty=2)]})
+    world.deliver()
+    world.deploy(route(1))
+    code, out, _ = world.bus_says("quarantine", "release", "--route", "events", "--stop", "lines", "--all")
+    assert (code, world.logged()) == (0, ["O-1", "O-2"])
+    assert "the account balances" in out
+    trip = world.bus.depot.trips("events", limit=1)[0].id
+    picked_up = {line["stop"]: line for line in world.told("account", trip)["recounts"] if line["what"] == "picked up"}
+    assert (picked_up["messages"]["found"], picked_up["lines"]["found"]) == (0, 1)
+    assert "the account balances, and the recount agrees" in world.bus_says("account", trip)[1]
+
+
 def test_ten_pages_are_counted_as_one(world, monkeypatch):
     monkeypatch.setattr("bus_assets.counted_messages.AT_A_TIME", 2)
     world.send(*orders(range(20)))
