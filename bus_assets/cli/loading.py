@@ -206,8 +206,19 @@ def open_instance() -> DagsterInstance:
 
 def note_other_depot(loaded: Loaded) -> None:
     """Say so if a module keeps its depot elsewhere than where the other commands look."""
+    if _depot_url(loaded) != settings().depot_url:
+        notice(f"note: module {loaded.name} keeps a depot of its own; set BUS_DEPOT_URL to that one to see its trips")
+
+
+def _depot_url(loaded: Loaded) -> str | None:
+    """A URL with a password is bound so that Dagster does not show it: then only the resource itself, made, tells it."""
+    from dagster import EnvVar, ResourceDefinition, build_resources
+
     from bus_assets.build.keys import DEPOT
 
-    url = getattr((loaded.defs.resources or {}).get(DEPOT), "url", None)
-    if url != settings().depot_url:
-        notice(f"note: module {loaded.name} keeps a depot of its own; set BUS_DEPOT_URL to that one to see its trips")
+    bound = (loaded.defs.resources or {}).get(DEPOT)
+    if isinstance(bound, ResourceDefinition):
+        with build_resources({DEPOT: bound}) as made:
+            return getattr(made, DEPOT).url
+    url = getattr(bound, "url", None)
+    return url.get_value() if isinstance(url, EnvVar) else url

@@ -13,10 +13,12 @@ from types import SimpleNamespace
 import pytest
 import typer
 
+from bus_assets import build_definitions
 from bus_assets.cli import main
 from bus_assets.cli.drive_command import finish
 from bus_assets.cli.driving import Driven
-from bus_assets.cli.loading import open_depot
+from bus_assets.cli.loading import Loaded, note_other_depot, open_depot
+from resources.depot.resource import DepotResource
 from resources.errors import Refused
 
 # One world, driven once: its tests stay in one process.
@@ -334,6 +336,18 @@ def test_called_wrongly_exits_2(call):
         code, out, err = call(*arguments)
         assert (code, out) == (2, ""), arguments
         assert "Usage: bus" in err
+
+
+@pytest.mark.parametrize("password", ["", ":pass%2Fword"])
+def test_a_depot_is_elsewhere_only_if_it_is(monkeypatch, capsys, password):
+    """Also where Dagster does not show its URL, which has a password, or knows it as a variable."""
+    from dagster import EnvVar
+
+    url = f"postgresql://bus{password}@db.example/depot"
+    monkeypatch.setenv("BUS_DEPOT_URL", url)
+    for given, is_elsewhere in ((url, False), (EnvVar("BUS_DEPOT_URL"), False), (f"{url}2", True)):
+        note_other_depot(Loaded("mine", build_definitions((), {}, depot=DepotResource(url=given)), {}))
+        assert ("module mine keeps a depot of its own" in capsys.readouterr().err) is is_elsewhere
 
 
 def test_without_a_depot_the_way_to_one_is_told(call, monkeypatch, tmp_path):
