@@ -18,7 +18,8 @@ from zoneinfo import ZoneInfo
 from bus_assets.contract import Contract, Field
 from bus_assets.route import Route
 from bus_assets.stops import DropOff, Table, Transform
-from resources.depot.entries import QuarantinedRow
+from resources.depot.entries import OVER, QuarantinedRow
+from resources.depot.mail import WAIT_FOR_A_PERSON
 from resources.errors import Refused
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def check_release(route: Route, stop: str) -> None:
         raise _refused(route, stop, f"is a drop-off; rows wait at the stop that rejected them: '{route.upstream(stop)[0]}', say")
     reached = [drop for drop in route.drop_offs if stop in chain(route, drop.name)]
     if not reached:
-        advice = _another_trip(route, "drive the whole route again after the fix")
+        advice = _another_trip(route, stop, "drive the whole route again after the fix")
         raise _refused(route, stop, f"has no drop-off for its rows, they are only looked up: {advice}")
     for drop in reached:
         table = drop.into
@@ -74,7 +75,7 @@ def check_release(route: Route, stop: str) -> None:
                 route,
                 stop,
                 f"reaches table {table.name!r} in mode '{table.mode}', which is about whole loads: "
-                + _another_trip(route, "drive the route again instead"),
+                + _another_trip(route, stop, "drive the route again instead"),
             )
         for name in _between(route, stop, drop.name):
             between = route[name]
@@ -83,19 +84,41 @@ def check_release(route: Route, stop: str) -> None:
                     route,
                     stop,
                     f"reaches table {table.name!r} through '{name}', which changes the grain: a few rows alone come out otherwise than "
-                    f"with all of them: {_another_trip(route, 'drive the route again')}, or let the table accumulate",
+                    f"with all of them: {_another_trip(route, stop, 'drive the route again')}, or let the table accumulate",
                 )
 
 
-def _another_trip(route: Route, advice: str) -> str:
-    """``advice``, which is to drive again, where that brings nothing twice; else what to do instead."""
-    adding = dict.fromkeys(f"'{drop.into.name}'" for drop in route.drop_offs if drop.into.mode in ("append", "accumulate"))
-    if not adding:
+def _another_trip(route: Route, stop: str, advice: str) -> str:
+    """``advice``, which is to drive again, where that brings nothing twice; else what to do instead. Nobody drives messages again."""
+    if route.queue is not None:
+        return f"after the fix {_comes_again(route, stop)}"
+    if not (adding := _adding(route)):
         return advice
     return (
-        f"another trip of the route adds to {' and '.join(adding)} twice; `bus quarantine export` gives the rows out, to be put right by "
+        f"another trip of the route adds to {adding} twice; `bus quarantine export` gives the rows out, to be put right by "
         "hand in the tables, and `bus quarantine discard` gives them up"
     )
+
+
+def _comes_again(route: Route, stop: str) -> str:
+    """How rows of a queue's route come again: with their messages, but for those that every trip picks up."""
+    first = chain(route, stop)[-1]
+    if not route.of_messages(first):
+        return f"the next trip of route '{route.name}' picks up '{first}' anew; `bus quarantine discard` gives rows up"
+    return (
+        f"`bus redrive {route.name} --id MESSAGE --reason …` sends a message that is quarantined itself round again, all rows of it, and "
+        f"`bus replay {route.name} --id MESSAGE --again --reason …` one that is delivered{_twice(route)}; `bus quarantine show` says which "
+        f"message a row came in, `bus messages {route.name} --trip TRIP` which were aboard; `bus quarantine discard` gives rows up"
+    )
+
+
+def _adding(route: Route) -> str:
+    """The tables to which what comes again is added again."""
+    return " and ".join(dict.fromkeys(f"'{drop.into.name}'" for drop in route.drop_offs if drop.into.mode in ("append", "accumulate")))
+
+
+def _twice(route: Route | None) -> str:
+    return f", whose other rows are added to {adding} twice" if route and (adding := _adding(route)) else ""
 
 
 def overwritten(route: Route, stop: str) -> tuple[Table, ...]:
@@ -158,25 +181,34 @@ def refusals(route: Route | None, stop: str) -> Callable[[QuarantinedRow | Quara
 
     def why_not(held: QuarantinedRow | QuarantineCount) -> str | None:
         stand = [rule for rule in held.rules if (rules is None or rule in rules) and rule not in as_json]
-        return _by_standing(held) or _by_fields(held, contract) or _by_bytes(held, bytes_in) or _by_rules(held, stand)
+        anew = _anew(held, route)
+        by_content = _by_fields(held, contract, anew) or _by_bytes(held, bytes_in, anew) or _by_rules(held, stand, anew)
+        return _by_standing(held, anew) or by_content
 
     return why_not
 
 
-def _by_standing(held: QuarantinedRow | QuarantineCount) -> str | None:
+def _by_standing(held: QuarantinedRow | QuarantineCount, anew: str) -> str | None:
     if on_its_way(held):
         return f"release trip {held.released_trip} has it, and is {held.release_state}: {way_out(held)}"
     if held.state != "held":
         return f"it is {held.state}"
-    if UNREADABLE in held.rules:
-        return "it could not be taken apart, so there are no fields to put aboard; correct it in the source, and " + _anew(held)
-    if held.trip_state != "delivered":
-        return f"its trip {held.trip} is {held.trip_state}, not delivered: driving that trip again picks the row up anew"
-    if held.message_state not in (None, "delivered"):
+    if held.message_state in WAIT_FOR_A_PERSON:
         return (
             f"its message is {held.message_state}, not delivered, and brings its rows with it: `bus redrive {held.route} --id MESSAGE "
             "--reason …` sends it round again, `bus discard` gives it up; `bus quarantine show` says which it is"
         )
+    if held.message_state not in (None, "delivered"):
+        return f"its message is {held.message_state}, not delivered yet, and brings its rows with it"
+    if UNREADABLE in held.rules:
+        return f"it could not be taken apart, so there are no fields to put aboard; correct it in the source, and {anew}"
+    if held.trip_state in OVER:
+        return (
+            f"its trip {held.trip} is {held.trip_state}, which dropped off nothing and stays so: what it had aboard comes with another "
+            "trip, or not at all; `bus quarantine discard` gives the row up"
+        )
+    if held.trip_state != "delivered":
+        return f"its trip {held.trip} is {held.trip_state}, not delivered: driving that trip again picks the row up anew"
     return None
 
 
@@ -198,36 +230,40 @@ def next_of_release(route: str, trip: str, state: str) -> str:
     return f"{again} rolls it forward" if state == "stuck" else f"{again} drives it again, {held}"
 
 
-def _by_fields(held: QuarantinedRow | QuarantineCount, contract: Contract | None) -> str | None:
+def _by_fields(held: QuarantinedRow | QuarantineCount, contract: Contract | None, anew: str) -> str | None:
     """A field that is absent, not null: the contract has it, or calls it so, only since the row was read."""
     if contract is None or not isinstance(held, QuarantinedRow):
         return None
     if unread := [f"'{name}'" for name in contract.names if name not in held.payload]:
         which = "which was" if len(unread) == 1 else "which were"
-        return f"the contract asks for {', '.join(unread)}, {which} not read when the row was quarantined; {_anew(held)}"
+        return f"the contract asks for {', '.join(unread)}, {which} not read when the row was quarantined; {anew}"
     return None
 
 
-def _by_bytes(held: QuarantinedRow | QuarantineCount, bytes_in: Sequence[str]) -> str | None:
+def _by_bytes(held: QuarantinedRow | QuarantineCount, bytes_in: Sequence[str], anew: str) -> str | None:
     payload = held.payload if isinstance(held, QuarantinedRow) else {}
     if unsaid := [name for name in bytes_in if "\\x" in (payload.get(name) or "")]:
-        return f"field {unsaid[0]!r} holds bytes that are no text, which quarantine cannot give back; after the fix {_anew(held)}"
+        return f"field {unsaid[0]!r} holds bytes that are no text, which quarantine cannot give back; after the fix {anew}"
     return None
 
 
-def _anew(held: QuarantinedRow | QuarantineCount) -> str:
+def _anew(held: QuarantinedRow | QuarantineCount, route: Route | None) -> str:
     """How the row comes again from where it came."""
-    if held.message is None:
+    if held.message is not None:
+        return (
+            f"`bus replay {held.route} --id {held.message} --again --reason …` delivers its message once more, all rows of it"
+            f"{_twice(route)}; `bus quarantine discard` gives the row up"
+        )
+    if route is None or route.queue is None:
         return "drive the route again"
-    return (
-        f"`bus replay {held.route} --id {held.message} --again --reason …` delivers its message once more, all rows of it; "
-        "`bus quarantine discard` gives the row up"
-    )
+    if not any(stop.name == held.stop for stop in route.stops):
+        return "`bus quarantine discard` gives the row up"
+    return _comes_again(route, held.stop)
 
 
-def _by_rules(held: QuarantinedRow | QuarantineCount, rules: Sequence[str]) -> str | None:
+def _by_rules(held: QuarantinedRow | QuarantineCount, rules: Sequence[str], anew: str) -> str | None:
     if wrong := [rule for rule in rules if rule.endswith(": type string")]:
-        return f"it breaks '{wrong[0]}': what quarantine keeps of it is text, and would pass as such; after the fix {_anew(held)}"
+        return f"it breaks '{wrong[0]}': what quarantine keeps of it is text, and would pass as such; after the fix {anew}"
     if twice := [rule for rule in rules if _kind(rule) == "unique"]:
         return (
             f"it breaks '{twice[0]}', and the row with the same key is delivered: alone it would pass the gate and overwrite or double "
@@ -342,7 +378,7 @@ def released_records(depot: Depot, route: Route, trip: Trip) -> Iterator[Records
     for (origin, unit), rows in groupby(released_rows(depot, trip), lambda row: (row.origin, row.unit)):
         while some := _some(rows):
             for row in some:
-                if why := _by_fields(row, contract):
+                if why := _by_fields(row, contract, _anew(row, route)):
                     raise Refused(f"row {row.id} cannot ride: {why}. `bus quarantine unrelease {trip.id}` holds what this trip releases")
             texts = [_source_texts(row, contract) for row in some]
             columns = [pa.array([text[name] for text in texts], pa.string()) for name in contract.names]

@@ -307,6 +307,7 @@ def _reasons(row: QuarantinedRow) -> str:
 
 def _standing(row: QuarantinedRow) -> str:
     from bus_assets.release import on_its_way
+    from resources.depot.mail import WAIT_FOR_A_PERSON
 
     if on_its_way(row):
         return f"in release trip {row.released_trip}, which is {row.release_state}"
@@ -315,6 +316,7 @@ def _standing(row: QuarantinedRow) -> str:
     if row.state == "discarded":
         return f"discarded: {row.reason}"
     if row.message_state not in (None, "delivered"):
+        said = f"held, its message {row.message} is {row.message_state}"
         again = f"`bus redrive {row.route} --id {row.message} --reason …`"
-        return f"held, its message {row.message} is {row.message_state}: {again}, or `bus discard`"
+        return f"{said}: {again}, or `bus discard`" if row.message_state in WAIT_FOR_A_PERSON else said
     return "held" if row.trip_state == "delivered" else f"held (its trip is {row.trip_state})"

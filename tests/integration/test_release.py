@@ -8,7 +8,7 @@ import pytest
 from bus_assets import Contract, DropOff, Field, Json, JsonLines, PickUp, Table, TextFile, Transform
 from bus_assets.account import account
 from bus_assets.boarding import unrelease
-from bus_assets.release import LeftBehind, choose, overwritten, refusals, start_release
+from bus_assets.release import LeftBehind, check_release, choose, overwritten, refusals, start_release
 from resources.depot.entries import TripOver
 from resources.errors import BusError, Refused
 from tests.queue_world import QueueWorld, events
@@ -493,6 +493,43 @@ def test_a_row_of_a_message_that_lacks_a_field_is_told_what_brings_its_message_a
     assert left.id == number
     assert "'note', which was not read when the row was quarantined; `bus replay events --id " + str(message.id) in left.why
     assert "drive the route again" not in left.why
+
+
+def test_a_row_that_cannot_be_taken_apart_comes_again_as_its_message_stands(tmp_path):
+    """By a redrive while its message is quarantined; delivered again once it is delivered without the row."""
+    lenient = Contract((Field("n", "integer", required=True),), max_rejected=0.9)
+    log = DropOff("log", Table("warehouse", "log", create=True))
+    pick_up = PickUp("lines", TextFile("landing", "{message.key}"), lenient)
+    route = events(decode=Json(Contract((Field("key", required=True),))), stops=(pick_up, log))
+    world = QueueWorld(tmp_path, route)
+    world.land("n\n1\n2,3\n", "some.csv")
+    world.send({"key": "some.csv"}, {"key": "gone.csv"})
+    world.deliver()
+    assert world.states() == {"delivered": 1, "quarantined": 1}
+    _, left = choose(world.depot, route, "lines")
+    why = {row.message: next(one.why for one in left if one.id == row.id) for row in world.depot.quarantined()}
+    assert why[1].startswith("it could not be taken apart")
+    assert "`bus replay events --id 1 --again --reason …`" in why[1]
+    assert "whose other rows are added to 'log' twice" in why[1]
+    assert why[2].startswith("its message is quarantined, not delivered, and brings its rows with it: `bus redrive events --id MESSAGE")
+
+
+def test_what_cannot_be_released_of_a_queue_route_comes_again_with_its_messages():
+    """Nobody drives a queue's route again: it has a trip where it has messages."""
+    fields = (Field("order_id"), Field("qty", "integer"))
+    lines = Transform("lines", "SELECT order_id, qty FROM messages", Contract(fields), grain="changed", combine="alone")
+    table = Table("warehouse", "lines", key="order_id", create=True)
+    goods = PickUp("goods", TextFile("landing", "goods.csv"), Contract((Field("sku"),)))
+    with pytest.raises(Refused, match="changes the grain") as caught:
+        check_release(events(stops=(lines, DropOff("t", table))), "messages")
+    assert "`bus redrive events --id MESSAGE --reason …`" in str(caught.value)
+    assert "`bus replay events --id MESSAGE --again --reason …`" in str(caught.value)
+    assert "drive the route again" not in str(caught.value)
+    assert "twice" not in str(caught.value)
+    with pytest.raises(Refused, match="whose other rows are added to 'log' twice"):
+        check_release(events(stops=(lines, DropOff("t", table), DropOff("log", Table("warehouse", "log"), of="messages"))), "messages")
+    with pytest.raises(Refused, match="only looked up: after the fix the next trip of route 'events' picks up 'goods' anew"):
+        check_release(events(stops=(goods, DropOff("log", Table("warehouse", "log"), of="messages"))), "goods")
 
 
 def test_rows_of_trips_with_other_parameters_ride_in_trips_of_their_own(world):
