@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from bus_assets.boarding import why_unsettled
 from bus_assets.causes import in_a_line
@@ -49,12 +49,14 @@ Patient = TypeVar("Patient")
 
 @dataclass(frozen=True)
 class Finding:
-    """``where`` is a route, or a part of the deployment; ``advice`` is the next command, or the next thing to look at."""
+    """``where`` is a route, or a part of the deployment; ``advice`` is the next command, or the next thing to look at. A 'note' is
+    something to know: nothing is ``wrong``."""
 
     where: str
     wrong: str
     advice: str
     since: datetime | None = None
+    level: Literal["wrong", "note"] = "wrong"
 
 
 @dataclass(frozen=True)
@@ -328,6 +330,19 @@ def _waiting(seen: OfRoute) -> Iterator[Finding]:
         yield Finding(seen.name, said, f"is the sensor on, and the daemon up? `bus dispatch {seen.name}` does without", oldest)
 
 
+def _rows_held(seen: OfRoute) -> Iterator[Finding]:
+    """A note: the contract let their trips go on without them. Rows of messages that wait for a person are told with those."""
+    if held := seen.depot.held_at(seen.name):
+        rows = sum(stop.rows for stop in held)
+        at = ", ".join(f"{stop.rows:,} at stop '{stop.stop}'" for stop in held)
+        said = f"{rows:,} row{'s' * (rows != 1)} that trips were delivered without wait{'s' * (rows == 1)} in quarantine: {at}"
+        advice = (
+            f"`bus quarantine counts --route {seen.name}` says why and `list` which; `release` lets them ride after a fix, `discard` gives "
+            "them up"
+        )
+        yield Finding(seen.name, said, advice, min(stop.since for stop in held), "note")
+
+
 # What a loaded route halts at
 
 
@@ -398,6 +413,6 @@ def _seconds_since(moment: datetime | None) -> float:
 
 
 OF_THE_DEPLOYMENT = (_depot, _disk, _daemon, _sensors)
-OF_A_ROUTE = (_paused, _stuck, _failed, _unreleased, _underway, _failing, _held_up, _given_up, _halted, _waiting)
-OF_A_LOST_ROUTE = (_paused, _stuck, _failed, _unreleased, _undeclared, _failing, _given_up, _halted)
+OF_A_ROUTE = (_paused, _stuck, _failed, _unreleased, _underway, _failing, _held_up, _given_up, _halted, _waiting, _rows_held)
+OF_A_LOST_ROUTE = (_paused, _stuck, _failed, _unreleased, _undeclared, _failing, _given_up, _halted, _rows_held)
 OF_ITS_SYSTEMS = (_unreachable, _held, _queues, _unsent)

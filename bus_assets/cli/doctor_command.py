@@ -20,7 +20,7 @@ def doctor(
     module: Module = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what is wrong, since when, where, and the next command. Exits 1 if something is."""
+    """Say what is wrong, since when, where, and the next command. Exits 1 if something is; rows that wait in quarantine are a note."""
     from bus_assets import doctor as doctors
     from bus_assets.cli.loading import known_route
 
@@ -35,20 +35,23 @@ def doctor(
             looks = doctors.OF_A_LOST_ROUTE if missing_in else doctors.OF_A_ROUTE
             found += doctors.examined(doctors.OfRoute(depot, name, queue, missing_in), looks, name)
             found += _of_systems(depot, loaded, name)
-    _tell(found, as_json)
-    if found:
+    found.sort(key=lambda finding: finding.level == "note")
+    wrong = sum(finding.level == "wrong" for finding in found)
+    _tell(found, wrong, as_json)
+    if wrong:
         raise typer.Exit(1)
 
 
-def _tell(found: list[Finding], as_json: bool) -> None:
+def _tell(found: list[Finding], wrong: int, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
     for finding in found:
         since = f", since {finding.since:%Y-%m-%d %H:%M} UTC" if finding.since else ""
-        say(plain(f"{finding.where}: {finding.wrong}{since}"))
+        note = "note: " if finding.level == "note" else ""
+        say(plain(f"{note}{finding.where}: {finding.wrong}{since}"))
         say(plain(f"    → {finding.advice}"))
-    notice("nothing is wrong" if not found else f"{len(found)} findings" if len(found) > 1 else "1 finding")
+    notice("nothing is wrong" if not wrong else f"{wrong} findings" if wrong > 1 else "1 finding")
 
 
 def _loaded(module: str | None) -> tuple[list[Finding], Loaded | None]:

@@ -164,6 +164,15 @@ class QuarantineCount:
 
 
 @dataclass(frozen=True)
+class HeldAt:
+    """``rows`` of delivered trips, and of no message that is not, are held at ``stop``, the oldest ``since`` then."""
+
+    stop: str
+    rows: int
+    since: datetime
+
+
+@dataclass(frozen=True)
 class Publication:
     """A trip's rows are committed in ``database``; ``tables`` says what was done to each."""
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from resources.depot.connections import now
-from resources.depot.entries import QuarantineCount, QuarantinedRow, Reason, Trip, Verdict
+from resources.depot.entries import HeldAt, QuarantineCount, QuarantinedRow, Reason, Trip, Verdict
 from resources.depot.schema import messages, quarantine, storable, trips
 from resources.errors import Misconfigured, Refused
 from resources.texts import shortened
@@ -127,6 +127,14 @@ def _either(filters: Mapping[str, str | None]) -> list[list[sa.ColumnElement[boo
         return [given]
     on_its_way = [quarantine.c.state == "released", releases.c.state != "delivered"]
     return [[*given, quarantine.c.state == "held"], [*given, *on_its_way]]
+
+
+def held_at(connection: sa.Connection, route: str) -> list[HeldAt]:
+    of_message = messages.c.state.is_(None) | (messages.c.state == "delivered")
+    query = sa.select(quarantine.c.stop, sa.func.count().label("rows"), sa.func.min(quarantine.c.created_at).label("since"))
+    query = query.select_from(_with_trips()).where(quarantine.c.route == route, quarantine.c.state == "held")
+    query = query.where(trips.c.state == "delivered", of_message).group_by(quarantine.c.stop).order_by(quarantine.c.stop)
+    return [HeldAt(**row) for row in connection.execute(query).mappings()]
 
 
 def undelivered_releases(connection: sa.Connection, route: str, limit: int) -> list[Trip]:

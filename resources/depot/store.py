@@ -12,6 +12,7 @@ from resources.depot.connections import Connections, now
 from resources.depot.entries import (
     Attempt,
     Forgotten,
+    HeldAt,
     Kind,
     Outcome,
     Publication,
@@ -282,6 +283,11 @@ class Depot:
         """How many rows wait, those together that broke the same rules and stand alike, in the order of routes, stops and rules."""
         with self._connections.reading() as connection:
             return quarantine.counted(connection, {"route": route, "trip": trip, "stop": stop, "state": state})
+
+    def held_at(self, route: str) -> list[HeldAt]:
+        """The stops of ``route`` at which rows wait that neither their trip nor their message brings again."""
+        with self._connections.reading() as connection:
+            return quarantine.held_at(connection, checked_name(route, "route"))
 
     def undelivered_releases(self, route: str, limit: int = 50) -> list[Trip]:
         """Release trips that are not delivered, for whatever reason, and have rows: the newest first."""

@@ -24,6 +24,7 @@ from resources.depot.entries import (
     AlreadyDelivered,
     AttemptEnded,
     AttemptLive,
+    HeldAt,
     NoSuchTrip,
     QuarantineCount,
     QuarantinedRow,
@@ -529,6 +530,8 @@ def test_rows_that_broke_the_same_rules_and_stand_alike_are_counted_together(dep
     assert set(depot.count_quarantined(trip=failed.id)) == {of_failed, twice}
     assert depot.count_quarantined("invoices") == []
     assert depot.quarantined(trip=failed.id)[0].trip_state == "failed"
+    assert depot.held_at("orders") == [HeldAt("orders", 3, depot.quarantined(trip=first.id)[0].created_at)]
+    assert depot.held_at("invoices") == []
 
 
 def test_released_rows_belong_to_the_releasing_trip_until_it_gives_them_back(depot):
