@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bus_assets.contract import Contract
+from bus_assets.queues import Bodies
 from bus_assets.route import Cron, Route
 from bus_assets.stops import DropOff, PickUp, Stop, Transform
 
@@ -100,8 +101,15 @@ def kind_of(stop: Stop) -> str:
 def source_of(stop: PickUp | Transform) -> str:
     """Where a stop's rows come from, in words: the source and its system, or the code."""
     if isinstance(stop, PickUp):
-        return f"{type(stop.source).__name__} {stop.source.address()} on {stop.source.system}"
+        return " ".join(_source(stop))
     return "SQL" if isinstance(stop.how, str) else f"{getattr(stop.how, '__name__', 'function')}()"
+
+
+def _source(stop: PickUp) -> tuple[str, str, str]:
+    source = stop.source
+    if isinstance(source, Bodies):
+        return "messages", f"of queue {source.system}", f"as {type(source.decode).__name__}"
+    return type(source).__name__, source.address(), f"on {source.system}"
 
 
 def size_of(contract: Contract) -> str:
@@ -139,7 +147,7 @@ def _mermaid_stop(route: Route, stop: Stop) -> Iterator[str]:
         yield f"{node}[/{_label(stop.name, _destination(stop))}/]"
         return
     if isinstance(stop, PickUp):
-        yield f"{node}_source[({_label(type(stop.source).__name__, stop.source.address(), f'on {stop.source.system}')})]"
+        yield f"{node}_source[({_label(*_source(stop))})]"
         yield f"{node}[{_label(stop.name, size_of(stop.contract))}]"
         return
     yield f"{node}[[{_label(stop.name, source_of(stop), size_of(stop.contract))}]]"

@@ -129,9 +129,8 @@ class Route:
     def _come_aboard(self, queue: Queue) -> None:
         """Put the stop ``messages`` first; a route made from another's stops has it already."""
         source = Bodies(queue.system, queue.decode, {name: queue.decode.fields.get(name, name) for name in queue.decode.contract.names})
-        said = f"Messages of {queue.system}: what comes aboard of them."
         if not any(isinstance(stop, PickUp) and isinstance(stop.source, Bodies) for stop in self.stops):
-            first = PickUp(MESSAGES, source, queue.decode.contract, description=said)
+            first = PickUp(MESSAGES, source, queue.decode.contract)
             object.__setattr__(self, "stops", (first, *self.stops))
 
     def __getitem__(self, name: str) -> Stop:

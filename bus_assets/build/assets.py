@@ -21,6 +21,7 @@ from dagster import (
 )
 
 from bus_assets.boarding import board, failed, finished
+from bus_assets.build.external import kind_of, said_of_bodies
 from bus_assets.build.keys import DEPOT, PARAMETERS, STAGING, op_name, publish_name, source_key, stop_key, stops_of
 from bus_assets.build.lineage import column_schema
 from bus_assets.build.shown import (
@@ -59,21 +60,6 @@ def route_assets(route: Route) -> list[AssetsDefinition]:
     """All assets of a route, in driving order."""
     carrying = [stop_asset(route, stop) for stop in route.stops if not isinstance(stop, DropOff)]
     return carrying + [publishing(route, database) for database in route.databases]
-
-
-def source_specs(routes: tuple[Route, ...]) -> list[AssetSpec]:
-    """The systems that routes read, as external assets, so that lineage begins where the data does."""
-    specs = {}
-    for route in routes:
-        for stop in route.pick_ups:
-            kind = type(stop.source).__name__
-            specs[source_key(stop)] = AssetSpec(
-                source_key(stop),
-                group_name="sources",
-                kinds={_KINDS.get(kind, "source")},
-                description=f"{kind} {stop.source.address()} on {stop.source.system}",
-            )
-    return list(specs.values())
 
 
 def stop_asset(route: Route, stop: PickUp | Transform) -> AssetsDefinition:
@@ -290,26 +276,17 @@ def _retries(route: Route) -> RetryPolicy:
     return RetryPolicy(max_retries=route.retries, delay=RETRY_DELAY_SECONDS, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS)
 
 
-_KINDS = {
-    "Bodies": "sqs",
-    "TextFile": "csv",
-    "JsonLines": "json",
-    "ParquetFile": "parquet",
-    "XmlFeed": "xml",
-    "Endpoint": "api",
-    "Query": "sql",
-}
-
-
 def _kinds(stop: PickUp | Transform) -> set[str]:
     if isinstance(stop, PickUp):
-        return {_KINDS.get(type(stop.source).__name__, "source"), "parquet"}
+        return {kind_of(stop), "parquet"}
     return {"duckdb" if stop.is_sql else "python", "parquet"}
 
 
 def _described(stop: PickUp | Transform) -> str:
     """The author's words, then what the stop does: where it picks up, its SQL, its function's docstring."""
-    if isinstance(stop, PickUp):
+    if isinstance(stop, PickUp) and isinstance(stop.source, Bodies):
+        does = said_of_bodies(stop.source)
+    elif isinstance(stop, PickUp):
         does = f"Picked up from {stop.source.system}: `{stop.source.address()}`"
     elif isinstance(stop.how, str):
         does = f"```sql\n{inspect.cleandoc(stop.how)}\n```"

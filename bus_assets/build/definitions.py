@@ -17,9 +17,10 @@ from dagster import (
 )
 from pydantic import Field, create_model
 
-from bus_assets.build.assets import route_assets, source_specs
+from bus_assets.build.assets import route_assets
 from bus_assets.build.bound import check_bound
 from bus_assets.build.dispatching import route_sensor
+from bus_assets.build.external import source_specs
 from bus_assets.build.keys import DEPOT, PARAMETERS, STAGING, op_name, publish_name, source_key, stop_key
 from bus_assets.declare import Misdeclared
 from bus_assets.route import Cron, Route
@@ -60,7 +61,7 @@ def build_definitions(
     }
     jobs = {route.name: _job(route) for route in routes}
     return Definitions(
-        assets=[*source_specs(routes), *(asset for route in routes for asset in route_assets(route))],
+        assets=[*source_specs(routes, resources), *(asset for route in routes for asset in route_assets(route))],
         jobs=list(jobs.values()),
         schedules=[_schedule(route, jobs[route.name], cron, at) for route in routes for at, cron in enumerate(route.crons)],
         sensors=[route_sensor(route, jobs[route.name]) for route in routes if route.queue],

@@ -15,13 +15,17 @@ from bus_assets import (
     Endpoint,
     Field,
     Json,
+    JsonLines,
     Misdeclared,
     Parameter,
     PickUp,
     Query,
     Queue,
+    Route,
+    S3Event,
     Table,
     TableKey,
+    Text,
     TextFile,
     build_definitions,
 )
@@ -83,6 +87,64 @@ def test_column_lineage_is_derived_through_sql_and_renaming():
     assert {(dep.asset_key.to_user_string(), dep.column_name) for dep in deps} == {("shop/orders", "qty"), ("shop/orders", "price")}
     (dep,) = column_lineage(route, "t").deps_by_column["sum"]
     assert (dep.asset_key.to_user_string(), dep.column_name) == ("shop/priced", "total")
+
+
+def external(routes, resources):
+    specs = build_definitions(routes, resources).resolve_asset_graph()
+    return {key.to_user_string(): specs.get(key) for key in specs.external_asset_keys}
+
+
+def test_a_place_that_is_read_in_several_ways_tells_of_all_of_them():
+    def reading_events(name, source):
+        stops = (PickUp("ids", source, contract=IDS), DropOff("t", Table("warehouse", name), of="ids"))
+        return Route(name=name, triggers=(Queue(f"{name}_events", S3Event()),), stops=stops)
+
+    routes = (
+        reading_events("text", TextFile("landing", "{message.key}")),
+        reading_events("lines", JsonLines("landing", "{message.key}")),
+        reading_events("more", TextFile("landing", "{message.key}")),
+    )
+    place = external(routes, {**SYSTEMS, **{f"{route.name}_events": FakeQueue() for route in routes}})["landing/message.key"]
+    assert place.description == (
+        "TextFile `{message.key}` on landing, read by text/ids, more/ids\n\nJsonLines `{message.key}` on landing, read by lines/ids"
+    )
+    assert place.kinds == {"csv", "json"}
+
+
+URL = "https://sqs.eu-central-1.amazonaws.com/123456789012/orders"
+QUEUES = {
+    "by name": (SqsQueue(name="orders"), "SQS queue `orders` (resource events)", {"queue": "orders"}),
+    "by URL": (SqsQueue(name=URL), "SQS queue `orders` (resource events)", {"queue": "orders", "URL": URL}),
+    "by EnvVar": (
+        SqsQueue(name=dg.EnvVar("ORDERS_QUEUE"), region=dg.EnvVar("ORDERS_REGION")),
+        'SQS queue `EnvVar("ORDERS_QUEUE")` (resource events)',
+        {"queue": 'EnvVar("ORDERS_QUEUE")', "region": 'EnvVar("ORDERS_REGION")'},
+    ),
+    "with a secret": (SqsQueue(name="https://bus:t0psecret@sqs/123456789012/orders"), "SQS queue (resource events)", {}),
+    "of another kind": (FakeQueue(), "queue of kind FakeQueue (resource events)", {}),
+}
+
+
+@pytest.mark.parametrize(("queue", "called", "told"), QUEUES.values(), ids=QUEUES)
+def test_a_queue_is_described_to_a_stranger_by_what_is_known_without_asking_aws(queue, called, told):
+    resources = {**SYSTEMS, "events": queue, "dead": SqsQueue(name="orders-dead")}
+    place = external((shop(**EVENTS),), resources)["queue/events"]
+    dead = "dead letters go to SQS queue `orders-dead` (resource dead)"
+    assert place.description == f"{called}: its messages start trips of route shop; {dead}."
+    told_of = {name: getattr(value, "value", value) for name, value in place.metadata.items()}
+    assert told_of == {"resource": "events", "dead letters": "orders-dead", **told}
+
+
+def test_the_messages_stop_says_what_its_rows_are():
+    said = {"events": Json(IDS), "items": Json(IDS, records="lines"), "texts": Text(), "files": S3Event()}
+    routes = [shop(name=name, triggers=(Queue(name, decode),)) for name, decode in said.items()]
+    graph = build_definitions(routes, {**SYSTEMS, **{name: FakeQueue() for name in said}}).resolve_asset_graph()
+    assert [graph.get(dg.AssetKey([name, "messages"])).description for name in said] == [
+        "A row for each message of the queue bound as `events`: its JSON body.",
+        "A row for each item of `lines` in the JSON body of a message of the queue bound as `items`.",
+        "A row for each message of the queue bound as `texts`: its body as text.",
+        "A row for each message of the queue bound as `files`: the S3 object that it tells of.",
+    ]
 
 
 def test_building_opens_no_connection(monkeypatch):

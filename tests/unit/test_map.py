@@ -81,6 +81,7 @@ def test_what_is_read_for_each_message_hangs_below_the_messages():
             DropOff("log", Table("warehouse", "log", key="order_id", newest="at"), of="orders"),
         ),
     )
+    assert "messages · pick-up · messages of queue landed as S3Event · " in text_map(by_message)
     tree = [line.split(" · ")[0] for line in text_map(by_message).splitlines()[3:]]
     assert tree == ["messages", "└─ orders", "   └─ log", "articles"]
     assert "(upsert by order_id, the newest at)" in text_map(by_message)
