@@ -212,9 +212,13 @@ class AttemptLive(Refused):
 class AttemptEnded(Refused):
     """This attempt was ended (``revoked`` by somebody, or ``failed``) or never claimed: its run must stop."""
 
-    def __init__(self, trip: str, attempt: int, found: str):
-        super().__init__(f"attempt {attempt} of trip {trip} {found}; stop this run and drive the trip again")
-        self.trip = trip
+    def __init__(self, trip: Trip, attempt: int, found: str):
+        then = "stop this run and drive the trip again"
+        if trip.trigger == "queue":
+            again = f"its messages ride again by themselves, unless they were stranded or cancelled; `bus trip {trip.id}` tells"
+            then = f"this run has nothing left to do (a stop of it that failed says why): {again}"
+        super().__init__(f"attempt {attempt} of trip {trip.id} {found}; {then}")
+        self.trip = trip.id
         self.attempt = attempt
 
 

@@ -93,7 +93,7 @@ def claim(connection: sa.Connection, trip: str, run: str, lease: timedelta, proc
     found = trip_of(connection, trip, lock=True)
     own = _attempt(connection, attempts.c.trip == trip, attempts.c.run == run)
     if own is not None and own.outcome in ("revoked", "failed"):
-        raise AttemptEnded(own.trip, own.attempt, f"was {own.outcome}")
+        raise AttemptEnded(found, own.attempt, f"was {own.outcome}")
     if found.state in OVER:
         raise TripOver(found)
     if own is not None:
@@ -183,9 +183,9 @@ def replace_verdict(connection: sa.Connection, verdict: Verdict) -> Trip:
     trip = trip_of(connection, verdict.trip, lock=True)
     attempt = _attempt(connection, _is(verdict.trip, verdict.attempt))
     if attempt is None:
-        raise AttemptEnded(verdict.trip, verdict.attempt, "was never claimed")
+        raise AttemptEnded(trip, verdict.attempt, "was never claimed")
     if attempt.ended_at is not None:
-        raise AttemptEnded(verdict.trip, verdict.attempt, f"was {attempt.outcome}")
+        raise AttemptEnded(trip, verdict.attempt, f"was {attempt.outcome}")
     connection.execute(sa.delete(verdicts).where(verdicts.c.trip == verdict.trip, verdicts.c.stop == verdict.stop))
     values = {column.name: getattr(verdict, column.name) for column in verdicts.c}
     connection.execute(sa.insert(verdicts).values({**values, "created_at": now(connection)}))

@@ -213,7 +213,7 @@ def test_a_failed_trip_is_driven_again_by_the_next_attempt(depot):
 def test_a_run_whose_attempt_was_ended_cannot_claim_again(depot, outcome):
     trip = driven(depot)
     depot.end_attempt(trip.id, 1, outcome)
-    with pytest.raises(AttemptEnded, match=outcome):
+    with pytest.raises(AttemptEnded, match=f"was {outcome}; stop this run and drive the trip again"):
         depot.claim(trip.id, "run-1", lease_seconds=60)
 
 

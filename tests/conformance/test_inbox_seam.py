@@ -703,8 +703,10 @@ def test_a_revoked_run_is_told_so_even_if_its_trip_is_over(depot, inbox):
     trip, ids = riding(inbox)
     failed(depot, trip)
     inbox.split(trip, [ids])
-    with pytest.raises(AttemptEnded, match="revoked"):
+    with pytest.raises(AttemptEnded, match="revoked") as told:
         depot.claim(trip, "run-1", lease_seconds=60)
+    assert "ride again by themselves" in str(told.value)
+    assert "drive the trip again" not in str(told.value)
 
 
 @pytest.mark.parametrize("word", ["failed", "stuck", "rehearsed", "delivered"])
