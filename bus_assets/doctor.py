@@ -23,7 +23,7 @@ from resources.depot.entries import Trip
 from resources.depot.mail import WAIT_FOR_A_PERSON, Underway
 from resources.depot.process import is_gone
 from resources.depot.store import Depot
-from resources.errors import BusError
+from resources.errors import BusError, Transient
 from resources.texts import shortened
 from sensors.dispatch import backing_off, holds_all
 
@@ -373,7 +373,10 @@ def _queues(seen: Systems) -> Iterator[Finding]:
         try:
             depth = seen.systems[name].depth()
         except BusError as error:
-            yield Finding(seen.route.name, f"queue '{name}': {error}", "create it, or correct its name or its rights")
+            advice = "create it, or correct its name, its rights or the credentials"
+            if isinstance(error, Transient):
+                advice = "each tick tries again; if it stays so: is its endpoint right, up, and reachable from here?"
+            yield Finding(seen.route.name, f"queue '{name}': {error}", advice)
             continue
         if (
             queue

@@ -357,6 +357,13 @@ def test_a_queue_and_a_database_that_cannot_be_reached(world, monkeypatch):
     assert "database 'warehouse': connection refused" in said
 
 
+def test_of_a_queue_that_does_not_answer_nobody_is_told_to_create_it(world):
+    world.queue.fail(Misconfigured("queue order-events does not exist"))
+    assert only(diagnosis(world))["advice"] == "create it, or correct its name, its rights or the credentials"
+    world.queue.fail(Transient("queue order-events did not answer (EndpointConnectionError); try again later"))
+    assert only(diagnosis(world))["advice"] == "each tick tries again; if it stays so: is its endpoint right, up, and reachable from here?"
+
+
 def test_messages_that_nobody_takes_from_their_queue(world):
     world.deploy(events(batch=2))
     world.send(*orders([1, 2, 3]))
