@@ -435,8 +435,10 @@ class _Ticking:
         if not self.departures and policy.halt_on_stranded and (behind := self.inbox.live(policy.route) - self.inbox.moving(policy.route)):
             told.notes.append(f"{behind} wait behind stranded messages of their groups")
         if not self.departures and (found := backing_off(self.inbox, policy.route, policy.max_in_flight)).trips:
-            every = ", and all others wait for them" if holds_all(found, policy.max_in_flight) else ""
-            told.notes.append(f"to be tried again {found.trips}{every}")
+            if holds_all(found, policy.max_in_flight):
+                told.notes.append(f"to be tried again {found.trips}, and all others wait for them")
+            elif not told.returned:
+                told.notes.append(f"to be tried again {found.trips}")
         return Tick(tuple(self.departures), str(told) + (f"; then: {self.failed}" if self.failed else ""))
 
 
