@@ -172,8 +172,9 @@ def replay(
 ) -> None:
     """List delivered messages that have their bodies still. They are applied, so only --again sends them round once more.
 
-    Delivered again they are applied once more, under receipts of their own: twice in a table without a key, and added
-    again where a table accumulates.
+    Delivered again they are applied once more, under receipts of their own: twice in a table without a key, added again
+    where a table accumulates, and with their older values where a table replaces or deletes rows, whatever newer messages
+    have left there; Table(…, newest=COLUMN) lets the newer ones stay.
     """
     from bus_assets.cli.loading import known_route, open_depot
 
@@ -185,6 +186,8 @@ def replay(
     known_route(depot, route, module)
     found = depot.inbox.replay(route, _utc(since), _utc(until), ids)
     _note_missing(ids or [], found)
+    if found:
+        _note_older(route, module)
     done = depot.inbox.again(found, reason or "") if again and found else 0
     if as_json:
         print_json({"route": route, "messages": found, "sent again": done})
@@ -220,6 +223,22 @@ def _note_missing(asked: list[int], found: list[int]) -> None:
     if missing:
         said = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
         notice(f"left out: {said}: not delivered, of another route, without a body, or replaced by a newer one; `bus message {missing[0]}`")
+
+
+def _note_older(route: str, module: str | None) -> None:
+    """Tables in which an older message undoes what newer ones have left. Of a route that does not load nobody knows them."""
+    from bus_assets.cli.loading import load
+    from resources.errors import BusError
+
+    try:
+        found = load(module).routes.get(route)
+    except BusError:
+        return
+    for table in dict.fromkeys(drop.into for drop in found.drop_offs if drop.into.newest is None) if found else ():
+        if table.mode in ("upsert", "replace", "delete"):
+            undone = "takes away" if table.mode == "delete" else "overwrites"
+            which = "replay those too" + ("" if table.mode != "upsert" else ", or let the newer ones stay by Table(…, newest=COLUMN)")
+            notice(f"table {table.name}: a message that is delivered again {undone} what newer ones have left there; {which}")
 
 
 def _note_paused(inbox: Inbox, route: str) -> None:

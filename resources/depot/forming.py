@@ -55,9 +55,12 @@ def _due(connection: sa.Connection, route: str, limits: Limits) -> list[int]:
 
 
 def _boardable(connection: sa.Connection, route: str, batch: int, halt_on_stranded: bool) -> list[tuple[int, datetime]]:
-    """The oldest messages that may board one trip together: all of a group in order, and only where none of it is in the way."""
+    """The oldest messages that may board one trip together: all of a group in order, and only where none of it is in the way: aboard, or
+    stranded before them."""
     other = messages.alias("other")
-    in_the_way = other.c.state.in_(("aboard", "stranded") if halt_on_stranded else ("aboard",))
+    in_the_way = other.c.state == "aboard"
+    if halt_on_stranded:
+        in_the_way |= (other.c.state == "stranded") & (other.c.id < messages.c.id)
     blocked = sa.exists().where(other.c.route == route, other.c.group == messages.c.group, in_the_way)
     query = sa.select(messages.c.id, messages.c.received_at).where(messages.c.route == route, messages.c.state == "waiting", ~blocked)
     return [(number, received) for number, received in connection.execute(query.order_by(messages.c.id).limit(batch))]

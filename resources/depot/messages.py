@@ -74,7 +74,7 @@ def moving(connection: sa.Connection, route: str) -> int:
 def _is_behind_stranded(route: str) -> sa.ColumnElement[bool]:
     stranded = messages.alias("stranded")
     same_group = (stranded.c.route == route) & (stranded.c.state == "stranded") & (stranded.c.group == messages.c.group)
-    return sa.exists(sa.select(sa.literal(1)).select_from(stranded).where(same_group))
+    return sa.exists(sa.select(sa.literal(1)).select_from(stranded).where(same_group, stranded.c.id < messages.c.id))
 
 
 def halts(connection: sa.Connection, route: str) -> list[Halt]:
@@ -82,7 +82,9 @@ def halts(connection: sa.Connection, route: str) -> list[Halt]:
     halting = sa.select(messages.c.group, first).where(of_route, messages.c.state == "stranded", messages.c.group.is_not(None))
     each = halting.group_by(messages.c.group).subquery()
     behind = sa.select(each.c.first, sa.func.count(), sa.func.min(messages.c.received_at)).join(each, each.c.group == messages.c.group)
-    waiting = behind.where(of_route, messages.c.state == "waiting").group_by(each.c.first).order_by(each.c.first)
+    waiting = (
+        behind.where(of_route, messages.c.state == "waiting", messages.c.id > each.c.first).group_by(each.c.first).order_by(each.c.first)
+    )
     return [Halt(*row) for row in connection.execute(waiting)]
 
 

@@ -508,6 +508,20 @@ def test_a_stranded_message_halts_its_group_until_it_is_redriven(inbox):
     assert [message.key for message in inbox.messages_of(last)] == ["k0", "later"]
 
 
+def test_a_redriven_message_does_not_wait_for_a_later_one_of_its_group(depot, inbox):
+    trip, ids = riding(inbox, 3, group="g")
+    failed(depot, trip)
+    inbox.strand(trip, ids, "poison", to_dead_letters=False)
+    inbox.redrive("orders", [ids[0]], reason="fixed")
+    assert (inbox.moving("orders"), inbox.halts("orders")) == (1, [])
+    assert inbox.oldest_moving("orders") is not None
+    assert formed(inbox) == 1
+    assert states(inbox) == {ids[0]: "aboard", ids[1]: "stranded", ids[2]: "stranded"}
+    inbox.redrive("orders", [ids[2]], reason="fixed")
+    assert (inbox.moving("orders"), [halt.behind for halt in inbox.halts("orders")]) == (1, [1])
+    assert formed(inbox) == 0
+
+
 def test_a_group_goes_on_past_a_stranded_message_if_told_so(inbox):
     inbox.board("orders", grouped("a"))
     formed(inbox)

@@ -317,6 +317,28 @@ def test_a_replay_only_lists_and_again_delivers_once_more(stranded):
     assert stranded.logged() == ["O-1", "O-2", "O-2", "O-3"]
 
 
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (
+            {"key": "order_id"},
+            "overwrites what newer ones have left there; replay those too, or let the newer ones stay by Table(…, newest=",
+        ),
+        ({"key": "order_id", "newest": "qty"}, None),
+        ({"key": "order_id", "mode": "delete"}, "takes away what newer ones have left there; replay those too"),
+        ({}, None),
+    ],
+)
+def test_a_replay_says_where_older_values_come_back(world, table, said):
+    counted = Transform("counted", "SELECT order_id, qty FROM messages", Contract((Field("order_id"), Field("qty", "integer"))))
+    world.deploy(events(stops=(counted, DropOff("log", Table("warehouse", "log", create=True, **table), of="counted"))))
+    world.send(order(1))
+    world.deliver()
+    for more in ((), ("--again", "--reason", "x")):
+        _, _, err = world.bus_says("replay", "events", "--id", "1", *more)
+        assert (f"table log: a message that is delivered again {said}" in err) if said else "table log" not in err
+
+
 def test_after_restoring_a_warehouse_what_has_no_receipt_is_delivered_again(world):
     """As docs/production.md says."""
     for number in (1, 2, 3):

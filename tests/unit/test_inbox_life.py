@@ -123,8 +123,13 @@ class Life(RuleBasedStateMachine):
         return {one.key for one in older if one.key in arrived}, sum(one.key not in arrived for one in older)
 
     def boardable(self, batch, halt):
-        in_the_way = {one.group for one in self.of_state("aboard", *(["stranded"] if halt else []))} - {None}
-        return [one for one in self.mail.values() if one.state == "waiting" and one.group not in in_the_way][:batch]
+        def is_in_the_way(other, one):
+            return other.group == one.group is not None and (
+                other.state == "aboard" or (halt and other.state == "stranded" and other.id < one.id)
+            )
+
+        waiting = self.of_state("waiting")
+        return [one for one in waiting if not any(is_in_the_way(other, one) for other in self.mail.values())][:batch]
 
     # What happens
 
