@@ -21,6 +21,10 @@ Riding = TypeVar("Riding", bound=Any)
 
 COUNTED: tuple[MessageState, ...] = ("delivered", "superseded")
 """States that most messages end in: how many there are is kept in the route's row, never counted."""
+BACK_IN_PLACE = (
+    "a superseded one rides no more: where the newer one is bad, and the older version of the object is still there, copy that version "
+    "over the object (`aws s3api copy-object`), which is a new event"
+)
 INSTEAD_OF_DISCARDING = {
     "waiting": "waits for a trip; once it is aboard, `bus cancel TRIP --reason …` strands it, and then it can be discarded",
     "aboard": "rides in trip {trip}; `bus cancel {trip} --reason …` strands it first, unless the trip publishes",
@@ -267,7 +271,8 @@ def _all_of(connection: sa.Connection, ids: Sequence[int] | None, may: sa.Column
     found = _ids(connection, ids, may)
     missing = sorted(set(ids or ()) - set(found))
     if missing:
-        raise Refused(f"{len(missing)} of the {len(set(ids or ()))} messages ({brief(missing)}) are not {wanted}; nothing was changed")
+        said = f"{len(missing)} of the {len(set(ids or ()))} messages ({brief(missing)}) are not {wanted}; nothing was changed"
+        raise Refused(said + (f"; {BACK_IN_PLACE}" if _ids(connection, missing, messages.c.state == "superseded") else ""))
     return found
 
 

@@ -344,6 +344,15 @@ def test_a_delivered_newer_one_supersedes_and_one_that_rides_is_left_alone(inbox
     assert inbox.board("orders", [event("w", "0", "t")]) == Boarded(superseded=1)
 
 
+def test_who_redrives_a_superseded_one_is_told_how_its_object_comes_back(inbox):
+    inbox.board("orders", [Arrival("new", b"", subject="s", sequencer="02"), Arrival("old", b"", subject="s", sequencer="01")])
+    (old,) = inbox.messages(state="superseded")
+    with pytest.raises(Refused, match=r"\(\d+\) are not stranded .*; a superseded one rides no more: .*copy that version over the object"):
+        inbox.redrive("orders", [old.id], reason="it is the good one")
+    with pytest.raises(Refused, match=r"nothing was changed$"):
+        inbox.redrive("orders", [99], reason="no such message")
+
+
 def test_a_stranded_one_that_comes_again_too_late_is_superseded(inbox):
     trip, [number] = riding(inbox, 1, subject="s", sequencer="1")
     inbox.strand(trip, [number], "no", to_dead_letters=True)
