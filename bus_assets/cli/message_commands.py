@@ -14,7 +14,7 @@ from resources.texts import shortened
 
 if TYPE_CHECKING:
     from resources.depot.inbox import Inbox
-    from resources.depot.mail import Counts, Decision, Message
+    from resources.depot.mail import Boarded, Counts, Decision, Message
 
 STATES = ("waiting", "aboard", "delivered", "quarantined", "stranded", "superseded", "held", "discarded")
 WAIT_FOR_A_PERSON = ("stranded", "quarantined", "held")
@@ -57,9 +57,10 @@ def messages(
     for name, counted in counts.items():
         say(f"{name}: {_in_words(counted)}")
     rows = [(m.id, m.route, m.state, m.key, m.received_at, m.trip, m.rows_rejected or None, _why(m, decided)) for m in found]
-    print_table(
-        ("id", "route", "state", "key", "received (UTC)", "trip", "rejected", "why"), rows, numbers=("id",), empty="no such messages"
-    )
+    has_some = any(number for counted in counts.values() for number in counted.by_state.values())
+    if has_some or not (counts or route):  # else it is said already
+        header = ("id", "route", "state", "key", "received (UTC)", "trip", "rejected", "why")
+        print_table(header, rows, numbers=("id",), empty="no such messages" if has_some else "no messages")
     if len(found) == limit:
         notice(f"there may be more: --after {found[-1].id}")
 
@@ -121,11 +122,13 @@ def redrive(
         return
     depot = open_depot()
     known_route(depot, route, module)
-    number = depot.inbox.redrive(route, ids, states, since=_utc(since), until=_utc(until), reason=reason)
+    done = depot.inbox.redrive(route, ids, states, since=_utc(since), until=_utc(until), reason=reason)
     if as_json:
-        print_json({"route": route, "redriven": number})
+        print_json({"route": route, "redriven": done.waiting, "superseded": done.superseded})
         return
-    say(f"route '{route}': " + (f"{number:,} redriven, and waiting again" if number else _nothing(state, since, until)))
+    said = [f"{done.waiting:,} redriven, and waiting again"] if done.waiting else []
+    said += [f"{done.superseded:,} superseded, as a newer message of the same subject has come since"] if done.superseded else []
+    say(f"route '{route}': " + ("; ".join(said) or _nothing(state, since, until)))
     _note_paused(depot.inbox, route)
 
 
@@ -215,7 +218,25 @@ def _redrive_dead_letters(route: str, reason: str, module: str | None, as_json: 
     if as_json:
         print_json({"route": route, "from": took, **said})
         return
-    say(f"from queue {took}: " + (", ".join(f"{number:,} {name}" for name, number in said.items()) or "nothing lies there"))
+    say(f"from queue {took}: " + (_arrived(told) or "nothing lies there"))
+
+
+def _arrived(told: Boarded) -> str:
+    """What became of arrivals, in words."""
+    others = f" ({told.other_bodies:,} with another body)" if told.other_bodies else ""
+    left = "left as it is" if told.duplicates == 1 else "left as they are"
+    numbers = {
+        "redriven, and waiting again": told.redriven,
+        "new, and waiting": told.waiting,
+        f"duplicate{'s' * (told.duplicates != 1)}{others}, {left}": told.duplicates,
+        "superseded, as newer ones came before": told.superseded,
+        "quarantined": told.quarantined,
+        "ignored": told.ignored,
+        "held": told.held,
+        "that waited replaced by newer ones": told.replaced,
+    }
+    said = [f"{number:,} {words}" for words, number in numbers.items() if number]
+    return "; ".join(said)
 
 
 def _note_missing(asked: list[int], found: list[int]) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from resources.depot import boarding, decisions, forming, messages, quarantine, restoring, routes, settling
 from resources.depot.connections import Connections
@@ -22,6 +22,7 @@ from resources.depot.mail import (
     Message,
     MessageState,
     Purged,
+    Redriven,
     Remembered,
     Riders,
     Spent,
@@ -32,6 +33,8 @@ from resources.depot.quarantine import chunks
 from resources.errors import Misconfigured
 
 REDRIVEN: tuple[MessageState, ...] = (*WAIT_FOR_A_PERSON, "discarded")
+Done = TypeVar("Done")
+
 DECIDED_AT_ONCE = 5_000
 """A second or two on Postgres."""
 
@@ -327,10 +330,10 @@ class Inbox:
         since: datetime | None = None,
         until: datetime | None = None,
         reason: str,
-    ) -> int:
+    ) -> Redriven:
         """Let messages in ``states`` wait again, in their next generation; their held rows are discarded, the reason is kept. How many.
 
-        One that a newer message of its subject has replaced becomes superseded, and is not counted. With ``ids`` all or,
+        One that a newer message of its subject has replaced becomes superseded. With ``ids`` all or,
         with Refused, none (one is another route's, in another state, or its body is purged); without, every one that has its body.
         Only those received from ``since`` until before ``until``. Discarded ones only if ``ids`` or ``states`` name them. Without ``ids``
         many short transactions: nobody waits long, and what broke off is said again.
@@ -339,7 +342,7 @@ class Inbox:
         states = (WAIT_FOR_A_PERSON if ids is None else REDRIVEN) if states is None else states
         if not states or set(states) - set(REDRIVEN):
             raise Misconfigured(f"messages are redriven from {', '.join(REDRIVEN)}, not {', '.join(states) or 'nothing'}")
-        return self._decided(messages.redrive, route, ids, states, messages.Span(since, until), reason)
+        return sum(self._decided(messages.redrive, route, ids, states, messages.Span(since, until), reason), Redriven())
 
     def discard(
         self,
@@ -360,29 +363,30 @@ class Inbox:
         _reason(reason, "discarding messages")
         if not states or set(states) - set(WAIT_FOR_A_PERSON):
             raise Misconfigured(f"messages are discarded from {', '.join(WAIT_FOR_A_PERSON)}, not {', '.join(states) or 'nothing'}")
-        return self._decided(messages.discard, route, ids, states, messages.Span(since, until), reason)
+        return sum(self._decided(messages.discard, route, ids, states, messages.Span(since, until), reason))
 
     def _decided(
         self,
-        decide: Callable[..., int],
+        decide: Callable[..., Done],
         route: str,
         ids: Sequence[int] | None,
         states: Sequence[MessageState],
         received: messages.Span,
         reason: str,
-    ) -> int:
+    ) -> Iterator[Done]:
         """``decide`` for ``ids`` at once, else for all that are in ``states``, some at a time: it holds the route's row."""
         checked_name(route, "route")
         if ids is not None:
             with self._connections.writing() as connection:
-                return decide(connection, route, ids, states, received, reason, all_of=True)
+                done = decide(connection, route, ids, states, received, reason, all_of=True)
+            yield done
+            return
         with self._connections.reading() as connection:
             every = messages.given_up(connection, route, states, received)
-        done = 0
         for some in chunks(every, DECIDED_AT_ONCE):
             with self._connections.writing() as connection:
-                done += decide(connection, route, some, states, received, reason, all_of=False)
-        return done
+                done = decide(connection, route, some, states, received, reason, all_of=False)
+            yield done
 
     def replay(
         self, route: str, since: datetime | None = None, until: datetime | None = None, ids: Sequence[int] | None = None

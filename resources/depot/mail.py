@@ -217,6 +217,17 @@ class Remembered:
 
 
 @dataclass(frozen=True)
+class Redriven:
+    """What became of messages that a person sent round again: ``superseded`` ones had been replaced by a newer one of their subject."""
+
+    waiting: int = 0
+    superseded: int = 0
+
+    def __add__(self, other: Redriven) -> Redriven:
+        return Redriven(self.waiting + other.waiting, self.superseded + other.superseded)
+
+
+@dataclass(frozen=True)
 class Purged:
     """What a purge took away: bodies of messages that are kept, and whole messages, keys included."""
 

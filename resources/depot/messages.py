@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from resources.depot import decisions, quarantine, routes, schema
 from resources.depot.connections import Connections, now
-from resources.depot.mail import ENDED, Aboard, Counts, Halt, Message, MessageState, Purged
+from resources.depot.mail import ENDED, Aboard, Counts, Halt, Message, MessageState, Purged, Redriven
 from resources.depot.quarantine import UPDATE_IDS, brief, chunks
 from resources.depot.schema import messages, storable
 from resources.errors import Refused
@@ -185,7 +185,7 @@ def given_up(connection: sa.Connection, route: str, states: Sequence[MessageStat
 
 def redrive(
     connection: sa.Connection, route: str, ids: Sequence[int], states: Sequence[MessageState], received: Span, reason: str, *, all_of: bool
-) -> int:
+) -> Redriven:
     routes.lock(connection, route)
     may = (messages.c.route == route) & messages.c.state.in_(states) & messages.c.body.is_not(None) & received.has()
     within = " and were received then" if received != Span() else ""
@@ -201,7 +201,7 @@ def redrive(
         decisions.keep(connection, messages.c.id.in_(some), "redriven", reason, moment)
         replaced += gone
     routes.count(connection, route, superseded=replaced)
-    return len(found) - replaced
+    return Redriven(len(found) - replaced, replaced)
 
 
 def discard(

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from resources.depot import boarding, messages, schema
 from resources.depot import trips as trips_sql
 from resources.depot.entries import AttemptEnded, AttemptLive, Forgotten, NoSuchTrip, QuarantinedRow, Reason, TripOver, Verdict
-from resources.depot.mail import Arrival, Boarded, Halt, Purged, Remembered
+from resources.depot.mail import Arrival, Boarded, Halt, Purged, Redriven, Remembered
 from resources.depot.store import Depot
 from resources.errors import Misconfigured, Poison, Refused, Transient
 from resources.receipts import stored_key
@@ -272,7 +272,7 @@ def test_what_was_sent_before_the_horizon_is_held(inbox):
     assert held.key == "old"
     assert "may have been delivered" in held.error
     assert inbox.board("orders", [Arrival("old", b"", old)], horizon_seconds=3600) == Boarded(duplicates=1)
-    assert inbox.redrive("orders", reason="it was not") == 1
+    assert inbox.redrive("orders", reason="it was not").waiting == 1
     assert counted(inbox) == {"waiting": 4}
 
 
@@ -1078,7 +1078,7 @@ def test_dead_letters_are_told_until_they_are_sent(inbox):
     assert inbox.dead_letters("invoices", 10) == []
     inbox.sent_to_dead_letters(ids[:1])
     assert [message.id for message in inbox.dead_letters("orders", 10)] == ids[1:2]
-    assert inbox.redrive("orders", ids=ids[1:2], reason="fixed") == 1
+    assert inbox.redrive("orders", ids=ids[1:2], reason="fixed").waiting == 1
     assert inbox.dead_letters("orders", 10) == []
 
 
@@ -1112,12 +1112,12 @@ def test_a_stranded_message_that_arrives_again_is_redriven(depot, inbox):
 def test_a_person_redrives_by_state_or_by_id(depot, inbox):
     _, ids = stranded_with_row(depot, inbox)
     inbox.board("orders", [Arrival("bad", b"{", problem="not JSON"), Arrival("old", b"", datetime.now(UTC) - DAY)], horizon_seconds=60)
-    assert inbox.redrive("orders", ids=ids[:1], reason="fixed") == 1
+    assert inbox.redrive("orders", ids=ids[:1], reason="fixed").waiting == 1
     assert depot.quarantined(state="discarded")[0].reason == "message redriven: fixed"
     assert counted(inbox) == {"waiting": 1, "stranded": 2, "quarantined": 1, "held": 1}
-    assert inbox.redrive("orders", states=("quarantined",), reason="fixed") == 1
-    assert inbox.redrive("invoices", reason="fixed") == 0
-    assert inbox.redrive("orders", reason="fixed") == 3
+    assert inbox.redrive("orders", states=("quarantined",), reason="fixed").waiting == 1
+    assert inbox.redrive("invoices", reason="fixed").waiting == 0
+    assert inbox.redrive("orders", reason="fixed").waiting == 3
     assert counted(inbox) == {"waiting": 5}
     assert {message.generation for message in inbox.messages()} == {1}
     assert depot.quarantined() == []
@@ -1186,7 +1186,7 @@ def test_many_are_redriven_and_sent_again_in_a_few_statements(depot, inbox):
     inbox.strand(trip, ids, "no", to_dead_letters=True)
     statements = []
     sa.event.listen(depot._connections._engine(), "before_cursor_execute", lambda *given: statements.append(given[2]))
-    assert inbox.redrive("orders", reason="fixed") == 1000
+    assert inbox.redrive("orders", reason="fixed").waiting == 1000
     assert len(statements) < 12
     formed(inbox, batch=1000)
     inbox.delivered(*departed(inbox), {}, {})
@@ -1206,13 +1206,15 @@ def test_a_redrive_may_be_of_a_span_of_time(depot, inbox):
     for number, day in zip(ids, days, strict=True):
         with depot._connections.writing() as connection:
             connection.execute(sa.update(schema.messages).where(schema.messages.c.id == number).values(received_at=day))
-    assert inbox.redrive("orders", since=days[3] + DAY, reason="x") == inbox.redrive("orders", until=days[0], reason="x") == 0
-    assert inbox.redrive("orders", since=days[1], until=days[2], reason="x") == 1
+    assert (
+        inbox.redrive("orders", since=days[3] + DAY, reason="x").waiting == inbox.redrive("orders", until=days[0], reason="x").waiting == 0
+    )
+    assert inbox.redrive("orders", since=days[1], until=days[2], reason="x").waiting == 1
     assert states(inbox) == {ids[0]: "stranded", ids[1]: "waiting", ids[2]: "stranded", ids[3]: "stranded"}
     with pytest.raises(Refused, match="were received then"):
         inbox.redrive("orders", ids=ids[2:], since=days[3], reason="x")
-    assert inbox.redrive("orders", ids=ids[2:3], since=days[1], reason="x") == 1
-    assert inbox.redrive("orders", since=days[0], reason="x") == 2
+    assert inbox.redrive("orders", ids=ids[2:3], since=days[1], reason="x").waiting == 1
+    assert inbox.redrive("orders", since=days[0], reason="x").waiting == 2
 
 
 def test_a_redrive_is_all_or_nothing(depot, inbox):
@@ -1234,7 +1236,7 @@ def test_a_redriven_message_that_was_replaced_is_superseded(inbox):
     trip, [number] = riding(inbox, 1, subject="s", sequencer="1")
     inbox.strand(trip, [number], "no", to_dead_letters=False)
     inbox.board("orders", [event("newer", "2", "s")])
-    assert inbox.redrive("orders", reason="fixed") == 0
+    assert inbox.redrive("orders", reason="fixed").waiting == 0
     assert counted(inbox) == {"waiting": 1, "superseded": 1}
 
 
@@ -1247,7 +1249,7 @@ def test_what_is_discarded_is_no_newer_one(inbox):
     inbox.strand(trip, [old], "no", to_dead_letters=False)
     inbox.board("orders", [event("newer", "2", "s", problem="broken")])
     inbox.discard("orders", states=("quarantined",), reason="nobody can read it")
-    assert inbox.redrive("orders", reason="then this one") == 1
+    assert inbox.redrive("orders", reason="then this one").waiting == 1
     inbox.board("orders", [event("newest", "9", "t", problem="broken")])
     inbox.discard("orders", states=("quarantined",), reason="nor this one")
     assert inbox.board("orders", [event("late", "8", "t")]) == Boarded(waiting=1)
@@ -1266,7 +1268,7 @@ def test_many_are_decided_some_at_a_time(inbox, monkeypatch, decide):
 
     monkeypatch.setattr(messages, decide, watched)
     monkeypatch.setattr("resources.depot.inbox.DECIDED_AT_ONCE", 3)
-    assert getattr(inbox, decide)("orders", reason="all of them") == 7
+    assert getattr(inbox, decide)("orders", reason="all of them") == (Redriven(7) if decide == "redrive" else 7)
     assert at_once == [3, 3, 1]
     assert inbox.counts("orders").is_balanced
 
@@ -1292,7 +1294,7 @@ def test_a_discarded_message_is_kept_and_does_not_wake(depot, inbox):
     assert inbox.board("orders", again, dead_letters="for others") == Boarded(duplicates=2, other_bodies=2)
     assert inbox.correct(inbox.messages(key="k0")[0], again[0]) is False
     assert inbox.rebuild("orders", again, {}) == {}
-    assert inbox.redrive("orders", reason="all that waits for a person") == 3
+    assert inbox.redrive("orders", reason="all that waits for a person").waiting == 3
     assert counted(inbox) == {"discarded": 2, "waiting": 3}
     assert inbox.discard("orders", reason="nothing waits for a person") == 0
 
@@ -1300,8 +1302,8 @@ def test_a_discarded_message_is_kept_and_does_not_wake(depot, inbox):
 def test_who_discarded_a_message_takes_it_back(depot, inbox):
     _, ids = stranded_with_row(depot, inbox)
     inbox.discard("orders", reason="a mistake")
-    assert inbox.redrive("orders", ids[:1], reason="no, it counts") == 1
-    assert inbox.redrive("orders", states=("discarded",), reason="they all count") == 2
+    assert inbox.redrive("orders", ids[:1], reason="no, it counts").waiting == 1
+    assert inbox.redrive("orders", states=("discarded",), reason="they all count").waiting == 2
     assert counted(inbox) == {"waiting": 3}
     assert reasons(inbox, ids[0]) == {ids[0]: [("discarded", "a mistake", 0), ("redriven", "no, it counts", 1)]}
     formed(inbox)
@@ -1430,7 +1432,7 @@ def test_rows_keep_their_message_and_are_released_only_if_it_was_delivered(depot
         depot.mark_released([row.id for row in rows], release.id)
     assert len(depot.quarantined(state="held")) == 4
     depot.mark_released([row.id for row in rows if row.message != ids[1]], release.id)
-    assert inbox.redrive("orders", reason="contract fixed") == 1
+    assert inbox.redrive("orders", reason="contract fixed").waiting == 1
     assert [row.state for row in depot.quarantined(state=None)] == ["released", "discarded", "released", "released"]
 
 

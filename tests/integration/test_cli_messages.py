@@ -13,13 +13,15 @@ import pytest
 
 from bus_assets import Contract, DropOff, Field, Json, PickUp, Route, Table, TextFile, Transform
 from bus_assets.cli import message_commands
+from bus_assets.cli.message_commands import _arrived
 from resources.database import Database
 from resources.depot.inbox import REDRIVEN
-from resources.depot.mail import WAIT_FOR_A_PERSON, Arrival, MessageState
+from resources.depot.mail import WAIT_FOR_A_PERSON, Arrival, Boarded, MessageState
 from resources.depot.store import Depot
 from resources.errors import BusError, Poison, Transient
 from resources.queue import SqsQueue
 from resources.queue_seam import Outgoing
+from sensors.envelopes import carried
 from tests.queue_cli import CliWorld
 from tests.queue_world import ORDER, TOTAL, events, order, orders
 from tests.world import lose_a_reply
@@ -247,6 +249,16 @@ def test_a_redrive_takes_those_that_were_received_in_a_span_of_time(world):
     assert world.states() == {"quarantined": 1, "waiting": 2}
 
 
+def test_a_redrive_says_which_a_newer_message_has_replaced(world):
+    """The newer one waits for a person too."""
+    board = world.bus.depot.inbox.board
+    board("events", [Arrival("old", b"{}", subject="s", sequencer="1", problem="broken")])
+    board("events", [Arrival("new", b"{}", subject="s", sequencer="2", problem="broken")])
+    said = world.bus_says("redrive", "events", "--all", "--reason", "mended")[1]
+    assert said == ("route 'events': 1 redriven, and waiting again; 1 superseded, as a newer message of the same subject has come since\n")
+    assert world.states() == {"waiting": 1, "superseded": 1}
+
+
 def test_redriving_says_if_the_route_is_paused(stranded):
     stranded.bus_says("pause", "events", "--reason", "moving house")
     _, out, err = stranded.bus_says("redrive", "events", "--id", "4", "--reason", "x")
@@ -260,6 +272,26 @@ def test_dead_letters_come_back_into_the_depot_once(stranded):
     mended(stranded)
     assert stranded.logged() == ["O-1", "O-2", "O-3", "O-666"]
     assert "nothing lies there" in stranded.bus_says("redrive", "events", "--from-dead-letters")[1]
+
+
+def test_what_came_back_from_the_dead_letters_is_told_in_words(stranded):
+    stranded.bus_says("redrive", "events", "--from-dead-letters")
+    stranded.dead.send([Outgoing('{"order_id": "O-9"}', carried("sqs:m-1", 0, None, None))])
+    said = stranded.bus_says("redrive", "events", "--from-dead-letters")[1]
+    assert said == "from queue dead: 1 duplicate (1 with another body), left as it is\n"
+    assert _arrived(Boarded(1, 2, 3, 4, 0, 5, 6, 7)) == (
+        "3 redriven, and waiting again; 1 new, and waiting; 2 duplicates, left as they are; 4 superseded, as newer ones came before; "
+        "5 ignored; 6 held; 7 that waited replaced by newer ones"
+    )
+
+
+def test_without_messages_it_is_said_once(world):
+    assert world.bus_says("messages") == (0, "", "no messages\n")
+    assert "no such messages" not in world.bus_says("messages", "events")[2]
+    world.bus.depot.inbox.pause("events", "moving house")
+    code, out, err = world.bus_says("messages", "events")
+    assert (code, err) == (0, "")
+    assert out.startswith("events: no messages, PAUSED since")
 
 
 def test_a_dead_letter_that_was_delivered_meanwhile_is_a_duplicate(stranded):

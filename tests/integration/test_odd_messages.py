@@ -208,7 +208,7 @@ def test_an_object_that_may_not_be_read_sets_its_message_aside_until_it_may(tmp_
     assert "allow s3:GetObject" in str(aside.error)
     world.land(json.dumps({"id": "1", "note": "x"}), "a")
     world.bus.systems["landing"] = LocalFiles(root=str(tmp_path / "landing"))  # pyright: ignore[reportIndexIssue]
-    assert world.bus.depot.inbox.redrive("events", reason="it may be read now", states=("quarantined",)) == 1
+    assert world.bus.depot.inbox.redrive("events", reason="it may be read now", states=("quarantined",)).waiting == 1
     world.deliver()
     assert world.logged() == ["1"]
     forget_clients()

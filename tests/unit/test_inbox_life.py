@@ -447,7 +447,7 @@ class Life(RuleBasedStateMachine):
             self.again(one)
             if self.is_replaced(one):
                 one.state = "superseded"
-        assert self.inbox.redrive(ROUTE, reason="fixed") == sum(one.state == "waiting" for one in some)
+        assert self.inbox.redrive(ROUTE, reason="fixed").waiting == sum(one.state == "waiting" for one in some)
 
     @precondition(lambda self: self.of_state("stranded", "quarantined", "held"))
     @rule(data=st.data())
@@ -463,7 +463,7 @@ class Life(RuleBasedStateMachine):
         self.again(one)
         if self.is_replaced(one):
             one.state = "superseded"
-        assert self.inbox.redrive(ROUTE, [one.id], reason="it counts") == (one.state == "waiting")
+        assert self.inbox.redrive(ROUTE, [one.id], reason="it counts").waiting == (one.state == "waiting")
 
     @precondition(lambda self: self.of_state("delivered"))
     @rule(data=st.data())
