@@ -154,9 +154,10 @@ def _listed(body: Mapping[str, Any], path: str) -> list[Mapping[str, Any]]:
 
 
 def named_by(drive: Drive, stop: PickUp) -> Iterator[Records]:
-    """What ``stop`` reads for each message. What cannot be read for one (gone, forbidden, broken) sets that message aside, whole;
-    the others go on. :class:`Transient` ends the stop, and names the message if the source answers for another one; so does the same
-    Misconfigured for every one of several messages; that each names another thing that is missing is not the same."""
+    """What ``stop`` reads for each message. What cannot be read for one (gone, forbidden, broken) sets that message aside, whole, at
+    the place of that message; the others go on. :class:`Transient` ends the stop, and names the message if the source answers for
+    another one; so does the same Misconfigured for every one of several messages; that each names another thing that is missing is
+    not the same."""
     import pyarrow as pa
 
     from resources.records import Records, Unreadable
@@ -166,7 +167,7 @@ def named_by(drive: Drive, stop: PickUp) -> Iterator[Records]:
     tried, failures, first = 0, list[BusError](), None
     for message, row in message_rows(drive):
         tried, first = tried + 1, message if first is None else first
-        origin = f"{stop.source.system}, for message {message}"
+        origin = stop.source.system
         try:
             for run in _read_for(drive, stop, row):
                 origin = run.origin
@@ -178,8 +179,7 @@ def named_by(drive: Drive, stop: PickUp) -> Iterator[Records]:
         except BusError as error:
             failures.append(error)
             said = Unreadable(message, "", f"{error.place}: {error.message}" if error.place else error.message, message)
-            unit = getattr(stop.source, "unit", "row")
-            yield Records(empty, origin, none, unit, (said,), none, frozenset({message}))
+            yield Records(empty, origin, none, Bodies.unit, (said,), none, frozenset({message}))
     if len(failures) == tried > 1 and isinstance(failures[0], Misconfigured) and len(set(map(_what_is_wrong, failures))) == 1:
         raise failures[0]
 

@@ -92,7 +92,7 @@ class Stager:
             for run in runs:
                 if not isinstance(run, Records):
                     raise Misconfigured(f"the source gave a {type(run).__name__}; each thing that it yields is a resources.records.Records")
-                self._unit = run.unit
+                self._unit = run.unit if run.batch.num_rows else self._unit
                 ids = _numbers(seen + 1, run.batch.num_rows)
                 self._unreadable(run, seen)
                 kept, index = self._split(run.batch, ids, run.messages, run)

@@ -111,15 +111,19 @@ def show(
     from bus_assets.quarantine import masked, row_of
     from bus_assets.release import on_its_way, way_out
 
-    row = row_of(open_depot(), row_id)
+    depot = open_depot()
+    row = row_of(depot, row_id)
+    key = _key_of(depot, row.message)
     payload = dict(row.payload) if reveal else masked(row, load(module).routes.get(row.route))
     if as_json:
-        print_json(_brief(row, _may_ride([row], module)) | {"payload": payload})
+        print_json(_brief(row, _may_ride([row], module)) | {"message_key": key, "payload": payload})
         return
     say(f"row {row.id} of route '{row.route}', stop '{row.stop}', trip {row.trip}: {_standing(row)}")
     if on_its_way(row):
         say(f"next: {way_out(row)}")
     say(f"place: {_place(row)}")
+    if row.message is not None:
+        say(f"message: {row.message}" + (f", key {key}" if key else ", which the depot has forgotten"))
     for reason in row.reasons:
         say(f"reason: {reason.rule}: {reason.message}")
     print_table(("field", "value"), payload.items())
@@ -290,15 +294,23 @@ def _routes(module: str | None) -> dict[str, Route]:
 
 def _brief(row: QuarantinedRow, may_ride: Callable[[Held], bool]) -> dict[str, Any]:
     names = ("id", "route", "stop", "trip", "row_id", "origin", "unit", "position", "state", "released_trip", "release_state", "reason")
-    names = (*names, "created_at")
+    names = (*names, "created_at", "message")
     reasons = [{"rule": reason.rule, "message": reason.message} for reason in row.reasons]
     return {name: getattr(row, name) for name in names} | {"reasons": reasons, "releasable": may_ride(row)}
+
+
+def _key_of(depot: Depot, message: int | None) -> str | None:
+    """None without a message, and once a purge has forgotten it."""
+    found = depot.inbox.messages(limit=1, after=message - 1) if message is not None else []
+    return found[0].key if found and found[0].id == message else None
 
 
 def _place(row: QuarantinedRow) -> str:
     from resources.records import place_of
 
-    return place_of(row.origin, row.unit or "row", row.position or 0) if row.origin else f"row {row.row_id}"
+    if row.origin:
+        return place_of(row.origin, row.unit or "row", row.position or 0)
+    return f"row {row.row_id}" + (f", of message {row.message}" if row.message is not None else "")
 
 
 def _reasons(row: QuarantinedRow) -> str:

@@ -424,6 +424,34 @@ def test_rows_of_a_message_that_is_wholly_quarantined_are_redriven_not_released(
     assert "held, its message 2 is quarantined: `bus redrive events --id 2 --reason …`" in world.bus_says("quarantine", "list")[1]
 
 
+def test_a_rejected_row_names_its_message(world):
+    """Also one that a transform made anew, and one of a message for which nothing could be read."""
+    gross = Contract((Field("order_id"), Field("qty", "integer", minimum=2)), max_rejected=0.9)
+    anew = Transform("anew", "SELECT order_id, qty FROM messages", gross, grain="changed", combine="alone")
+    world.deploy(events(decode=Json(ORDER, records="orders"), stops=(anew, DropOff("log", Table("warehouse", "log", create=True)))))
+    world.send({"orders": [order(1), order(2, qty=2)]})
+    world.deliver()
+    (row,) = world.told("quarantine", "list")
+    assert row["message"] == 1
+    shown = world.told("quarantine", "show", str(row["id"]))
+    assert (shown["message"], shown["message_key"]) == (1, "sqs:m-1")
+    out = world.bus_says("quarantine", "show", str(row["id"]))[1]
+    assert f"place: row {row['row_id']}, of message 1\nmessage: 1, key sqs:m-1\n" in out
+
+
+def test_an_unreadable_row_is_at_its_message_not_at_a_line_of_that_number(world):
+    named = PickUp("lines", TextFile("landing", "{message.file}"), Contract((Field("sku", unique=True),), max_rejected=0.9))
+    log = DropOff("log", Table("warehouse", "log", create=True), of="lines")
+    world.deploy(events(decode=Json(Contract((Field("file", required=True),))), stops=(named, log)))
+    world.land("sku\na\na\n", "one.csv")
+    world.send({"file": "one.csv"}, {"file": "gone.csv"})
+    world.deliver()
+    gone, twice = sorted(world.told("quarantine", "list"), key=lambda row: row["position"] or 0)
+    said = world.bus_says("quarantine", "show", str(gone["id"]))[1]
+    assert "place: landing, message 2\nmessage: 2, key sqs:m-2\n" in said
+    assert (twice["unit"], twice["reasons"][0]["message"]) == ("line", "'a' is the same as one.csv, line 2")
+
+
 def counted(world, *more):
     """Per rule the rows, and those of them that a release would take."""
     return {one["rule"]: (one["rows"], one["releasable"]) for one in world.told("quarantine", "counts", *more)}
