@@ -61,7 +61,8 @@ def horizon(depot: Depot, older_than: timedelta, keys: timedelta = KEYS, *, dry_
 class Taken:
     """What was taken of one route: ``staged_files`` of so many ``trips``; ``forgotten_trips`` whole, with ``quarantined_rows`` that were
     released or discarded. ``unknown`` archived messages are not in the depot: then its keys, their archive and its trips stay. ``needed``:
-    trips that failed and may yet roll forward, and why their staged files stay."""
+    trips that failed and may yet roll forward, and why their staged files stay. ``unknown_folders`` in the staging area are those of
+    ``unknown_trips``, of which the depot knows nothing, and ``unknown_why`` says what they may be needed for."""
 
     route: str
     bodies: int
@@ -75,6 +76,8 @@ class Taken:
     unknown: int
     unknown_trips: int
     needed: Mapping[str, str] = field(default_factory=dict)
+    unknown_folders: tuple[str, ...] = ()
+    unknown_why: str = ""
 
 
 def purge(bus: Bus, route: Route, instance: DagsterInstance, upto: Horizon) -> Taken:
@@ -83,12 +86,13 @@ def purge(bus: Bus, route: Route, instance: DagsterInstance, upto: Horizon) -> T
     if unknown:
         upto = replace(upto, keys_before=datetime(1970, 1, 1, tzinfo=UTC))
     messages = _messages(bus, route, upto) if route.queue else Purged()
-    trips, staged, unknown_trips, needed = _staged(bus, route, upto)
+    trips, staged, unknown_folders, needed = _staged(bus, route, upto)
     # Last: what is staged of a trip that the depot does not know is kept for ever, and messages that are kept hold their trips.
     gone = (bus.depot.forgettable_trips if upto.dry_run else bus.depot.forget_trips)(route.name, upto.keys_before)
     runs = _runs(instance, route, upto)
     of_trips = (staged, trips, gone.trips, gone.rows)
-    return Taken(route.name, messages.bodies, messages.messages, files, *of_trips, runs, unknown, unknown_trips, needed)
+    of_others = (len(unknown_folders), needed, unknown_folders, _why_unknown(route) if unknown_folders else "")
+    return Taken(route.name, messages.bodies, messages.messages, files, *of_trips, runs, unknown, *of_others)
 
 
 def _messages(bus: Bus, route: Route, upto: Horizon) -> Purged:
@@ -118,19 +122,19 @@ def _end(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
 
 
-def _staged(bus: Bus, route: Route, upto: Horizon) -> tuple[int, int, int, dict[str, str]]:
-    """How many trips, how many files of theirs, how many trips the depot does not know: they may have to roll forward; and which failed
-    trips may as well, with why."""
+def _staged(bus: Bus, route: Route, upto: Horizon) -> tuple[int, int, tuple[str, ...], dict[str, str]]:
+    """How many trips, how many files of theirs, the folders of trips that the depot does not know: these may have to roll forward, or
+    be another depot's; and which failed trips may have to as well, with why."""
     by_trip: dict[str, int] = {}
     for path in bus.staging.list(route.name):
         trip = path.split("/")[1]
         by_trip[trip] = by_trip.get(trip, 0) + 1
-    old, unknown = list[Trip](), 0
+    old, unknown = list[Trip](), list[str]()
     for trip in by_trip:
         try:
             found = bus.depot.trip(trip)
         except NoSuchTrip:
-            unknown += 1
+            unknown.append(f"{route.name}/{trip}")
             continue
         if found.state in ENDED and (found.ended_at or found.created_at) < upto.before:
             old.append(found)
@@ -138,7 +142,20 @@ def _staged(bus: Bus, route: Route, upto: Horizon) -> tuple[int, int, int, dict[
     taken = [trip.id for trip in old if trip.id not in needed]
     for trip in () if upto.dry_run else taken:
         bus.staging.delete_prefix(f"{route.name}/{trip}")
-    return len(taken), sum(by_trip[trip] for trip in taken), unknown, needed
+    return len(taken), sum(by_trip[trip] for trip in taken), tuple(unknown), needed
+
+
+def _why_unknown(route: Route) -> str:
+    """What staged rows of trips may be needed for that are in a lost depot, or in another; and when they can go."""
+    gone = "they can be deleted in the staging area"
+    if len(route.databases) < 2:
+        right = "if this is the depot that they should be in (BUS_DEPOT_URL), and no run from before it is under way"
+        return f"nothing rolls forward from them, as the route has no second database; {right}, {gone}"
+    halfway = f"a trip that is committed in '{route.databases[0]}' and not in every database"
+    if route.queue is None:
+        return f"{halfway} rolls forward from them in the depot that knows it only; once the tables of all databases agree, {gone}"
+    rebuilt = f"what `bus depot rebuild {route.name}` brings back"
+    return f"{halfway} rolls forward from them once its messages ride again; once {rebuilt} is delivered, {gone}"
 
 
 def _needed(bus: Bus, route: Route, failed: Sequence[Trip], *, dry_run: bool) -> dict[str, str]:

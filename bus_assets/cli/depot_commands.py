@@ -77,9 +77,10 @@ def _note_left(taken: Taken) -> None:
             f"archive stays; `bus depot rebuild {taken.route}` brings them back"
         )
     if taken.unknown_trips:
-        notice(
-            f"{taken.route}: staged rows of {taken.unknown_trips:,} trips stay that the depot does not know: they may have to roll forward"
-        )
+        trips = "1 trip" if taken.unknown_trips == 1 else f"{taken.unknown_trips:,} trips"
+        more = f" and {taken.unknown_trips - EXAMPLES:,} more; --json lists them" if taken.unknown_trips > EXAMPLES else ""
+        folders = f"{', '.join(taken.unknown_folders[:EXAMPLES])}{more}"
+        notice(f"{taken.route}: staged rows of {trips} stay that the depot does not know: {taken.unknown_why}: {folders}")
     for trip, why in list(taken.needed.items())[:EXAMPLES]:
         notice(f"{taken.route}: staged rows of trip {trip} stay, which failed: {why}")
     if (more := len(taken.needed) - EXAMPLES) > 0:

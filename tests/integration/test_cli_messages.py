@@ -1122,6 +1122,20 @@ def test_a_purge_leaves_trips_that_are_under_way_or_unknown(world):
     world.sql("UPDATE depot_trips SET created_at = '2001-01-01 00:00:00.000000'")
     (taken,) = world.told("purge", "--older-than", "7d")["routes"]
     assert (taken["staged_files"], taken["trips"], taken["unknown_trips"]) == (0, 0, 1)
+    err = world.bus_says("purge", "--older-than", "7d")[2]
+    assert "staged rows of 1 trip stay that the depot does not know: nothing rolls forward from them, as the route has no second" in err
+    assert "they can be deleted in the staging area: events/lost\n" in err
+
+
+def test_a_purge_says_what_rows_of_an_unknown_trip_may_be_needed_for_in_several_databases(world):
+    of_two_databases(world)
+    for trip in range(7):
+        (world.root / "staging" / "files" / f"lost{trip}" / "1").mkdir(parents=True)
+        (world.root / "staging" / "files" / f"lost{trip}" / "1" / "rows.parquet").touch()
+    err = world.bus_says("purge", "--older-than", "7d")[2]
+    assert "committed in 'warehouse' and not in every database rolls forward from them in the depot that knows it only" in err
+    assert err.endswith("files/lost4 and 2 more; --json lists them\n")
+    assert len(world.told("purge", "--older-than", "7d")["routes"][0]["unknown_folders"]) == 7
 
 
 def of_two_databases(world):
