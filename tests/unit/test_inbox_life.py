@@ -113,7 +113,8 @@ class Life(RuleBasedStateMachine):
         one.state, one.trip, one.generation, one.to_dead_letters = "waiting", None, one.generation + 1, False
 
     def is_replaced(self, one):
-        return one.has_subject and any(other.has_subject and other.key > one.key for other in self.mail.values())
+        others = [other for other in self.mail.values() if other.has_subject and other.state != "discarded"]
+        return one.has_subject and any(other.key > one.key for other in others)
 
     def supersede(self, arrived):
         """Of a subject that arrived only the newest wait on: the keys that arrived too late, and how many waited in vain."""
