@@ -72,7 +72,9 @@ def transform(drive: Drive, stop: Transform) -> Stopped:
     verdicts = drive.verdicts()
     inputs = [drive.passengers(name, verdicts) for name in drive.route.upstream(stop.name)]
     keeps, of_messages = stop.grain == "kept", drive.route.of_messages(stop.name)
-    made = run_transform(stop, inputs, drive.values.parameters, alone=of_messages and not keeps)
+    brought = [passengers.stop for passengers in inputs if drive.route.of_messages(passengers.stop)] if of_messages else []
+    alone = brought if not keeps or len(brought) > 1 else []
+    made = run_transform(stop, inputs, drive.values.parameters, alone=alone)
     message_of = MessageOf(drive, stop, verdicts) if of_messages and keeps else None
     return _staged(drive, stop, lambda stager: stager.rows(made, keeps_grain=keeps, inputs=inputs, message_of=message_of))
 

@@ -84,7 +84,8 @@ class Transform:
     ``how``    a SELECT, or a function that takes one argument for each stop in ``after``, in that order. Annotations choose the form:
                ``pandas.DataFrame`` (whole; the default), ``Iterator[pandas.DataFrame]`` (first stop batch by batch, a generator),
                ``pyarrow.Table``. A parameter named ``params`` gets the trip's parameters.
-    ``after``  the stops it reads; default: the one before. Rows belong to the first; the others are looked up.
+    ``after``  the stops it reads; default: the one before. Rows belong to the first; the others are looked up, rows of messages by those
+               of the same message.
     ``grain``  'kept' (default): every row of the first stop comes out exactly once, and keeps its identity by the frame's index or
                the column ``_bus_row``. 'changed': rows are filtered, multiplied or aggregated, and the account shows both sums.
     ``combine``  how two batches of messages combine where the grain changes: which messages share a trip is chance. 'alone': each

@@ -7,7 +7,7 @@ import os
 import re
 import traceback
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from decimal import InvalidOperation
 from typing import Any
 
@@ -31,27 +31,30 @@ _COERCE = f"; pandas.to_numeric and to_datetime with errors='coerce' give {_SO_W
 
 
 def run_transform(
-    stop: Transform, inputs: Sequence[Passengers], parameters: Mapping[str, Any], *, alone: bool = False
+    stop: Transform, inputs: Sequence[Passengers], parameters: Mapping[str, Any], *, alone: Collection[str] = ()
 ) -> Iterator[pa.RecordBatch]:
     """Yield the transform's rows with the contract's columns as far as there are any, and :data:`ROW` where the grain is kept.
 
-    ``alone``: once for each message of the first input, on its rows; then what comes out has the column :data:`MESSAGE`.
+    ``alone``: stops, the first input among them; once for each message of that, on the rows that it has in these. Then what comes
+    out has the column :data:`MESSAGE`.
     Raises :class:`Poison` for what the author's code raised, and for missing columns or lost identity, which may be what it makes of some
     rows only: ``alone`` it names the message.
     """
     if alone:
-        yield from _one_by_one(stop, inputs, parameters)
+        yield from _one_by_one(stop, inputs, parameters, alone)
         return
     made = _run_sql(stop, inputs) if stop.is_sql else _run_function(stop, inputs, parameters)
     for batch in made:
         yield _with_contract(stop, batch)
 
 
-def _one_by_one(stop: Transform, inputs: Sequence[Passengers], parameters: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
-    first, *others = inputs
-    for message in first.messages():
+def _one_by_one(
+    stop: Transform, inputs: Sequence[Passengers], parameters: Mapping[str, Any], alone: Collection[str]
+) -> Iterator[pa.RecordBatch]:
+    for message in inputs[0].messages():
+        its = [passengers.of_message(message) if passengers.stop in alone else passengers for passengers in inputs]
         try:
-            for batch in run_transform(stop, [first.of_message(message), *others], parameters):
+            for batch in run_transform(stop, its, parameters):
                 yield batch.append_column(MESSAGE, pa.repeat(pa.scalar(message, pa.int64()), batch.num_rows))
         except Poison as error:
             error.culprit = message

@@ -472,6 +472,53 @@ def test_each_message_alone_is_transformed_by_itself(tmp_path):
     assert sorted((Decimal(str(row[0])), row[1]) for row in world.rows("log")) == [(Decimal("1.50"), 1), (Decimal("4.50"), 3)]
 
 
+def beside(rows, messages, skus):
+    """An author's function that joins what a message names with the message, which have no key in common."""
+    return rows[["id"]].merge(messages, how="cross").merge(skus, how="left", on="id")
+
+
+@pytest.mark.parametrize("batch", [100, 1])
+@pytest.mark.parametrize("how", ["SELECT id, key, sku FROM rows CROSS JOIN messages LEFT JOIN skus USING (id)", beside])
+def test_each_message_alone_looks_up_only_what_it_brings_itself(tmp_path, batch, how):
+    """Else each of its rows came as often as there are messages in the trip."""
+    made = Contract((Field("id", required=True), Field("key"), Field("sku")))
+    stops = (
+        PickUp("skus", TextFile("landing", "skus.csv"), Contract((Field("id"), Field("sku")))),
+        PickUp("rows", TextFile("landing", "{message.key}.csv"), Contract((Field("id"),))),
+        Transform("told", how, made, ("rows", "messages", "skus"), grain="changed", combine="alone"),
+        DropOff("log", Table("warehouse", "log", create=True)),
+    )
+    world = QueueWorld(tmp_path, events(decode=Json(Contract((Field("key"),))), batch=batch, stops=stops))
+    for name, text in {"skus": "id,sku\n2,two\n", "a": "id\n1\n", "b": "id\n2\n3\n"}.items():
+        world.land(text, f"{name}.csv")
+    world.send({"key": "a"}, {"key": "b"})
+    world.deliver()
+    assert sorted(world.rows("log")) == [("1", "a", None), ("2", "b", "two"), ("3", "b", None)]
+
+
+def with_prices(rows, prices):
+    return rows.merge(prices, how="left", on="id")
+
+
+@pytest.mark.parametrize("batch", [100, 1])
+@pytest.mark.parametrize("how", ["SELECT r.id, p.price FROM rows r LEFT JOIN prices p USING (id)", with_prices])
+def test_where_the_grain_is_kept_a_message_looks_up_only_what_it_brings_itself_too(tmp_path, batch, how):
+    """Else a row has the price that another message brought, if they happen to share a trip."""
+    made = Contract((Field("id", required=True), Field("price", "integer")))
+    stops = (
+        PickUp("rows", TextFile("landing", "{message.key}.csv"), Contract((Field("id"),))),
+        PickUp("prices", TextFile("landing", "{message.key}-prices.csv"), made),
+        Transform("priced", how, made, ("rows", "prices")),
+        DropOff("log", Table("warehouse", "log", create=True)),
+    )
+    world = QueueWorld(tmp_path, events(decode=Json(Contract((Field("key"),))), batch=batch, stops=stops))
+    for name, text in {"a": "id\n1\n4\n", "b": "id\n2\n", "a-prices": "id,price\n2,10\n4,40\n", "b-prices": "id,price\n1,5\n"}.items():
+        world.land(text, f"{name}.csv")
+    world.send({"key": "a"}, {"key": "b"})
+    world.deliver()
+    assert sorted(world.rows("log")) == [("1", None), ("2", None), ("4", 40)]
+
+
 @pytest.mark.parametrize("batch", [100, 1])
 def test_a_reference_is_met_within_its_message_whatever_the_batches(tmp_path, batch):
     """Else the order of one message is what the line of another refers to, if they happen to share a trip."""
