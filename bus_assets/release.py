@@ -69,6 +69,13 @@ def check_release(route: Route, stop: str) -> None:
         advice = _another_trip(route, stop, "drive the whole route again after the fix")
         raise _refused(route, stop, f"has no drop-off for its rows, they are only looked up: {advice}")
     for drop in reached:
+        if needed := _left_behind(route, stop, drop.name):
+            raise _refused(
+                route,
+                stop,
+                f"needs rows of '{needed}', which released rows ride without, as they come with the message: after the fix "
+                + _comes_again(route, stop),
+            )
         table = drop.into
         if table.mode in ("replace", "delete"):
             raise _refused(
@@ -86,6 +93,14 @@ def check_release(route: Route, stop: str) -> None:
                     f"reaches table {table.name!r} through '{name}', which changes the grain: a few rows alone come out otherwise than "
                     f"with all of them: {_another_trip(route, stop, 'drive the route again')}, or let the table accumulate",
                 )
+
+
+def _left_behind(route: Route, stop: str, drop_off: str) -> str | None:
+    """A stop of messages whose rows are looked up or referred to on the way: none of them are in a release."""
+    way = _between(route, stop, drop_off)
+    looked_up = [other for name in way for other in route.upstream(name)[1:]]
+    referred_to = [other for name in (*way, stop) for other in route.references(name)]
+    return next((other for other in (*looked_up, *referred_to) if route.from_messages(other)), None)
 
 
 def _another_trip(route: Route, stop: str, advice: str) -> str:

@@ -532,6 +532,42 @@ def test_what_cannot_be_released_of_a_queue_route_comes_again_with_its_messages(
         check_release(events(stops=(goods, DropOff("log", Table("warehouse", "log"), of="messages"))), "goods")
 
 
+def test_rows_that_need_others_of_their_message_are_not_released_without_them(tmp_path):
+    """A release brings no messages: what is looked up in them would be null, and referred to in vain."""
+
+    def route(least, *more, **field):
+        contract = Contract((Field("id", **field), Field("v", "integer", minimum=least)), max_rejected=0.9)
+        stops = (
+            PickUp("goods", TextFile("landing", "goods.csv"), Contract((Field("id"),))),
+            PickUp("prices", TextFile("landing", "{message.key}-prices.csv"), Contract((Field("id"), Field("v", "integer")))),
+            PickUp("orders", TextFile("landing", "{message.key}.csv"), contract),
+            *more,
+            DropOff("log", Table("warehouse", "log", create=True)),
+        )
+        return events(decode=Json(Contract((Field("key"),))), stops=stops)
+
+    world = QueueWorld(tmp_path, route(1))
+    for name, text in {"goods": "id\nx\ny\n", "a": "id,v\nx,1\ny,0\n", "a-prices": "id,v\nx,10\ny,20\n"}.items():
+        world.land(text, f"{name}.csv")
+    world.send({"key": "a"})
+    world.deliver()
+    priced = Transform(
+        "priced",
+        "SELECT o.id, p.v FROM orders o LEFT JOIN prices p USING (id)",
+        Contract((Field("id"), Field("v", "integer"))),
+        after=("orders", "prices"),
+    )
+    for needs in (route(0, priced), route(0, references="prices.id")):
+        with pytest.raises(
+            Refused, match=r"'orders'.* rows of 'prices', which released rows ride without.*`bus replay events --id MESSAGE"
+        ):
+            choose(world.depot, needs, "orders")
+    assert "rows of 'prices', which released rows ride without" in str(refusals(route(0, priced), "orders")(world.depot.quarantined()[0]))
+    (trip,), _ = released(world, route(0, references="goods.id"))
+    world.drive(route(0, references="goods.id"), tagged=trip.id)
+    assert world.rows("log") == [("x", 1), ("y", 0)]
+
+
 def test_rows_of_trips_with_other_parameters_ride_in_trips_of_their_own(world):
     from bus_assets import Parameter
 
