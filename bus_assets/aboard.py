@@ -186,7 +186,7 @@ def named_by(drive: Drive, stop: PickUp) -> Iterator[Records]:
 
 def _what_is_wrong(error: BusError) -> tuple[object, ...]:
     """By its kind, as a refusal names what was asked for; of what is missing, what that is."""
-    return (Missing, error.message, error.place) if isinstance(error, Missing) else (type(error),)
+    return (Missing, error.message, error.place, error.asked) if isinstance(error, Missing) else (type(error),)
 
 
 def _answers_for_another(drive: Drive, stop: PickUp, message: int) -> bool:

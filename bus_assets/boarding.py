@@ -277,16 +277,20 @@ def failed(drive: Drive, stop: str, error: BusError) -> None:
 
     ``error`` learns where it happened, which message it is about where only one is aboard, and who tries the trip again if that may help.
     """
-    if isinstance(error, Poison) and drive.has_messages and len(aboard := drive.bus.depot.inbox.aboard(drive.trip.id)) == 1:
+    kind = kind_of(drive.route, error)
+    if (
+        isinstance(error, Poison)
+        and kind == "poison"
+        and drive.has_messages
+        and len(aboard := drive.bus.depot.inbox.aboard(drive.trip.id)) == 1
+    ):
         error.culprit = aboard[0].id
     state = "stuck" if drive.bus.depot.publications(drive.trip.id) else "failed"
     if isinstance(error, Transient) and drive.mode != "rehearsal":
         error.message += f"; {_who_tries_again(drive)}"
     if drive.mode != "delivered":
         said = str(error.at(route=drive.route.name, stop=stop))
-        trip = drive.bus.depot.finish_trip(
-            drive.trip.id, state, said, attempt=drive.attempt, kind=kind_of(drive.route, error), culprit=error.culprit
-        )
+        trip = drive.bus.depot.finish_trip(drive.trip.id, state, said, attempt=drive.attempt, kind=kind, culprit=error.culprit)
         try:
             _end_if_asked(drive.bus, drive.route, trip)
         except BusError as why:
@@ -301,12 +305,15 @@ def _who_tries_again(drive: Drive) -> str:
 
 
 def kind_of(route: Route, error: BusError) -> Kind:
-    """What settling goes by. A gate that said no about rows of messages, or made of them, is about one of them, whichever it is."""
+    """What settling goes by. What rows of messages, or rows made of them, do not bear is about one of them, whichever it is; of other
+    rows it is none's fault."""
     if isinstance(error, AppliedBefore):
         return "conflict"
+    known = error.stop if error.stop in {stop.name for stop in route.stops} else None
     if isinstance(error, ChecksFailed):
-        known = error.stop if error.stop in {stop.name for stop in route.stops} else None
-        return "poison" if known and (route.of_messages(known) or route.adds_up(known)) else "checks"
+        return "poison" if known and route.from_messages(known) else "checks"
+    if isinstance(error, Poison) and known and route.queue and not route.from_messages(known):
+        return "misconfigured"
     for kind, name in _KINDS:
         if isinstance(error, kind):
             return name

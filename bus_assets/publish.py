@@ -65,6 +65,8 @@ def publish(drive: Drive, database: str) -> tuple[Dropped, ...]:
     try:
         _may_publish(drive, database)
         verdicts = gates(drive)
+        if database == drive.route.databases[0]:
+            _try_conditions(drive, verdicts)
         system = drive.bus.systems[database]
         with told_at(drops):
             system.prepare(plans_of(drive, drops))
@@ -78,6 +80,16 @@ def publish(drive: Drive, database: str) -> tuple[Dropped, ...]:
     for done in dropped:
         tell(Progress(done.drop_off, done.offered - done.left_out, passed=True))
     return dropped
+
+
+def _try_conditions(drive: Drive, verdicts: Mapping[str, Verdict]) -> None:
+    """What a later database's ``where=`` does not bear, before the first is written: from then on the trip only rolls forward."""
+    for drop in drive.route.drop_offs:
+        if drop.where and drop.into.database != drive.route.databases[0] and reaches(drive.route, drive.trip, drop.name):
+            lease, rows = Lease(drive, drop.name), 0
+            for batch in _chosen(drop, drive.passengers(drive.route.upstream(drop.name)[0], verdicts)):
+                rows += batch.num_rows
+                lease(rows)
 
 
 def _transaction(drive: Drive, database: str, drops: tuple[DropOff, ...], verdicts: Mapping[str, Verdict]) -> tuple[Dropped, ...]:

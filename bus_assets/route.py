@@ -457,6 +457,12 @@ class Route:
                 f"stop {stop.name!r}: its rows belong to {first!r}, so nobody could tell which of them come from a message of {made!r}, "
                 f"which it looks up: write after={better}, and have it make the rows of {made!r}, with what it finds in the others"
             )
+        mixed = next((name for name in others if self.from_messages(name) and (self.adds_up(stop.name) or self.adds_up(name))), None)
+        if mixed:
+            raise Misdeclared(
+                f"stop {stop.name!r} looks up {mixed!r}, and one of the two is added up from several messages: it would find the rows of "
+                "those that happen to share a trip. Look up before combine='accumulate', where each row belongs to one message"
+            )
 
     def _check_within_messages(self, stop: PickUp | Transform) -> None:
         """What messages bring is referred to within the message: a row of another one is in the trip by chance."""

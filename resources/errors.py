@@ -76,7 +76,12 @@ class Misconfigured(BusError, ValueError):
 
 
 class Missing(Misconfigured):
-    """What is asked for by its name is not there: the name is wrong, or the place in which it is looked for."""
+    """What is asked for by its name is not there: the name is wrong, or the place in which it is looked for.
+
+    ``asked`` tells two of them apart that read alike; it is never shown.
+    """
+
+    asked: str | None = None
 
 
 class Refused(BusError):

@@ -114,7 +114,9 @@ class Answers:
             why = "which is not base_url's host and gets no credentials" if away else f"auth={self.auth!r}; check its settings"
             return Misconfigured(f"{host} refused the credentials ({status}, {why})", place=place)
         if status in MISSING:
-            return Missing(f"{host} has nothing at this path ({status}); check base_url and path", place=place)
+            missing = Missing(f"{host} has nothing at this path ({status}); check base_url and path", place=place)
+            missing.asked = url
+            return missing
         if may_pass_later(status):
             wait = asked_wait_seconds(headers)
             asks = f" and asks to wait {wait:.0f} s" if wait else ""

@@ -836,3 +836,31 @@ def test_a_lost_depot_rolls_a_trip_forward_that_it_has_never_heard_of(tmp_path):
     again.deliver()
     assert (again.logged(), in_mart(tmp_path)) == (["O-1", "O-2", "O-3"], ["O-1", "O-2", "O-3"])
     assert again.states() == {"delivered": 3}
+
+
+def test_a_condition_of_a_later_database_that_a_value_does_not_bear_is_found_before_the_first_is_written(tmp_path):
+    """Once the first has the trip's rows it only rolls forward, and the value would hold it for ever."""
+    contract = Contract((Field("id"), Field("code")))
+    first = DropOff("log", Table("warehouse", "log", create=True), of="messages")
+    second = DropOff("log2", Table("second", "log2", create=True), of="messages", where="CAST(code AS INTEGER) > 0")
+    route = events(decode=Json(contract), attempts=2, stops=(first, second))
+    world = QueueWorld(tmp_path, route, second=Database(url=f"sqlite:///{tmp_path}/second.db"))
+    world.send(*({"id": str(n), "code": "bad" if n == 2 else "7"} for n in range(3)))
+    world.deliver(12)
+    assert world.states() == {"delivered": 2, "stranded": 1}
+    assert sorted(row[0] for row in world.rows("log")) == ["0", "1"]
+
+
+def test_a_condition_that_a_looked_up_row_does_not_bear_is_no_messages_fault(tmp_path):
+    goods = PickUp("goods", TextFile("landing", "goods.csv"), Contract((Field("id"),)))
+    kept = DropOff("kept", Table("warehouse", "kept", key="id", create=True), of="goods", where="CAST(id AS INTEGER) > 0")
+    log = DropOff("log", Table("warehouse", "log", create=True), of="messages")
+    world = QueueWorld(tmp_path, events(decode=Json(Contract((Field("id"),))), stops=(goods, kept, log)))
+    world.land("id\nx\n", "goods.csv")
+    world.send({"id": "1"})
+    world.deliver()
+    assert world.states() == {"aboard": 1}
+    paused = world.bus.depot.inbox.paused("events")
+    assert paused is not None
+    assert "stop 'kept'" in paused[1]
+    assert "message 1" not in paused[1]

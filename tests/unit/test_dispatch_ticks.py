@@ -229,14 +229,17 @@ def a_street(**more: Any) -> Iterator[Street]:
 )
 def test_a_dispatcher_cut_at_any_call_loses_and_doubles_nothing(error, after):
     """Killed after each call in turn, which is before the next; and with each call failing in turn."""
-    cut_at = set[str]()
+    cut_at, missed = set[str](), 0
     for at in itertools.count(1):
         cut = Cut(at, after, error)
         with a_street() as street:
             street.send(*BODIES)
             street.deliver(cut=cut)
-            if not cut.where:
-                break
+            if not cut.where:  # how many calls there are depends on the time that they take
+                missed += 1
+                if missed == 5:
+                    break
+                continue
             assert street.applied == {"one": 1}, cut.where
             assert street.states() == {"delivered": 1, "stranded": 1}, cut.where
             assert street.queue.depth().waiting == 0, cut.where

@@ -554,6 +554,19 @@ WRONG = {
         ),
         "stop 'x': its rows belong to 'skus', so nobody could tell which of them come from a message of 'sums', which it looks up",
     ),
+    "sums that look up what single messages bring": (
+        lambda: started_by_messages(
+            NAMED, Transform("x", JOINED.replace("skus", "named"), SUMS, ("named", "messages"), "changed", "accumulate")
+        ),
+        "stop 'x' looks up 'messages', and one of the two is added up from several messages",
+    ),
+    "sums that are looked up": (
+        lambda: started_by_messages(
+            Transform("sums", GROUPED, SUMS, grain="changed", combine="accumulate"),
+            Transform("x", both, ORDERS, after=("messages", "sums")),
+        ),
+        "stop 'x' looks up 'sums', and one of the two is added up from several messages",
+    ),
     "rows at least, of whichever messages share a trip": (
         lambda: route(triggers=(queue(Json(replace(ORDERS, min_rows=1))),)),
         "stop 'messages': min_rows=1 would be counted over the messages that happen to share a trip; leave it out",
