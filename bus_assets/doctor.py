@@ -306,23 +306,16 @@ def _halted(seen: OfRoute) -> Iterator[Finding]:
         yield Finding(seen.name, said, f"{again}; or `bus discard {which}`: the group alone", min(halt.since for halt in halts))
 
 
-def _held_up(seen: OfRoute) -> Iterator[Finding]:
-    if _is_held_up(seen):
+def _waiting(seen: OfRoute) -> Iterator[Finding]:
+    """For longer than a trip may take to fill; those that other trips hold are told of so, and by themselves those
+    that a stranded message holds."""
+    inbox, flight = seen.depot.inbox, seen.queue.max_in_flight if seen.queue else None
+    if flight is not None and holds_all(backing_off(inbox, seen.name, flight), flight):
         said = "every trip waits to be tried again, and all other messages wait for them: is what they read, or write to, down for all?"
         advice = f"`bus trips {seen.name} --state formed` lists them; `bus cancel TRIP --reason …` gives one up, and lets others ride"
         yield Finding(seen.name, said, advice)
-
-
-def _is_held_up(seen: OfRoute) -> bool:
-    flight = seen.queue.max_in_flight if seen.queue else None
-    return flight is not None and holds_all(backing_off(seen.depot.inbox, seen.name, flight), flight)
-
-
-def _waiting(seen: OfRoute) -> Iterator[Finding]:
-    """For longer than a trip may take to fill; those that a stranded message or other trips hold are told of by themselves."""
-    inbox, counts = seen.depot.inbox, seen.depot.inbox.counts(seen.name)
-    if _is_held_up(seen):
         return
+    counts = inbox.counts(seen.name)
     oldest = inbox.oldest_moving(seen.name) if seen.halts else counts.oldest_waiting
     if counts.paused_at is None and _seconds_since(oldest) > OLD_SECONDS + seen.max_wait.total_seconds():
         halted = sum(halt.behind for halt in inbox.halts(seen.name)) if seen.halts else 0
@@ -416,6 +409,6 @@ def _seconds_since(moment: datetime | None) -> float:
 
 
 OF_THE_DEPLOYMENT = (_depot, _disk, _daemon, _sensors)
-OF_A_ROUTE = (_paused, _stuck, _failed, _unreleased, _underway, _failing, _held_up, _given_up, _halted, _waiting, _rows_held)
+OF_A_ROUTE = (_paused, _stuck, _failed, _unreleased, _underway, _failing, _given_up, _halted, _waiting, _rows_held)
 OF_A_LOST_ROUTE = (_paused, _stuck, _failed, _unreleased, _undeclared, _failing, _given_up, _halted, _rows_held)
 OF_ITS_SYSTEMS = (_unreachable, _held, _queues, _unsent)

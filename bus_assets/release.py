@@ -196,14 +196,17 @@ def refusals(route: Route | None, stop: str) -> Callable[[QuarantinedRow | Quara
 
     def why_not(held: QuarantinedRow | QuarantineCount) -> str | None:
         stand = [rule for rule in held.rules if (rules is None or rule in rules) and rule not in as_json]
-        anew = _anew(held, route)
-        by_content = _by_fields(held, contract, anew) or _by_bytes(held, bytes_in, anew) or _by_rules(held, stand, anew)
-        return _by_standing(held, anew) or by_content
+        return (
+            _by_standing(held, route)
+            or _by_fields(held, contract, route)
+            or _by_bytes(held, bytes_in, route)
+            or _by_rules(held, stand, route)
+        )
 
     return why_not
 
 
-def _by_standing(held: QuarantinedRow | QuarantineCount, anew: str) -> str | None:
+def _by_standing(held: QuarantinedRow | QuarantineCount, route: Route | None) -> str | None:
     if on_its_way(held):
         return f"release trip {held.released_trip} has it, and is {held.release_state}: {way_out(held)}"
     if held.state != "held":
@@ -216,7 +219,7 @@ def _by_standing(held: QuarantinedRow | QuarantineCount, anew: str) -> str | Non
     if held.message_state not in (None, "delivered"):
         return f"its message is {held.message_state}, not delivered yet, and brings its rows with it"
     if UNREADABLE in held.rules:
-        return f"it could not be taken apart, so there are no fields to put aboard; correct it in the source, and {anew}"
+        return f"it could not be taken apart, so there are no fields to put aboard; correct it in the source, and {_anew(held, route)}"
     if held.trip_state in OVER:
         return (
             f"its trip {held.trip} is {held.trip_state}, which dropped off nothing and stays so: what it had aboard comes with another "
@@ -245,20 +248,20 @@ def next_of_release(route: str, trip: str, state: str) -> str:
     return f"{again} rolls it forward" if state == "stuck" else f"{again} drives it again, {held}"
 
 
-def _by_fields(held: QuarantinedRow | QuarantineCount, contract: Contract | None, anew: str) -> str | None:
+def _by_fields(held: QuarantinedRow | QuarantineCount, contract: Contract | None, route: Route | None) -> str | None:
     """A field that is absent, not null: the contract has it, or calls it so, only since the row was read."""
     if contract is None or not isinstance(held, QuarantinedRow):
         return None
     if unread := [f"'{name}'" for name in contract.names if name not in held.payload]:
         which = "which was" if len(unread) == 1 else "which were"
-        return f"the contract asks for {', '.join(unread)}, {which} not read when the row was quarantined; {anew}"
+        return f"the contract asks for {', '.join(unread)}, {which} not read when the row was quarantined; {_anew(held, route)}"
     return None
 
 
-def _by_bytes(held: QuarantinedRow | QuarantineCount, bytes_in: Sequence[str], anew: str) -> str | None:
+def _by_bytes(held: QuarantinedRow | QuarantineCount, bytes_in: Sequence[str], route: Route | None) -> str | None:
     payload = held.payload if isinstance(held, QuarantinedRow) else {}
     if unsaid := [name for name in bytes_in if "\\x" in (payload.get(name) or "")]:
-        return f"field {unsaid[0]!r} holds bytes that are no text, which quarantine cannot give back; after the fix {anew}"
+        return f"field {unsaid[0]!r} holds bytes that are no text, which quarantine cannot give back; after the fix {_anew(held, route)}"
     return None
 
 
@@ -276,9 +279,9 @@ def _anew(held: QuarantinedRow | QuarantineCount, route: Route | None) -> str:
     return _comes_again(route, held.stop)
 
 
-def _by_rules(held: QuarantinedRow | QuarantineCount, rules: Sequence[str], anew: str) -> str | None:
+def _by_rules(held: QuarantinedRow | QuarantineCount, rules: Sequence[str], route: Route | None) -> str | None:
     if wrong := [rule for rule in rules if rule.endswith(": type string")]:
-        return f"it breaks '{wrong[0]}': what quarantine keeps of it is text, and would pass as such; after the fix {anew}"
+        return f"it breaks '{wrong[0]}': what quarantine keeps of it is text, and would pass as such; after the fix {_anew(held, route)}"
     if twice := [rule for rule in rules if _kind(rule) == "unique"]:
         return (
             f"it breaks '{twice[0]}', and the row with the same key is delivered: alone it would pass the gate and overwrite or double "
@@ -393,7 +396,7 @@ def released_records(depot: Depot, route: Route, trip: Trip) -> Iterator[Records
     for (origin, unit), rows in groupby(released_rows(depot, trip), lambda row: (row.origin, row.unit)):
         while some := _some(rows):
             for row in some:
-                if why := _by_fields(row, contract, _anew(row, route)):
+                if why := _by_fields(row, contract, route):
                     raise Refused(f"row {row.id} cannot ride: {why}. `bus quarantine unrelease {trip.id}` holds what this trip releases")
             texts = [_source_texts(row, contract) for row in some]
             columns = [pa.array([text[name] for text in texts], pa.string()) for name in contract.names]

@@ -434,11 +434,6 @@ class Route:
                 self._check_looked_up(stop)
             if not isinstance(stop, DropOff):
                 self._check_within_messages(stop)
-            if not isinstance(stop, DropOff) and (least := stop.contract.min_rows) and self.from_messages(stop.name):
-                raise Misdeclared(
-                    f"stop {stop.name!r}: min_rows={least} would be counted over the messages that happen to share a trip; leave it out "
-                    "(a function with combine='alone' may raise for a message that brings too few rows)"
-                )
             if isinstance(stop, Transform) and stop.grain == "changed" and self.of_messages(self.upstream(stop.name)[0]):
                 self._check_combine(stop)
             if isinstance(stop, DropOff) and stop.into.mode == "replace" and self.of_messages(self.upstream(stop.name)[0]):
@@ -450,22 +445,22 @@ class Route:
     def _check_looked_up(self, stop: Transform) -> None:
         """Rows made of messages are carried on, or looked up by such rows: else they would be dropped, and have no message."""
         first, *others = after = self.upstream(stop.name)
-        made = next((name for name in others if self.from_messages(name)), None)
-        if made and not self.from_messages(first):
-            better = (made, *(name for name in after if name != made))
-            raise Misdeclared(
-                f"stop {stop.name!r}: its rows belong to {first!r}, so nobody could tell which of them come from a message of {made!r}, "
-                f"which it looks up: write after={better}, and have it make the rows of {made!r}, with what it finds in the others"
-            )
-        mixed = next((name for name in others if self.from_messages(name) and (self.adds_up(stop.name) or self.adds_up(name))), None)
-        if mixed:
-            raise Misdeclared(
-                f"stop {stop.name!r} looks up {mixed!r}, and one of the two is added up from several messages: it would find the rows of "
-                "those that happen to share a trip. Look up before combine='accumulate', where each row belongs to one message"
-            )
+        for made in filter(self.from_messages, others):
+            if not self.from_messages(first):
+                better = (made, *(name for name in after if name != made))
+                raise Misdeclared(
+                    f"stop {stop.name!r}: its rows belong to {first!r}, so nobody could tell which of them come from a message of "
+                    f"{made!r}, which it looks up: write after={better}, and have it make the rows of {made!r}, with what it finds in the "
+                    "others"
+                )
+            if self.adds_up(stop.name) or self.adds_up(made):
+                raise Misdeclared(
+                    f"stop {stop.name!r} looks up {made!r}, and one of the two is added up from several messages: it would find the "
+                    "rows of those that happen to share a trip. Look up before combine='accumulate', where each row belongs to one message"
+                )
 
     def _check_within_messages(self, stop: PickUp | Transform) -> None:
-        """What messages bring is referred to within the message: a row of another one is in the trip by chance."""
+        """What messages bring is referred to within the message, and not counted: a row of another one is in the trip by chance."""
         for field_ in stop.contract.fields:
             other = field_.references.split(".")[0] if isinstance(field_.references, str) else stop.name
             if other == stop.name or not self.from_messages(other):
@@ -476,6 +471,11 @@ class Route:
                     f"no row of {stray!r} belongs to one; let rows of messages refer to each other before combine='accumulate', or to "
                     "what no message brings"
                 )
+        if (least := stop.contract.min_rows) and self.from_messages(stop.name):
+            raise Misdeclared(
+                f"stop {stop.name!r}: min_rows={least} would be counted over the messages that happen to share a trip; leave it out "
+                "(a function with combine='alone' may raise for a message that brings too few rows)"
+            )
 
     def _check_combine(self, stop: Transform) -> None:
         if stop.combine is None:

@@ -7,7 +7,7 @@ from typing import Any
 from dagster import AssetKey, AssetSpec, EnvVar, MetadataValue
 
 from bus_assets.build.keys import source_key
-from bus_assets.queues import Bodies, Json, Queue, S3Event
+from bus_assets.queues import Bodies, Json, Queue
 from bus_assets.route import Route
 from bus_assets.stops import PickUp
 from resources.queue import SqsQueue
@@ -21,6 +21,7 @@ _KINDS = {
     "Endpoint": "api",
     "Query": "sql",
 }
+_BODIES = {"json": "its JSON body", "s3": "the S3 object that it tells of", "text": "its body as text"}
 _QUEUE_NAME = re.compile(r"(https?://[^/@?]+/[^@?]+/)?[A-Za-z0-9_.-]+")
 """A queue's name or URL, and nothing that could hold a secret."""
 
@@ -43,14 +44,7 @@ def said_of_bodies(source: Bodies) -> str:
     decode, message = source.decode, f"message of the queue bound as `{source.system}`"
     if isinstance(decode, Json) and decode.records:
         return f"A row for each item of `{decode.records}` in the JSON body of a {message}."
-    body = (
-        "its JSON body"
-        if isinstance(decode, Json)
-        else "the S3 object that it tells of"
-        if isinstance(decode, S3Event)
-        else "its body as text"
-    )
-    return f"A row for each {message}: {body}."
+    return f"A row for each {message}: {_BODIES[decode.kind]}."
 
 
 def _spec(key: AssetKey, reading: Sequence[tuple[Route, PickUp]], resources: Mapping[str, Any]) -> AssetSpec:

@@ -72,12 +72,10 @@ def drive_route(loaded: Loaded, route: Route, wish: Wish, watcher: Callable[[Pro
 
 def depot_of(loaded: Loaded) -> Depot:
     """The depot that a run of this module writes to."""
-    from dagster import build_resources
+    from bus_assets.cli.loading import depot_resource
 
-    from bus_assets.build.keys import DEPOT
-
-    with build_resources({DEPOT: loaded.defs.resources[DEPOT]}) as bound:
-        return getattr(bound, DEPOT).depot()
+    with depot_resource(loaded) as bound:
+        return bound.depot()
 
 
 def _driven(depot: Depot, route: Route, wish: Wish, run: str | None, error: str | None, *, interrupted: bool = False) -> Driven:

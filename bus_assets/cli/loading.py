@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bus_assets.queues import Queue
     from bus_assets.route import Route
     from resources.depot.entries import Trip
+    from resources.depot.resource import DepotResource
     from resources.depot.store import Depot
 
 DAGSTER_YAML = """\
@@ -210,15 +211,26 @@ def note_other_depot(loaded: Loaded) -> None:
         notice(f"note: module {loaded.name} keeps a depot of its own; set BUS_DEPOT_URL to that one to see its trips")
 
 
+@contextmanager
+def depot_resource(loaded: Loaded) -> Iterator[DepotResource]:
+    """What the module binds for its depot, as a run gets it."""
+    from dagster import build_resources
+
+    from bus_assets.build.keys import DEPOT
+
+    with build_resources({DEPOT: (loaded.defs.resources or {})[DEPOT]}) as bound:
+        yield getattr(bound, DEPOT)
+
+
 def _depot_url(loaded: Loaded) -> str | None:
     """A URL with a password is bound so that Dagster does not show it: then only the resource itself, made, tells it."""
-    from dagster import EnvVar, ResourceDefinition, build_resources
+    from dagster import EnvVar, ResourceDefinition
 
     from bus_assets.build.keys import DEPOT
 
     bound = (loaded.defs.resources or {}).get(DEPOT)
     if isinstance(bound, ResourceDefinition):
-        with build_resources({DEPOT: bound}) as made:
-            return getattr(made, DEPOT).url
+        with depot_resource(loaded) as made:
+            return made.url
     url = getattr(bound, "url", None)
     return url.get_value() if isinstance(url, EnvVar) else url

@@ -95,7 +95,7 @@ def _stops(rng: random.Random) -> tuple[Stop, ...]:
     return tuple(stops)
 
 
-def _routes(seed: int) -> tuple[random.Random, Json, tuple[Stop, ...]]:
+def _made_up(seed: int) -> tuple[random.Random, Json, tuple[Stop, ...]]:
     """The first that constructs: not all that is made up so is a route."""
     rng = random.Random(seed)
     while True:
@@ -147,7 +147,7 @@ def _delivered(folder: Path, route: Route, bodies: Sequence[Any], files: dict[st
 
 @pytest.mark.parametrize("seed", [*range(8), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(8, 100))])
 def test_the_same_is_delivered_whichever_messages_share_a_trip(tmp_path: Path, seed: int):
-    rng, decode, stops = _routes(seed)
+    rng, decode, stops = _made_up(seed)
     bodies, files = _messages(rng)
     alone, by_two, together = (_delivered(tmp_path / f"{n}", _route(decode, stops, n), bodies, files) for n in (1, 2, 100))
     assert alone == by_two == together
