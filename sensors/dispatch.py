@@ -242,8 +242,12 @@ def _breaker(policy: Policy, inbox: Inbox, trip: Trip, riders: Riders, culprit: 
 def room_for(policy: Policy, inbox: Inbox) -> int:
     """How many messages the depot may receive. Not exact where two dispatchers board at once: each may fill what it counted."""
     held = inbox.moving(policy.route) if policy.halt_on_stranded else inbox.live(policy.route)
-    found, flight = backing_off(inbox, policy.route, policy.max_in_flight), policy.batch * policy.max_in_flight
-    return ROOM * flight - held + found.alone + min(found.perhaps, ASIDE * flight)
+    flight = policy.batch * policy.max_in_flight
+    room = ROOM * flight - held
+    if room <= 0:
+        found = backing_off(inbox, policy.route, policy.max_in_flight)
+        room += found.alone + min(found.perhaps, ASIDE * flight)
+    return room
 
 
 def backing_off(inbox: Inbox, route: str, max_in_flight: int) -> BackingOff:

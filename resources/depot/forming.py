@@ -35,8 +35,10 @@ class Limits:
 def form(connection: sa.Connection, route: str, limits: Limits, parameters: Mapping[str, Any]) -> int:
     if routes.lock(connection, route)["paused_at"] is not None:
         return 0
-    _, alone, perhaps = _backing_off(connection, route, limits.aside)
-    room = limits.max_trips - _standing(connection, route, ("formed", *UNDERWAY)) + len(alone) + len(perhaps)
+    room = limits.max_trips - _standing(connection, route, ("formed", *UNDERWAY))
+    if room <= 0:
+        _, alone, perhaps = _backing_off(connection, route, limits.aside)
+        room += len(alone) + len(perhaps)
     formed = 0
     while formed < room and (ids := _due(connection, route, limits)):
         put_aboard(connection, new_trip(connection, route, parameters), ids)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import os
 import random
+import signal
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -83,5 +85,6 @@ def _at(place: message_routes.Place, log: Path) -> Iterator[Any]:
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    faulthandler.register(signal.SIGUSR1)  # whoever asks finds in the log where it stands
     with dg.DagsterInstance.get() as instance:
         yield instance

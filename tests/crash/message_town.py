@@ -58,6 +58,17 @@ class Worker:
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGCONT)
 
+    def told(self) -> str:
+        """What it said last; where it stands now, or how it ended."""
+        said = self.log.read_text(errors="replace")[-700:] if self.log.exists() else "nothing yet"
+        if not self.is_running:
+            return f"{self.log.name} ended by itself, exit code {self.process.exitcode}: {said}"
+        self.log.touch()
+        before = self.log.stat().st_size
+        os.kill(self.pid, signal.SIGUSR1)  # see message_child
+        time.sleep(0.5)
+        return f"{self.log.name}: {said}\nstands at {self.log.read_text(errors='replace')[before:][:3000]}"
+
     def kill(self) -> bool:
         self.process.kill()
         self.process.join(30)
@@ -102,7 +113,7 @@ class MessageTown:
             connection.exec_driver_sql(f"CREATE TABLE lines ({number}, id TEXT, place TEXT, number BIGINT)")
         self.sendings: Counter[str] = Counter()
         """How many messages were put on each route's queue, whatever is in them."""
-        self._children = 0
+        self._children: list[Worker] = []
         self._shared_memory: dict[int, int] = {}
 
     @property
@@ -155,12 +166,12 @@ class MessageTown:
         """A dispatcher of ``route``, or one that makes runs."""
         from tests.crash import message_child
 
-        self._children += 1
-        log = self.place.root / f"{self._children:04d}-{route or 'worker'}.log"
+        log = self.place.root / f"{len(self._children) + 1:04d}-{route or 'worker'}.log"
         what = (message_child.dispatch, (self.place, route, log)) if route else (message_child.work, (self.place, log))
         process = _fork.Process(target=what[0], args=what[1], daemon=True)
         process.start()
-        return Worker(process, log, route)
+        self._children.append(Worker(process, log, route))
+        return self._children[-1]
 
     @contextmanager
     def running(self, *, dispatchers: int = 1, workers: int = 2) -> Iterator[list[Worker]]:
@@ -278,8 +289,7 @@ class MessageTown:
         trips = Counter(tuple(row) for row in rows(self.depot, "SELECT route, state FROM depot_trips"))
         paused = [tuple(row) for row in rows(self.depot, "SELECT route, paused_reason FROM depot_routes WHERE paused_at IS NOT NULL")]
         queues = {queue: self._attributes(queue) for queue in self.urls}
-        logs = sorted(self.place.root.rglob("*.log"))[-4:]
-        last = "\n".join(f"{log.name}: {log.read_text(errors='replace')[-700:]}" for log in logs)
+        last = "\n".join(child.told() for child in self._children if child.process.exitcode != -signal.SIGKILL)
         return f"{self.states()}\ntrips {dict(trips)}\npaused {paused}\nqueues {queues}\n{last}"
 
 
