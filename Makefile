@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export BUS_HOME     ?= $(CURDIR)/.bus
 export DAGSTER_HOME ?= $(BUS_HOME)/dagster
+# What Python compiles is kept: else each of the many processes of the demo and the tests compiles the project anew.
+unexport PYTHONDONTWRITEBYTECODE
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
 .PHONY: demo ui up test test-long lint crash bench constraints clean

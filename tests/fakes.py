@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import threading
 import time
@@ -49,6 +50,10 @@ class FakeQueue:
         self._failures: list[BusError] = []
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()
+
+    def become(self, other: FakeQueue) -> None:
+        """Hold what ``other`` holds now."""
+        vars(self).update(copy.deepcopy({name: value for name, value in vars(other).items() if name not in ("_lock", "clock")}))
 
     @property
     def where(self) -> str:

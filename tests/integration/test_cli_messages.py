@@ -42,16 +42,20 @@ def has_stranded(world):
     return world
 
 
-@pytest.fixture
-def stranded(world):
-    """Three orders delivered, one stranded and among the dead letters."""
-    return has_stranded(world)
-
-
 @pytest.fixture(scope="module")
 def unchanged_world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         yield has_stranded(CliWorld(tmp_path_factory.mktemp("unchanged"), patch))
+
+
+@pytest.fixture
+def stranded(unchanged_world, tmp_path, monkeypatch, capsys):
+    """Three orders delivered, one stranded and among the dead letters."""
+    shutil.copytree(unchanged_world.root, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("home"))
+    world = CliWorld(tmp_path, monkeypatch, capsys)
+    world.queue.become(unchanged_world.queue)
+    world.dead.become(unchanged_world.dead)
+    return world
 
 
 @pytest.fixture
