@@ -401,7 +401,7 @@ class Inbox:
     def again(self, ids: Sequence[int], reason: str) -> int:
         """Deliver delivered messages once more, under a receipt of their own (``Message.part``); the reason is kept. How many.
 
-        All or, with Refused, none: one is not delivered, or its body is purged.
+        All or, with Refused, none: one is not delivered, its body is purged, or a release that is not delivered has rows of it.
         """
         _reason(reason, "delivering again")
         with self._connections.writing() as connection:

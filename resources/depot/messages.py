@@ -248,6 +248,7 @@ def again(connection: sa.Connection, ids: Sequence[int], reason: str) -> int:
     part = sa.cast(messages.c.generation + 1, sa.Text)
     for some in chunks(found, UPDATE_IDS):
         quarantine.discard_of_messages(connection, some, f"message delivered again: {reason}")
+        quarantine.check_none_rides(connection, some)  # after the statement that waits for a release that just begins
         _count_off(connection, some)
         connection.execute(sa.update(messages).where(messages.c.id.in_(some)).values({**waiting_again(moment), "part": part}))
         decisions.keep(connection, messages.c.id.in_(some), "delivered again", reason, moment)

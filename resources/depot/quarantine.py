@@ -182,6 +182,20 @@ def discard_of_messages(connection: sa.Connection, of: Sequence[int], reason: st
         connection.execute(sa.update(quarantine).where(held).values(state="discarded", reason=reason))
 
 
+def check_none_rides(connection: sa.Connection, of: Sequence[int]) -> None:
+    """Refused where a release that is not delivered has a row of these messages: it would land with its message, and by the release."""
+    on_its_way = (quarantine.c.state == "released") & (releases.c.state != "delivered") & quarantine.c.message.in_(of)
+    query = sa.select(quarantine.c.message, quarantine.c.route, releases.c.id, releases.c.state)
+    query = query.join_from(quarantine, releases, releases.c.id == quarantine.c.released_trip).where(on_its_way).order_by(quarantine.c.id)
+    if found := connection.execute(query.limit(1)).first():
+        message, route, trip, state = found
+        delivers = "" if state == "cancelled" else f"`bus drive {route} --trip {trip}` delivers it, "
+        raise Refused(
+            f"a row of message {message} rides in release trip {trip}, which is {state}, and would land twice: {delivers}"
+            f"`bus quarantine unrelease {trip}` holds it again, to come with its message; nothing was changed"
+        )
+
+
 def discard_of_trip(connection: sa.Connection, trip: str, of: sa.Select[tuple[int]], reason: str) -> None:
     """Give up what ``trip`` holds of these messages."""
     held = (quarantine.c.trip == trip) & (quarantine.c.state == "held") & quarantine.c.message.in_(of)

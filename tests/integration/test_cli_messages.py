@@ -827,6 +827,39 @@ def test_the_account_of_a_release_is_told_though_its_rows_ride_without_their_mes
     assert "the account balances, and the recount agrees" in world.bus_says("account", trip)[1]
 
 
+@pytest.mark.parametrize("way_out", ["drive", "unrelease"])
+def test_a_message_is_not_delivered_again_while_a_release_has_a_row_of_it(world, way_out):
+    """Else the row lands by both: with its message, and when somebody drives the release that failed, as the doctor says."""
+
+    def route(minimum, qty="qty"):
+        contract = Contract((Field("order_id", required=True), Field("qty", "integer", minimum=minimum)), max_rejected=0.9)
+        lines = Transform("lines", f"SELECT order_id, {qty} AS qty FROM messages", contract)
+        stops = (lines, DropOff("log", Table("warehouse", "log", create=True)))
+        return events(decode=Json(contract, records="orders"), identity="id", stops=stops)
+
+    world.deploy(route(2))
+    world.send({"id": 1, "orders": [order(1), order(2, qty=2)]})
+    world.deliver()
+    world.deploy(route(1, "CASE WHEN qty = 1 THEN error('boom') ELSE qty END"))
+    assert world.bus_says("quarantine", "release", "--route", "events", "--stop", "messages", "--all")[0] == 1
+    (release,) = world.bus.depot.trips("events", "failed")
+    world.deploy(route(1))
+    said = world.refused("replay", "events", "--id", "1", "--again", "--reason", "all of it")
+    assert f"a row of message 1 rides in release trip {release.id}, which is failed" in said
+    assert f"`bus drive events --trip {release.id}`" in said
+    assert f"`bus quarantine unrelease {release.id}`" in said
+    assert world.states() == {"delivered": 1}
+    if way_out == "drive":
+        assert world.bus_says("drive", "events", "--trip", release.id)[0] == 0
+        assert world.logged() == ["O-1", "O-2"]
+    else:
+        assert world.bus_says("quarantine", "unrelease", release.id)[0] == 0
+    assert world.bus_says("replay", "events", "--id", "1", "--again", "--reason", "all of it")[0] == 0
+    world.deliver()
+    assert world.logged() == ["O-1", "O-1", "O-2", "O-2"] if way_out == "drive" else ["O-1", "O-2", "O-2"]
+    assert world.bus.depot.quarantined(state="held") == []
+
+
 def test_ten_pages_are_counted_as_one(world, monkeypatch):
     monkeypatch.setattr("bus_assets.counted_messages.AT_A_TIME", 2)
     world.send(*orders(range(20)))
