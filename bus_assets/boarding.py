@@ -87,6 +87,11 @@ def _trip_of_messages(bus: Bus, route: Route, queue: Queue, boarding: Boarding) 
     halt = queue.on_stranded == "halt"
     trip = bus.depot.inbox.form_for_run(route.name, boarding.run, queue.batch, halt_on_stranded=halt, parameters=values)
     if trip is None:
+        if waiting := bus.depot.inbox.counts(route.name).by_state.get("waiting", 0):
+            raise Refused(
+                f"no message can board a trip now: the {waiting:,} that wait do so behind others of their groups, which are aboard another "
+                f"trip or stranded; `bus doctor {route.name}` and `bus trips {route.name}` say which"
+            )
         raise Refused(f"no message waits for a trip; send one to {queue.system}, or turn its sensor on: it boards what the queue has")
     return trip
 

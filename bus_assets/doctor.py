@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +20,7 @@ from bus_assets.queues import Queue
 from bus_assets.release import next_of_release, release_stop
 from bus_assets.route import Route
 from resources.depot.entries import Trip
-from resources.depot.mail import WAIT_FOR_A_PERSON, Underway
+from resources.depot.mail import WAIT_FOR_A_PERSON, Message, Underway
 from resources.depot.process import is_gone
 from resources.depot.store import Depot
 from resources.errors import BusError, Transient
@@ -292,7 +292,16 @@ def _given_up(seen: OfRoute) -> Iterator[Finding]:
             more = f" (of the first {EXAMPLES:,})" if number > len(waiting) else ""
             which = f"{seen.name} --state {state}"
             advice = f"`bus messages {which}`, then `bus redrive {which} --reason …`, or for good `bus discard {which} --reason …`"
-            yield Finding(seen.name, f"{_messages(number)} {state}: {why}{more}", advice, min(message.changed_at for message in waiting))
+            since = min(message.changed_at for message in waiting)
+            yield Finding(seen.name, f"{_messages(number)} {state}: {why}{more}{_corrected_too_early(waiting)}", advice, since)
+
+
+def _corrected_too_early(given_up: Sequence[Message]) -> str:
+    again = [message.id for message in given_up if message.other_bodies]
+    if not again:
+        return ""
+    which = f"message {again[0]}" + (f", and {len(again) - 1:,} more of them," if len(again) > 1 else "")
+    return f"; {which} came with another body before that, which a redrive does not bring: was it a correction? Then send it once more"
 
 
 def _halted(seen: OfRoute) -> Iterator[Finding]:
@@ -307,19 +316,17 @@ def _halted(seen: OfRoute) -> Iterator[Finding]:
 
 
 def _waiting(seen: OfRoute) -> Iterator[Finding]:
-    """For longer than a trip may take to fill; those that other trips hold are told of so, and by themselves those
-    that a stranded message holds."""
+    """For longer than a trip may take to fill. What other trips hold is told of as that; of those that wait behind another message of
+    their group that one is told: it is stranded, or aboard a trip that fails."""
     inbox, flight = seen.depot.inbox, seen.queue.max_in_flight if seen.queue else None
     if flight is not None and holds_all(backing_off(inbox, seen.name, flight), flight):
         said = "every trip waits to be tried again, and all other messages wait for them: is what they read, or write to, down for all?"
         advice = f"`bus trips {seen.name} --state formed` lists them; `bus cancel TRIP --reason …` gives one up, and lets others ride"
         yield Finding(seen.name, said, advice)
         return
-    counts = inbox.counts(seen.name)
-    oldest = inbox.oldest_moving(seen.name) if seen.halts else counts.oldest_waiting
-    if counts.paused_at is None and _seconds_since(oldest) > OLD_SECONDS + seen.max_wait.total_seconds():
-        halted = sum(halt.behind for halt in inbox.halts(seen.name)) if seen.halts else 0
-        said = f"{_messages(counts.by_state.get('waiting', 0) - halted)} waiting for a trip"
+    number, oldest = inbox.boardable(seen.name, halt_on_stranded=seen.halts)
+    if not inbox.paused(seen.name) and _seconds_since(oldest) > OLD_SECONDS + seen.max_wait.total_seconds():
+        said = f"{_messages(number)} waiting for a trip"
         yield Finding(seen.name, said, f"is the sensor on, and the daemon up? `bus dispatch {seen.name}` does without", oldest)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 BACK_OFF_SECONDS = 0.5
 LIVE = ("formed", "departed", "driving", "failed")
+MANY = 1_000
 
 
 def dispatch(
@@ -84,8 +85,10 @@ def _driven(loaded: Loaded, route: Route, done: Tick, as_json: bool) -> Iterator
 
 
 def _is_live(depot: Depot, route: Route, queue: Queue) -> bool:
-    """Whether another tick may have something to do: not while the route is paused."""
-    return not depot.inbox.paused(route.name) and any(depot.trips(route.name, state, 1) for state in LIVE)
+    """Whether another tick may have something to do: not while the route is paused, nor about what a person rehearsed or released."""
+    if depot.inbox.paused(route.name):
+        return False
+    return any(trip.trigger == "queue" for state in LIVE for trip in depot.trips(route.name, state, MANY))
 
 
 def _undelivered(depot: Depot, driven: list[dict[str, Any]]) -> list[str]:

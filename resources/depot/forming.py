@@ -59,13 +59,23 @@ def _due(connection: sa.Connection, route: str, limits: Limits) -> list[int]:
 def _boardable(connection: sa.Connection, route: str, batch: int, halt_on_stranded: bool) -> list[tuple[int, datetime]]:
     """The oldest messages that may board one trip together: all of a group in order, and only where none of it is in the way: aboard, or
     stranded before them."""
+    query = sa.select(messages.c.id, messages.c.received_at).where(*_waits_for_a_trip_only(route, halt_on_stranded))
+    return [(number, received) for number, received in connection.execute(query.order_by(messages.c.id).limit(batch))]
+
+
+def boardable(connection: sa.Connection, route: str, halt_on_stranded: bool) -> tuple[int, datetime | None]:
+    query = sa.select(sa.func.count(), sa.func.min(messages.c.received_at)).where(*_waits_for_a_trip_only(route, halt_on_stranded))
+    number, since = connection.execute(query).one()
+    return number, since
+
+
+def _waits_for_a_trip_only(route: str, halt_on_stranded: bool) -> tuple[sa.ColumnElement[bool], ...]:
     other = messages.alias("other")
     in_the_way = other.c.state == "aboard"
     if halt_on_stranded:
         in_the_way |= (other.c.state == "stranded") & (other.c.id < messages.c.id)
     blocked = sa.exists().where(other.c.route == route, other.c.group == messages.c.group, in_the_way)
-    query = sa.select(messages.c.id, messages.c.received_at).where(messages.c.route == route, messages.c.state == "waiting", ~blocked)
-    return [(number, received) for number, received in connection.execute(query.order_by(messages.c.id).limit(batch))]
+    return messages.c.route == route, messages.c.state == "waiting", ~blocked
 
 
 def _standing(connection: sa.Connection, route: str, states: Sequence[TripState]) -> int:

@@ -118,10 +118,10 @@ class Inbox:
         with self._connections.reading() as connection:
             return messages.moving(connection, route)
 
-    def oldest_moving(self, route: str) -> datetime | None:
-        """Since when the first message has waited that waits behind no stranded one of its group."""
+    def boardable(self, route: str, *, halt_on_stranded: bool = True) -> tuple[int, datetime | None]:
+        """How many messages wait for nothing but a trip, and when the first of them was received: ``form`` would put them aboard."""
         with self._connections.reading() as connection:
-            return messages.oldest_moving(connection, route)
+            return forming.boardable(connection, route, halt_on_stranded)
 
     def halts(self, route: str) -> list[Halt]:
         """The stranded messages behind which others of their group wait, by id."""

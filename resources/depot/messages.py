@@ -92,11 +92,6 @@ def halts(connection: sa.Connection, route: str) -> list[Halt]:
     return [Halt(*row) for row in connection.execute(waiting)]
 
 
-def oldest_moving(connection: sa.Connection, route: str) -> datetime | None:
-    waiting = sa.select(messages.c.received_at).where(messages.c.route == route, messages.c.state == "waiting", ~_is_behind_stranded(route))
-    return connection.scalar(waiting.order_by(messages.c.id).limit(1))
-
-
 def aboard(connection: sa.Connection, trip: str) -> list[Message]:
     query = sa.select(messages).where(messages.c.trip == trip, messages.c.state == "aboard")
     return in_riding_order(_read(connection, query))

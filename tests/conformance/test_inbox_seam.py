@@ -523,7 +523,7 @@ def test_a_redriven_message_does_not_wait_for_a_later_one_of_its_group(depot, in
     inbox.strand(trip, ids, "poison", to_dead_letters=False)
     inbox.redrive("orders", [ids[0]], reason="fixed")
     assert (inbox.moving("orders"), inbox.halts("orders")) == (1, [])
-    assert inbox.oldest_moving("orders") is not None
+    assert inbox.boardable("orders") == (1, inbox.messages("orders")[0].received_at)
     assert formed(inbox) == 1
     assert states(inbox) == {ids[0]: "aboard", ids[1]: "stranded", ids[2]: "stranded"}
     inbox.redrive("orders", [ids[2]], reason="fixed")
@@ -1489,18 +1489,22 @@ def test_counts_have_every_state_and_the_oldest_that_waits(inbox):
 
 
 def test_who_waits_behind_a_stranded_message_is_told_apart_from_who_just_waits(depot, inbox):
-    assert (inbox.halts("orders"), inbox.oldest_moving("orders")) == ([], None)
+    assert (inbox.halts("orders"), inbox.boardable("orders")) == ([], (0, None))
     trip, (stranded,) = riding(inbox, 1, group="a")
     failed(depot, trip)
     inbox.strand(trip, [stranded], "poison", to_dead_letters=False)
     inbox.board("orders", arrivals(2, 10, group="a"))
     behind = inbox.messages("orders", "waiting")
     assert inbox.halts("orders") == [Halt(stranded, 2, behind[0].received_at)]
-    assert inbox.oldest_moving("orders") is None
+    assert inbox.boardable("orders") == (0, None)
+    assert inbox.boardable("orders", halt_on_stranded=False) == (2, behind[0].received_at)
     inbox.board("orders", [*arrivals(1, 20, group="b"), *arrivals(1, 30)])
     assert inbox.halts("orders") == [Halt(stranded, 2, behind[0].received_at)]
-    assert inbox.oldest_moving("orders") == inbox.messages(key="k20")[0].received_at
-    assert (inbox.halts("invoices"), inbox.oldest_moving("invoices")) == ([], None)
+    assert inbox.boardable("orders") == (2, inbox.messages(key="k20")[0].received_at)
+    assert (inbox.halts("invoices"), inbox.boardable("invoices")) == ([], (0, None))
+    assert formed(inbox) == 1
+    inbox.board("orders", arrivals(1, 40, group="b"))
+    assert inbox.boardable("orders") == (0, None)  # one of its group is aboard
 
 
 # Forgetting

@@ -649,6 +649,12 @@ def test_dispatch_until_quiet_finds_the_poison_and_delivers_the_others(world):
     assert told["ticks"][-1] == "stranded 1"
 
 
+def test_dispatch_until_quiet_does_not_wait_for_a_rehearsal_that_failed(stranded):
+    rehearsal = stranded.bus.depot.start_trip("events", "rehearsal", {}).id
+    stranded.bus.depot.finish_trip(rehearsal, "failed", "this run rehearses")
+    assert len(stranded.told("dispatch", "events", "--until-quiet", "--wait", "0")["ticks"]) == 1
+
+
 def test_dispatch_of_a_route_without_a_queue_says_how_to_drive_it(world):
     world.deploy(_files())
     assert "route 'files' has no queue; `bus drive files` drives it" in world.refused("dispatch", "files")

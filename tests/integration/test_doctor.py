@@ -140,6 +140,20 @@ def test_messages_behind_a_stranded_one_do_not_wait_for_a_sensor(world):
     assert not any("waiting behind" in wrong for wrong in found)
 
 
+def test_a_correction_that_came_too_early_is_told_where_its_message_is_given_up(world):
+    world.deploy(events(dead_letters="dead", attempts=1, identity="order_id"))
+    world.send(order(666))
+    (departure,) = world.tick().departures
+    world.send(order(666, qty=2))
+    world.tick()
+    world.run(departure)
+    world.deliver()
+    (stranded,) = world.messages("stranded")
+    found = [finding["wrong"] for finding in diagnosis(world)]
+    said = f"message {stranded.id} came with another body before that, which a redrive does not bring"
+    assert any(wrong.startswith("1 message is stranded: ") and said in wrong for wrong in found)
+
+
 def test_trips_that_wait_to_be_tried_again_are_told_once_everybody_waits_for_them(world):
     world.deploy(events(batch=1, max_in_flight=1))
     world.send(*orders(range(ROOM + ASIDE + 1)))

@@ -269,6 +269,10 @@ def test_a_person_starts_a_trip_of_what_waits(town):
     result = town.run({})
     assert not result.success
     assert "no message waits" in failure_of(result)
+    town.depot.inbox.board("events", [Arrival("b", json.dumps(order(2)).encode(), group="g")])
+    assert town.depot.inbox.form("events", batch=1, max_wait_seconds=0, max_trips=1) == 1
+    town.depot.inbox.board("events", [Arrival("c", json.dumps(order(3)).encode(), group="g")])
+    assert "the 1 that wait do so behind others of their groups" in failure_of(town.run({}))
 
 
 def test_re_executing_all_of_a_message_trip_is_the_same_trip(town):
