@@ -130,8 +130,10 @@ def _claimed(bus: Bus, route: Route, trip: Trip, boarding: Boarding, mode: Mode)
         caught_up(bus, route, trip)
     process = this_process()
     dies_with = {"pid": process.pid, "process_started": process.started} if boarding.one_process else {}
+    # A trip may be older than a parameter of its route, as those that wait, are split or released are when it is put in.
+    defaults = {parameter.name: parameter.default for parameter in route.parameters if parameter.default is not None}
     try:
-        attempt = bus.depot.claim(trip.id, boarding.run, lease_seconds=LEASE_SECONDS, host=process.host, **dies_with)
+        attempt = bus.depot.claim(trip.id, boarding.run, lease_seconds=LEASE_SECONDS, host=process.host, defaults=defaults, **dies_with)
     except AlreadyDelivered as delivered:
         return Drive(bus, route, delivered.trip, before.attempt if before else 1, boarding.run, "delivered", boarding.selected)
     except TripOver as over:

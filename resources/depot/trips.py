@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
@@ -89,7 +90,14 @@ def last_passed(connection: sa.Connection, route: str, stops: frozenset[str]) ->
     return Trip(**row) if row else None
 
 
-def claim(connection: sa.Connection, trip: str, run: str, lease: timedelta, process: Mapping[str, Any]) -> Attempt:
+def claim(
+    connection: sa.Connection,
+    trip: str,
+    run: str,
+    lease: timedelta,
+    process: Mapping[str, Any],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> Attempt:
     found = trip_of(connection, trip, lock=True)
     own = _attempt(connection, attempts.c.trip == trip, attempts.c.run == run)
     if own is not None and own.outcome in ("revoked", "failed"):
@@ -109,8 +117,11 @@ def claim(connection: sa.Connection, trip: str, run: str, lease: timedelta, proc
     number = newest.attempt + 1 if newest else 1
     values = {"trip": trip, "attempt": number, "run": run, "claimed_at": moment, "lease_until": moment + lease, **process}
     connection.execute(sa.insert(attempts).values(values))
-    if found.state != "stuck":
-        connection.execute(sa.update(trips).where(trips.c.id == trip).values(state="driving", ended_at=None, error=None))
+    changed: dict[str, Any] = {} if found.state == "stuck" else {"state": "driving", "ended_at": None, "error": None}
+    if defaults.keys() - found.parameters.keys():
+        changed["parameters"] = {**defaults, **found.parameters}
+    if changed:
+        connection.execute(sa.update(trips).where(trips.c.id == trip).values(changed))
     return _the_attempt(connection, trip, number)
 
 

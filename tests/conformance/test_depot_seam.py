@@ -209,6 +209,18 @@ def test_a_failed_trip_is_driven_again_by_the_next_attempt(depot):
     assert (again.state, again.ended_at, again.error) == ("driving", None, None)
 
 
+def test_a_claimed_trip_takes_defaults_for_parameters_that_it_has_no_value_for_and_keeps_them(depot):
+    trip = depot.start_trip("orders", "ui", {"day": 3, "_scheduled": "2026-01-01T00:00:00+00:00"})
+    depot.claim(trip.id, "run-1", lease_seconds=60, defaults={"day": 1, "tax": 2})
+    kept = {"day": 3, "_scheduled": "2026-01-01T00:00:00+00:00", "tax": 2}
+    assert depot.trip(trip.id).parameters == kept
+    depot.claim(trip.id, "run-1", lease_seconds=60, defaults={"tax": 7, "zone": "north"})
+    assert depot.trip(trip.id).parameters == kept, "an attempt is claimed by each of its steps, and keeps what it began with"
+    depot.end_attempt(trip.id, 1, "failed", "boom")
+    depot.claim(trip.id, "run-2", lease_seconds=60, defaults={"tax": 7, "zone": "north"})
+    assert depot.trip(trip.id).parameters == {**kept, "zone": "north"}
+
+
 @pytest.mark.parametrize("outcome", ["revoked", "failed"])
 def test_a_run_whose_attempt_was_ended_cannot_claim_again(depot, outcome):
     trip = driven(depot)

@@ -11,7 +11,7 @@ from decimal import Decimal
 import psycopg
 import pytest
 
-from bus_assets import Check, Contract, DropOff, Field, Json, PickUp, S3Event, Table, Text, TextFile, Transform, archive
+from bus_assets import Check, Contract, DropOff, Field, Json, Parameter, PickUp, Query, S3Event, Table, Text, TextFile, Transform, archive
 from bus_assets.account import account
 from bus_assets.boarding import board, settle
 from bus_assets.doctor import OF_ITS_SYSTEMS, Systems, examined
@@ -311,6 +311,35 @@ def test_a_trip_from_before_a_stop_was_put_in_still_has_its_account(tmp_path):
     (message,) = world.messages()
     made = account(world.bus, events(), message.trip)
     assert any("before the route had stop 'priced'" in recount.note for recount in made.recounts)
+
+
+def test_a_trip_from_before_a_parameter_was_put_in_takes_its_default_and_keeps_it(tmp_path):
+    def taxed(messages, rate, params):
+        return messages.assign(total=messages["qty"] * messages["price"] * params["tax"] * int(rate["tax"][0]))
+
+    def deployed(tax):
+        rate = PickUp(
+            "rate", Query("warehouse", "SELECT :tax AS tax", params={"tax": "{params.tax}"}), Contract((Field("tax", "integer"),))
+        )
+        made = Transform("priced", taxed, TOTAL, after=("messages", "rate"))
+        drop = DropOff("log", Table("warehouse", "log", create=True), of="priced")
+        return events(parameters=(Parameter("tax", "integer", default=tax),), stops=(rate, made, drop))
+
+    def down(drive, at):
+        if at == "priced":
+            raise Transient("the tax office is closed")
+
+    world = QueueWorld(tmp_path)
+    world.send(*orders(range(3)))
+    departure = world.tick().departures[0]
+    world.route = deployed(2)
+    assert world.run(departure, down) == "failure"
+    assert world.bus.depot.trip(departure.trip).parameters == {"tax": 2}
+    world.route = deployed(3)
+    world.deliver()
+    assert world.bus.depot.inbox.paused("events") is None
+    assert world.rows("log") == [(f"O-{number}", "6.00") for number in range(3)]
+    assert account(world.bus, world.route, departure.trip).balanced
 
 
 def test_what_is_wrong_in_a_nested_field_is_told_behind_a_short_name(tmp_path):
