@@ -55,6 +55,20 @@ class AnyText(sa.types.TypeDecorator[str]):
         return None if value is None else storable(value)
 
 
+class Id(sa.types.TypeDecorator[int]):
+    """A number that the database gives. One from outside that 64 bits do not hold is asked for as the last one that they do: nobody has
+    that either, and the drivers raise no error of their own."""
+
+    impl = sa.BigInteger
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        return dialect.type_descriptor(sa.Integer() if dialect.name == "sqlite" else sa.BigInteger())
+
+    def process_bind_param(self, value: int | None, dialect: sa.Dialect) -> int | None:
+        return None if value is None else min(max(value, -(1 << 63)), (1 << 63) - 1)
+
+
 def _json() -> Any:
     return sa.JSON(none_as_null=True)
 
@@ -152,7 +166,7 @@ publications = sa.Table(
 quarantine = sa.Table(
     "depot_quarantine",
     metadata,
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("id", Id, primary_key=True),
     sa.Column("route", sa.Text, nullable=False),
     sa.Column("trip", sa.Text, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
@@ -179,7 +193,7 @@ quarantine = sa.Table(
 messages = sa.Table(
     "depot_messages",
     metadata,
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("id", Id, primary_key=True),
     sa.Column("route", sa.Text, nullable=False),
     sa.Column("key", sa.Text, nullable=False),
     _count("generation", sa.Integer),

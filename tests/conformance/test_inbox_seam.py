@@ -1232,6 +1232,25 @@ def test_a_redrive_is_all_or_nothing(depot, inbox):
         inbox.redrive("orders", reason="")
 
 
+@pytest.mark.parametrize("number", [2**63 - 1, 2**63, 10**30, -(10**30)])
+def test_an_id_that_no_column_holds_is_one_that_is_not_there(depot, inbox, number):
+    trip, [_, bad] = riding(inbox, 2)
+    inbox.strand(trip, [bad], "broken", to_dead_letters=False)
+    for ask in (
+        lambda: inbox.redrive("orders", [bad, number], reason="r"),
+        lambda: inbox.discard("orders", [bad, number], reason="r"),
+        lambda: inbox.again([bad, number], "r"),
+        lambda: depot.discard([number], "r"),
+        lambda: depot.mark_released([number], trip),
+    ):
+        with pytest.raises(Refused, match=f"{number}.* are not "):
+            ask()
+    assert inbox.replay("orders", ids=[number]) == []
+    assert [found.id for found in inbox.messages("orders", after=number)] == ([] if number > 0 else [1, 2])
+    assert depot.quarantined(after=number) == []
+    assert states(inbox)[bad] == "stranded"
+
+
 def test_a_redriven_message_that_was_replaced_is_superseded(inbox):
     trip, [number] = riding(inbox, 1, subject="s", sequencer="1")
     inbox.strand(trip, [number], "no", to_dead_letters=False)
