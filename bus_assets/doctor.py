@@ -50,13 +50,14 @@ Patient = TypeVar("Patient")
 @dataclass(frozen=True)
 class Finding:
     """``where`` is a route, or a part of the deployment; ``advice`` is the next command, or the next thing to look at. A 'note' is
-    something to know: nothing is ``wrong``."""
+    something to know: nothing is ``wrong``. ``trip``: the one that nobody drives."""
 
     where: str
     wrong: str
     advice: str
     since: datetime | None = None
     level: Literal["wrong", "note"] = "wrong"
+    trip: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,12 @@ def examined(patient: Patient, looks: Iterable[Callable[[Patient], Iterator[Find
             said = Finding(where, f"cannot look: {error}", "see to that first, then ask again")
             found += [said] if said not in found else []
     return found
+
+
+def without_repeats(found: Sequence[Finding]) -> list[Finding]:
+    """Of a trip that nobody drives what was found last: a look into its database knows better than one into the depot how it goes on."""
+    last = {finding.trip: finding for finding in found}
+    return [finding for finding in found if finding.trip is None or last[finding.trip] is finding]
 
 
 # The deployment
@@ -253,9 +260,10 @@ def _underway(seen: OfRoute) -> Iterator[Finding]:
                 said,
                 f"is a worker up? `bus up`, `bus worker`, or `bus drive {seen.name} --trip {found.trip.id}`",
                 found.trip.departed_at,
+                trip=found.trip.id,
             )
         elif found.attempt and found.attempt.ended_at is None and seen.depot.is_abandoned(found.attempt):
-            yield Finding(seen.name, *_abandoned(seen, found), found.attempt.claimed_at)
+            yield Finding(seen.name, *_abandoned(seen, found), found.attempt.claimed_at, trip=found.trip.id)
 
 
 def _abandoned(seen: OfRoute, found: Underway) -> tuple[str, str]:
@@ -363,7 +371,7 @@ def _held(seen: Systems) -> Iterator[Finding]:
         if why := why_unsettled(seen.systems, seen.route, trip, attempt, LOCK_SECONDS):
             said, _, advice = why.partition("; ")
             said = f"trip {trip.id} cannot be settled: {said}"
-            yield Finding(seen.route.name, said, f"{advice}; the next tick settles it then", attempt.claimed_at)
+            yield Finding(seen.route.name, said, f"{advice}; the next tick settles it then", attempt.claimed_at, trip=trip.id)
 
 
 def _queues(seen: Systems) -> Iterator[Finding]:

@@ -40,7 +40,9 @@ MYSQL_FLOAT = 4
 """The type of a result's column in the protocol of MariaDB and MySQL: MYSQL_TYPE_FLOAT."""
 WRITING = """SELECT a.pid, a.state, a.xact_start, host(a.client_addr) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
 WHERE l.relation = CAST(:name AS regclass) AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-AND l.mode = 'RowExclusiveLock' AND l.granted AND a.pid <> pg_backend_pid() ORDER BY a.xact_start LIMIT 1"""
+AND l.mode = ANY (ARRAY['RowExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'])
+AND l.granted AND a.pid <> pg_backend_pid() ORDER BY l.mode = 'RowExclusiveLock', a.xact_start LIMIT 1"""
+"""Who has written there and is not done; before all others who has locked the whole table against writing."""
 KNOWN_GOOD = ("postgresql", "sqlite")
 """Dialects that hold the probe's promises by construction; the conformance suite runs the probe on them too."""
 
@@ -310,7 +312,8 @@ class Database(System):
         return self.model_copy(update={"lock_timeout_seconds": lock_seconds})
 
     def who_settles(self) -> str:
-        """Which session has been settling an attempt for the longest time, in words, and how it is ended."""
+        """Which session keeps attempts from being settled, in words, and how it is ended: one that has locked the table, else the one that
+        has been settling an attempt for the longest time."""
         try:
             with self._reading() as connection, explained(self.where, "looking who holds a lock"):
                 if connection.dialect.name == "postgresql":

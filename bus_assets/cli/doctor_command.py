@@ -35,6 +35,7 @@ def doctor(
             looks = doctors.OF_A_LOST_ROUTE if missing_in else doctors.OF_A_ROUTE
             found += doctors.examined(doctors.OfRoute(depot, name, queue, missing_in), looks, name)
             found += _of_systems(depot, loaded, name)
+    found = doctors.without_repeats(found)
     found.sort(key=lambda finding: finding.level == "note")
     wrong = sum(finding.level == "wrong" for finding in found)
     _tell(found, wrong, as_json)

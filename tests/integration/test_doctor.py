@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
+import psycopg
 import pytest
 
 from bus_assets import Contract, DropOff, Field, Json, PickUp, Table, TextFile, doctor
@@ -217,6 +218,28 @@ def test_a_trip_whose_driver_is_gone(world, gone, said):
     finding = only(diagnosis(world))
     assert said in finding["wrong"]
     assert "bus dispatch events" in finding["advice"]
+
+
+def test_trips_that_no_tick_can_settle_are_not_said_to_be_settled_by_the_next(tmp_path, monkeypatch, capsys, postgres_database_url):
+    monkeypatch.setattr(doctor, "_is_nearly_full", lambda disk: False)
+    world = CliWorld(tmp_path, monkeypatch, capsys, events(batch=1, max_in_flight=2), warehouse_url=postgres_database_url)
+    world.send(order(1))
+    world.deliver()
+    world.send(*orders([2, 3]))
+    departures = world.tick().departures
+    for number, departure in enumerate(departures):
+        world.bus.depot.claim(departure.trip, f"run-{number}", lease_seconds=60)
+    world.sql("UPDATE depot_attempts SET lease_until = :then, host = 'elsewhere'", then=long_ago())
+    assert all("has nobody driving it" in finding["wrong"] for finding in diagnosis(world))
+    with psycopg.connect(postgres_database_url.replace("+psycopg", "")) as session:
+        session.execute("LOCK TABLE bus_outcomes IN ACCESS EXCLUSIVE MODE")
+        found = diagnosis(world)
+        pid = session.info.backend_pid
+    assert [finding["trip"] for finding in found] == [departure.trip for departure in departures]
+    for finding in found:
+        assert f"trip {finding['trip']} cannot be settled: the lock" in finding["wrong"]
+        assert f"held by session {pid} (idle in transaction since" in finding["wrong"]
+        assert finding["advice"].endswith("the next tick settles it then")
 
 
 def unwell(drive, at):
