@@ -6,6 +6,7 @@ import json
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import get_args
 
@@ -754,6 +755,29 @@ def test_the_account_of_a_route_notices(stranded, sabotage, what):
     wrong = [line for line in told["recounts"] if line["status"] == "differs"]
     assert what in [line["what"] for line in wrong]
     assert all(line["note"] for line in wrong)
+
+
+@pytest.mark.parametrize("end", ["quarantined", "discarded"])
+def test_what_was_delivered_before_it_was_given_up_is_told_by_the_account(world, end):
+    world.deploy(events(identity="order_id", attempts=1))
+    world.send(*orders([1, 2, 3]))
+    world.deliver()
+    strict = replace(ORDER, fields=(*ORDER.fields[:1], replace(ORDER["qty"], minimum=3), *ORDER.fields[2:]))
+    world.deploy(events(decode=Json(strict), identity="order_id", attempts=1))
+    for number in ("1", "2"):
+        world.bus_says("replay", "events", "--id", number, "--again", "--reason", "x")
+        world.deliver()
+    if end == "discarded":
+        world.bus_says("discard", "events", "--all", "--reason", "a test")
+    told = world.told("account", "events")
+    assert (told["by_state"]["delivered"], told["by_state"][end], told["balanced"]) == (1, 2, True)
+    (line,) = [line for line in told["recounts"] if line["what"] == "given up, yet applied"]
+    assert (line["found"], line["status"]) == (0, "agrees")
+    assert line["note"] == "left out: 2 delivered before they were sent round once more; those rows stand"
+    world.send(order(1, qty=5))
+    world.deliver()
+    (line,) = [line for line in world.told("account", "events")["recounts"] if line["what"] == "given up, yet applied"]
+    assert line["note"].startswith(f"left out: {2 if end == 'discarded' else 1} delivered before")
 
 
 def test_a_message_that_is_lost_from_the_depot_is_missed_even_without_a_recount(stranded):
