@@ -328,7 +328,7 @@ def _waiting(seen: OfRoute) -> Iterator[Finding]:
     their group that one is told: it is stranded, or aboard a trip that fails."""
     inbox, flight = seen.depot.inbox, seen.queue.max_in_flight if seen.queue else None
     if flight is not None and holds_all(backing_off(inbox, seen.name, flight), flight):
-        said = "every trip waits to be tried again, and all other messages wait for them: is what they read, or write to, down for all?"
+        said = "every trip failed and is tried again, and all other messages wait for them: is what they read, or write to, down for all?"
         advice = f"`bus trips {seen.name} --state formed` lists them; `bus cancel TRIP --reason …` gives one up, and lets others ride"
         yield Finding(seen.name, said, advice)
         return

@@ -45,8 +45,8 @@ RECEIVE_AT_ONCE = 200
 ROOM = 2
 """Messages are received as long as the depot holds fewer than so many times what fits in flight."""
 ASIDE = 4
-"""So many times what fits in flight may back off without taking another trip's place, though none was delivered after them: what each
-of them waits for may be something of its own, or something that is down for all."""
+"""So many times what fits in flight may fail again and again without taking another trip's place, though none was delivered after them:
+what each of them waits for may be something of its own, or something that is down for all."""
 DEAD_LETTERS_AT_ONCE = 100
 REFUSALS = 10
 """So many dead letters in a row that their queue refuses, and none that it takes, are not the fault of the messages."""
@@ -255,7 +255,7 @@ def backing_off(inbox: Inbox, route: str, max_in_flight: int) -> BackingOff:
 
 
 def holds_all(found: BackingOff, max_in_flight: int) -> bool:
-    """Whether trips that back off have taken every place: then no other is formed before one of them is over."""
+    """Whether trips that fail have taken every place: then no other is formed before one of them is over."""
     return found.trips - found.aside >= ROOM * max_in_flight
 
 
@@ -387,10 +387,11 @@ class _Ticking:
     def until_ready(self, queue: Ahead) -> None:
         """Settle, board and dispatch, until the route is paused, trips may depart and no more messages come, or time is up.
 
-        Trips are not parted from messages that are just coming: not full ones depart when no more comes.
+        Trips are not parted from messages that are just coming: not full ones depart when no more comes. The queue is asked once where
+        trips depart anew, though no other may depart: such may be due in every tick.
         """
         policy, inbox = self.policy, self.inbox
-        began, coming_since, more = time.monotonic(), None, False
+        began, coming_since, more, asked = time.monotonic(), None, False, False
         self.settle()
         self.dispatch(only_full=False)
         while not (paused := inbox.paused(policy.route)):
@@ -398,7 +399,8 @@ class _Ticking:
             wait = 0.0 if coming_since or self.departures else _patience(policy, inbox, left)
             # Bodies that are slow to fetch fill the tick: what was received ahead is as much as it can do.
             enough = _is_enough(policy, self.departures, coming_since) or (more and self.told.later > 0)
-            more = self.board(queue, wait, enough)
+            more = self.board(queue, wait, enough and (asked or not any(departure.launch > 1 for departure in self.departures)))
+            asked = True
             coming_since = (coming_since or time.monotonic()) if more else None
             if not more:
                 self.settle()
@@ -440,9 +442,9 @@ class _Ticking:
             told.notes.append(f"{behind} wait behind stranded messages of their groups")
         if not self.departures and (found := backing_off(self.inbox, policy.route, policy.max_in_flight)).trips:
             if holds_all(found, policy.max_in_flight):
-                told.notes.append(f"to be tried again {found.trips}, and all others wait for them")
-            elif not told.returned:
-                told.notes.append(f"to be tried again {found.trips}")
+                told.notes.append(f"to be tried again {found.waiting}, and all others wait for them")
+            elif found.waiting and not told.returned:
+                told.notes.append(f"to be tried again {found.waiting}")
         return Tick(tuple(self.departures), str(told) + (f"; then: {self.failed}" if self.failed else ""))
 
 

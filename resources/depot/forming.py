@@ -86,7 +86,8 @@ def _standing(connection: sa.Connection, route: str, states: Sequence[TripState]
 def backing_off(connection: sa.Connection, route: str, at_most: int) -> BackingOff:
     every, alone, perhaps = _backing_off(connection, route, at_most)
     held = [_aboard_or_behind(connection, route, those) for those in (alone, perhaps)]
-    return BackingOff(len(every), len(alone) + len(perhaps), *held)
+    waiting = sum(state == "formed" for state in every.values())
+    return BackingOff(len(every), waiting, len(alone) + len(perhaps), *held)
 
 
 def _aboard_or_behind(connection: sa.Connection, route: str, of: Sequence[str]) -> int:
@@ -99,18 +100,22 @@ def _aboard_or_behind(connection: sa.Connection, route: str, of: Sequence[str]) 
     return sum(_how_many_aboard(connection, of).values()) + connection.execute(query).scalar_one()
 
 
-def _backing_off(connection: sa.Connection, route: str, at_most: int) -> tuple[list[str], list[str], list[str]]:
-    """Trips that wait until it is worth another try, which may be for ever, and those of them that take no other trip's place meanwhile:
-    all that fail alone, while others ride (they were split off, or a later trip is delivered); and the first ``at_most`` of the rest, as
-    what those wait for may be down for everybody."""
+def _backing_off(connection: sa.Connection, route: str, at_most: int) -> tuple[dict[str, TripState], list[str], list[str]]:
+    """Trips that failed before and are tried again, which may be for ever, by their state; and those of them that take no other trip's
+    place meanwhile: all that fail alone, while others ride (they were split off, or a later trip is delivered); and the first ``at_most``
+    of the rest, as what those wait for may be down for everybody.
+
+    Whether one waits, is due or rides at this moment makes no difference: of those that are slow to fail some always are due."""
     later = trips.alias("later")
     overtook = (later.c.route == route) & (later.c.trigger == "queue") & (later.c.state == "delivered")
     alone = trips.c.parent.is_not(None) | sa.exists().where(overtook, later.c.created_at > trips.c.created_at)
-    waits = (trips.c.state == "formed") & (trips.c.not_before > now(connection))
-    query = sa.select(trips.c.id, alone).where(*_of_messages(route), waits).order_by(trips.c.created_at, trips.c.id)
-    found = dict(connection.execute(query).tuples().all())
-    sure = [trip for trip, is_alone in found.items() if is_alone]
-    return list(found), sure, [trip for trip, is_alone in found.items() if not is_alone][:at_most]
+    failed = sa.exists().where(attempts.c.trip == trips.c.id, attempts.c.ended_at.is_not(None)) | (trips.c.not_before > now(connection))
+    tried = trips.c.state.in_(("formed", "departed", "driving", "failed"))
+    query = sa.select(trips.c.id, trips.c.state, alone).where(*_of_messages(route), tried, failed)
+    found = connection.execute(query.order_by(trips.c.created_at, trips.c.id)).all()
+    sure = [trip for trip, _, is_alone in found if is_alone]
+    perhaps = [trip for trip, _, is_alone in found if not is_alone]
+    return {trip: state for trip, state, _ in found}, sure, perhaps[:at_most]
 
 
 def _of_messages(route: str) -> tuple[sa.ColumnElement[bool], ...]:

@@ -155,8 +155,9 @@ class Inbox:
             return forming.form(connection, route, limits, dict(parameters or {}))
 
     def backing_off(self, route: str, *, aside: int) -> BackingOff:
-        """Formed trips that wait for their ``not_before``. Set aside are all that fail while others ride: they were split off another one,
-        or one that was formed later is delivered; of the rest the ``aside`` first."""
+        """Trips of which an attempt failed, or that wait for their ``not_before``; formed, departed, driving or failed once more. Set aside
+        are all that fail while others ride: they were split off another one, or one that was formed later is delivered; of the rest the
+        ``aside`` first."""
         with self._connections.reading() as connection:
             return forming.backing_off(connection, route, aside)
 

@@ -147,10 +147,12 @@ class Underway:
 
 @dataclass(frozen=True)
 class BackingOff:
-    """``trips`` of messages that wait until it is worth another try. ``aside`` of them take no other trip's place. How many messages ride
-    in those, or wait behind one that does: ``alone`` where others ride meanwhile, ``perhaps`` where all may be down."""
+    """``trips`` of messages that failed and are tried again; ``waiting`` of them until it is worth another try, or for their turn.
+    ``aside`` take no other trip's place. How many messages ride in those, or wait behind one that does: ``alone`` where others ride
+    meanwhile, ``perhaps`` where all may be down."""
 
     trips: int
+    waiting: int
     aside: int
     alone: int
     perhaps: int

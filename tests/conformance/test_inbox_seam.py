@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from resources.depot import boarding, messages, schema
 from resources.depot import trips as trips_sql
 from resources.depot.entries import AttemptEnded, AttemptLive, Forgotten, NoSuchTrip, QuarantinedRow, Reason, TripOver, Verdict
-from resources.depot.mail import Arrival, Boarded, Halt, Purged, Redriven, Remembered
+from resources.depot.mail import Arrival, BackingOff, Boarded, Halt, Purged, Redriven, Remembered
 from resources.depot.store import Depot
 from resources.errors import Misconfigured, Poison, Refused, Transient
 from resources.receipts import stored_key
@@ -425,6 +425,58 @@ def test_what_was_split_off_and_backs_off_takes_no_other_trips_place(depot, inbo
     inbox.retry(second, 0, spent=None)
     assert formed(inbox, batch=1, max_trips=2) == 0
     assert formed(inbox, batch=1, max_trips=3) == 1
+
+
+@pytest.mark.parametrize("state", ["backs off", "due", "departed", "driving", "failed"])
+def test_a_trip_that_fails_while_others_ride_takes_no_other_trips_place_whatever_state_it_is_in(depot, inbox, state):
+    """Else those that fail slowly fill every place again and again, and no new message is ever received."""
+    trip, _ = riding(inbox, 2)
+    failed(depot, trip)
+    inbox.retry(trip, 60 if state == "backs off" else 0, spent=None)
+    if state in ("departed", "driving", "failed"):
+        assert departed(inbox) == [trip]
+    if state in ("driving", "failed"):
+        depot.claim(trip, "run-2", lease_seconds=60)
+    if state == "failed":
+        depot.finish_trip(trip, "failed", "503", attempt=2)
+    inbox.board("orders", arrivals(9, 2))
+    assert inbox.backing_off("orders", aside=0) == BackingOff(trips=1, waiting=state in ("backs off", "due"), aside=0, alone=0, perhaps=0)
+    assert formed(inbox, batch=1, max_trips=1) == 0
+    assert formed(inbox, batch=1, max_trips=1, aside=1) == 1
+    for other in depot.trips("orders", "formed"):
+        if other.id != trip:
+            depot.claim(other.id, "run-3", lease_seconds=60)
+            inbox.delivered(other.id, {}, {})
+            depot.finish_trip(other.id, "delivered")
+    assert inbox.backing_off("orders", aside=0) == BackingOff(trips=1, waiting=state in ("backs off", "due"), aside=1, alone=2, perhaps=0)
+    assert formed(inbox, batch=1, max_trips=1) == 1
+    assert formed(inbox, batch=1, max_trips=1) == 0
+
+
+def test_a_trip_that_nobody_claimed_in_time_has_not_failed(depot, inbox):
+    trip, _ = riding(inbox, 1)
+    inbox.board("orders", arrivals(3, 1))
+    inbox.retry(trip, 0, spent=None)
+    assert formed(inbox, batch=1, max_trips=1, aside=1) == 0
+    assert inbox.backing_off("orders", aside=1).trips == 0
+    assert departed(inbox) == [trip]
+    depot.claim(trip, "run-1", lease_seconds=60)
+    assert formed(inbox, batch=1, max_trips=1, aside=1) == 0
+
+
+def test_a_trip_that_is_tried_again_departs_behind_those_that_were_ready_before_it_was(depot, inbox):
+    inbox.board("orders", arrivals(2))
+    formed(inbox, batch=1)
+    first, second = departed(inbox)
+    inbox.board("orders", arrivals(1, 2))
+    formed(inbox)
+    [fresh] = [trip.id for trip in depot.trips("orders", "formed")]
+    for trip in (second, first):
+        failed(depot, trip)
+        inbox.retry(trip, 0, spent=None)
+    inbox.board("orders", arrivals(1, 3))
+    formed(inbox)
+    assert departed(inbox)[:3] == [fresh, second, first]
 
 
 def test_batches_of_none_are_misconfigured(inbox):

@@ -158,7 +158,7 @@ def test_a_correction_that_came_too_early_is_told_where_its_message_is_given_up(
 def test_trips_that_wait_to_be_tried_again_are_told_once_everybody_waits_for_them(world):
     world.deploy(events(batch=1, max_in_flight=1))
     world.send(*orders(range(ROOM + ASIDE + 1)))
-    held = "every trip waits to be tried again, and all other messages wait for them"
+    held = "every trip failed and is tried again, and all other messages wait for them"
     while "all others wait for them" not in (done := world.tick()).said:
         look = examined(OfRoute(world.bus.depot, "events", world.route.queue), OF_A_ROUTE, "events")
         assert not any(finding.wrong.startswith(held) for finding in look)

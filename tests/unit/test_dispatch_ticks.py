@@ -405,6 +405,25 @@ def test_messages_that_cannot_be_read_for_now_keep_no_other_from_riding(tmp_path
     assert street.said == "to be tried again 20"
 
 
+def test_messages_that_cannot_be_read_for_now_keep_no_other_from_riding_however_long_each_try_takes(tmp_path):
+    """So long that the next is due before one is over: some always are, and what is new gets its turn nevertheless."""
+    street = Street(tmp_path, batch=1, max_in_flight=1)
+    for number in range(8):
+        street.send("flaky", f"before {number}")
+        for _ in range(4):
+            street.round()
+    assert sum(street.applied.values()) == 8
+    street.send(*map(str, range(6)))
+    for _ in range(3 * (8 + ROOM)):
+        with street.engine.begin() as connection:
+            now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f}"
+            connection.execute(sa.text("UPDATE depot_trips SET not_before = :now WHERE not_before > :now"), {"now": now})
+        for departure in street.tick().departures:
+            street.run(departure)
+    assert {*map(str, range(6))} <= street.applied.keys()
+    assert len(street.depot.inbox.messages(ROUTE, "aboard")) == 8
+
+
 def test_while_nobody_can_be_read_the_queue_is_not_taken_apart(tmp_path):
     street = Street(tmp_path, batch=1)
     street.send(*["flaky"] * 100, "good")
