@@ -194,7 +194,8 @@ def _paused(seen: OfRoute) -> Iterator[Finding]:
 def _stuck(seen: OfRoute) -> Iterator[Finding]:
     for trip in seen.depot.trips(seen.name, "stuck", MANY):
         said = f"trip {trip.id} is committed in one database and not in all: {_line(trip.error) or 'its process died'}"
-        yield Finding(seen.name, said, f"`bus drive {seen.name} --trip {trip.id}` rolls it forward", trip.created_at)
+        again = "; the sensor of its queue tries that each minute" if trip.trigger == "queue" else ""
+        yield Finding(seen.name, said, f"mend that, then `bus drive {seen.name} --trip {trip.id}` rolls it forward{again}", trip.created_at)
 
 
 def _failed(seen: OfRoute) -> Iterator[Finding]:
@@ -329,7 +330,10 @@ def _waiting(seen: OfRoute) -> Iterator[Finding]:
     inbox, flight = seen.depot.inbox, seen.queue.max_in_flight if seen.queue else None
     if flight is not None and holds_all(backing_off(inbox, seen.name, flight), flight):
         said = "every trip failed and is tried again, and all other messages wait for them: is what they read, or write to, down for all?"
-        advice = f"`bus trips {seen.name} --state formed` lists them; `bus cancel TRIP --reason …` gives one up, and lets others ride"
+        advice = (
+            f"`bus trips {seen.name} --state formed` lists them; `bus cancel TRIP --reason …` gives one up, and lets others ride; those of "
+            "`--state stuck` can only roll forward, once that is mended"
+        )
         yield Finding(seen.name, said, advice)
         return
     number, oldest = inbox.boardable(seen.name, halt_on_stranded=seen.halts)

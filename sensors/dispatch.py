@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from resources.depot.entries import Attempt, Trip
+from resources.depot.entries import Attempt, Trip, TripState
 from resources.depot.inbox import Inbox
 from resources.depot.mail import Arrival, BackingOff, Boarded, Departure, Message, Riders, Taken, Underway
 from resources.errors import BusError, Locked, Misconfigured, Poison
@@ -58,8 +58,8 @@ class Above:
 
     ``unwrap``, ``fetch``, ``archive``  as in :class:`sensors.keeping.Keeping`.
     ``corrected``    note in the archive which messages the depot has taken instead of those that it had under their keys.
-    ``end``          end an attempt for good, waiting so many seconds for a lock, then Locked; True if it turned out to have published:
-                     then the depot knows, and it only rolls forward.
+    ``end``          end an attempt for good, waiting so many seconds for a lock, then Locked; None, or what the trip is if it turned out
+                     to have published: then the depot knows, and it is delivered, or stuck and only rolls forward.
     ``unclaimed``    of a trip that nobody has claimed, and its newest attempt: the runs since then, if the one that was asked for last
                      has ended and none may still claim it; else None.
     ``run_is_over``  whether the run that makes an attempt has ended.
@@ -71,7 +71,7 @@ class Above:
     fetch: Fetch
     archive: Callable[[Sequence[Arrival]], None]
     corrected: Callable[[Sequence[Taken]], None]
-    end: Callable[[Trip, Attempt, float], bool]
+    end: Callable[[Trip, Attempt, float], TripState | None]
     unclaimed: Callable[[Trip, Attempt | None], Unclaimed | None]
     run_is_over: Callable[[str], bool]
     abandoned: Callable[[Attempt], bool]
@@ -164,11 +164,13 @@ def _settle_one(policy: Policy, inbox: Inbox, above: Above, told: Told, found: U
     trip, attempt = found.trip, found.attempt
     if attempt is None or _is_alive(trip, attempt, above):
         return
+    if trip.state == "stuck" and attempt.ended_at is not None:
+        return  # it departs again when its time has come: until then its databases have nothing new to say
     if attempt.outcome != "revoked":
         published = above.end(trip, attempt, NEXT_LOCK_SECONDS if told.held else LOCK_SECONDS)
         above.report_dead(attempt)
         if published:
-            told.forward += 1
+            told.forward += published == "delivered"
             return
     if trip.state == "stuck":
         return

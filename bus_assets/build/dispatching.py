@@ -15,7 +15,7 @@ from bus_assets.causes import in_a_line
 from bus_assets.drive import TRIP_TAG, Bus
 from bus_assets.queues import Queue
 from bus_assets.route import Route
-from resources.depot.entries import Attempt, Trip
+from resources.depot.entries import Attempt, Trip, TripState
 from sensors.dispatch import POLL_SECONDS, Above, Tick, tick
 from sensors.envelopes import unwrap
 from sensors.judging import LOST_RUNS, Policy, Unclaimed
@@ -56,10 +56,10 @@ def policy_of(route: Route, queue: Queue) -> Policy:
 def protocol(bus: Bus, route: Route, queue: Queue, instance: Any) -> Above:
     """What the dispatcher needs of the trip protocol and of Dagster's runs."""
 
-    def end(trip: Trip, attempt: Attempt, lock_seconds: float) -> bool:
+    def end(trip: Trip, attempt: Attempt, lock_seconds: float) -> TripState | None:
         hurried = replace(bus, systems={**bus.systems, **{name: bus.systems[name].hurried(lock_seconds) for name in route.databases}})
         settle(hurried, route, trip, attempt)
-        return caught_up(hurried, route, trip)
+        return bus.depot.trip(trip.id).state if caught_up(hurried, route, trip) else None
 
     def unclaimed(trip: Trip, attempt: Attempt | None) -> Unclaimed | None:
         ended = list[DagsterRun]()

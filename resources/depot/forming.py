@@ -86,7 +86,7 @@ def _standing(connection: sa.Connection, route: str, states: Sequence[TripState]
 def backing_off(connection: sa.Connection, route: str, at_most: int) -> BackingOff:
     every, alone, perhaps = _backing_off(connection, route, at_most)
     held = [_aboard_or_behind(connection, route, those) for those in (alone, perhaps)]
-    waiting = sum(state == "formed" for state in every.values())
+    waiting = sum(state in ("formed", "stuck") for state in every.values())
     return BackingOff(len(every), waiting, len(alone) + len(perhaps), *held)
 
 
@@ -110,8 +110,7 @@ def _backing_off(connection: sa.Connection, route: str, at_most: int) -> tuple[d
     overtook = (later.c.route == route) & (later.c.trigger == "queue") & (later.c.state == "delivered")
     alone = trips.c.parent.is_not(None) | sa.exists().where(overtook, later.c.created_at > trips.c.created_at)
     failed = sa.exists().where(attempts.c.trip == trips.c.id, attempts.c.ended_at.is_not(None)) | (trips.c.not_before > now(connection))
-    tried = trips.c.state.in_(("formed", "departed", "driving", "failed"))
-    query = sa.select(trips.c.id, trips.c.state, alone).where(*_of_messages(route), tried, failed)
+    query = sa.select(trips.c.id, trips.c.state, alone).where(*_of_messages(route), trips.c.state.in_(("formed", *UNDERWAY)), failed)
     found = connection.execute(query.order_by(trips.c.created_at, trips.c.id)).all()
     sure = [trip for trip, _, is_alone in found if is_alone]
     perhaps = [trip for trip, _, is_alone in found if not is_alone]
@@ -164,10 +163,9 @@ def depart(connection: sa.Connection, route: str, max_in_flight: int, limit: int
 
 def _ready(connection: sa.Connection, route: str, moment: datetime, room: int) -> list[tuple[str, int]]:
     driven = sa.exists().where(attempts.c.trip == trips.c.id, attempts.c.ended_at.is_(None))
-    is_stuck = trips.c.state == "stuck"
     has_come = trips.c.not_before.is_(None) | (trips.c.not_before <= moment)
-    may = trips.c.state.in_(("formed", "stuck")) & ~(is_stuck & driven)
-    order = (sa.case((is_stuck, 0), else_=1), sa.func.coalesce(trips.c.not_before, trips.c.created_at), trips.c.id)
+    may = trips.c.state.in_(("formed", "stuck")) & ~((trips.c.state == "stuck") & driven)
+    order = (sa.func.coalesce(trips.c.not_before, trips.c.created_at), trips.c.id)
     query = sa.select(trips.c.id, trips.c.launches).where(*_of_messages(route), may, has_come).order_by(*order).limit(room)
     # A trip that somebody claims at this moment is locked: it needs no run of ours.
     return [(trip, launches) for trip, launches in connection.execute(query.with_for_update(skip_locked=True))]

@@ -155,9 +155,11 @@ class Inbox:
             return forming.form(connection, route, limits, dict(parameters or {}))
 
     def backing_off(self, route: str, *, aside: int) -> BackingOff:
-        """Trips of which an attempt failed, or that wait for their ``not_before``; formed, departed, driving or failed once more. Set aside
-        are all that fail while others ride: they were split off another one, or one that was formed later is delivered; of the rest the
-        ``aside`` first."""
+        """Trips of which an attempt failed, or that wait for their ``not_before``: formed, departed, driving, failed anew or stuck.
+
+        Set aside are all that fail while others ride: they were split off another one, or one that was formed later is delivered; of the
+        rest the ``aside`` first.
+        """
         with self._connections.reading() as connection:
             return forming.backing_off(connection, route, aside)
 
@@ -177,7 +179,7 @@ class Inbox:
         """Trips to ask a run for now, at most ``limit``: each is 'departed' then, one launch further, and not given out again.
 
         Formed trips whose ``not_before`` has come, longest ready first, as long as fewer than ``max_in_flight`` are departed or driving.
-        Before them stuck trips that nobody drives: they stay stuck and may depart again in a minute. None while the route is paused.
+        In their turn stuck trips that nobody drives: they stay stuck and may depart again in a minute. None while the route is paused.
         """
         with self._connections.writing() as connection:
             return forming.depart(connection, route, max_in_flight, limit)

@@ -184,7 +184,8 @@ def finish(connection: sa.Connection, trip: str, state: TripState, error: str | 
         state = "stuck"
     values: dict[str, Any] = {"state": state, "error": error, "ended_at": now(connection)}
     if state == "stuck":
-        values |= {"ended_at": None, "cancelled": None}  # what is published somewhere cannot stop half-way
+        # What is published somewhere cannot stop half-way; who settles it does not say why it did not go on.
+        values |= {"ended_at": None, "cancelled": None, "error": error or found.error}
     connection.execute(sa.update(trips).where(trips.c.id == trip).values(values))
     return trip_of(connection, trip)
 

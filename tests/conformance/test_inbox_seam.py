@@ -453,6 +453,49 @@ def test_a_trip_that_fails_while_others_ride_takes_no_other_trips_place_whatever
     assert formed(inbox, batch=1, max_trips=1) == 0
 
 
+@pytest.mark.parametrize("state", ["waits", "due", "driven"])
+def test_a_trip_that_a_later_database_refuses_takes_no_other_trips_place(depot, inbox, state):
+    """It may be refused for ever, and cannot be given up."""
+    trip, _ = riding(inbox, 2)
+    depot.claim(trip, "run-1", lease_seconds=60)
+    depot.record_publication(trip, 1, "warehouse", {})
+    assert depot.finish_trip(trip, "failed", "CHECK", attempt=1).state == "stuck"
+    depot.end_attempt(trip, 1, "published")
+    if state != "due":
+        assert departed(inbox) == [trip]
+    if state == "driven":
+        depot.claim(trip, "run-2", lease_seconds=60)
+    inbox.board("orders", arrivals(9, 2))
+    assert inbox.backing_off("orders", aside=0) == BackingOff(trips=1, waiting=1, aside=0, alone=0, perhaps=0)
+    assert inbox.backing_off("orders", aside=1) == BackingOff(trips=1, waiting=1, aside=1, alone=0, perhaps=2)
+    assert formed(inbox, batch=1, max_trips=1) == 0
+    assert formed(inbox, batch=1, max_trips=1, aside=1) == 1
+    [other] = [found.id for found in depot.trips("orders", "formed")]
+    inbox.delivered(other, {}, {})
+    depot.finish_trip(other, "delivered")
+    assert inbox.backing_off("orders", aside=0) == BackingOff(trips=1, waiting=1, aside=1, alone=2, perhaps=0)
+    assert formed(inbox, batch=1, max_trips=1) == 1
+    assert formed(inbox, batch=1, max_trips=1) == 0
+
+
+def test_stuck_trips_depart_in_their_turn_and_keep_their_error(depot, inbox):
+    """Tried each minute, many of them would take every turn of the others."""
+    inbox.board("orders", arrivals(1))
+    formed(inbox)
+    [trip] = departed(inbox)
+    depot.claim(trip, "run-1", lease_seconds=60)
+    depot.record_publication(trip, 1, "warehouse", {})
+    depot.finish_trip(trip, "failed", "CHECK", attempt=1)
+    depot.end_attempt(trip, 1, "published")
+    inbox.board("orders", arrivals(1, 1))
+    formed(inbox)
+    [fresh] = [found.id for found in depot.trips("orders", "formed")]
+    inbox.retry(trip, 0, spent=None)
+    assert departed(inbox, 1) == [fresh]
+    assert departed(inbox, 1) == [trip]
+    assert depot.finish_trip(trip, "stuck").error == "CHECK"
+
+
 def test_a_trip_that_nobody_claimed_in_time_has_not_failed(depot, inbox):
     trip, _ = riding(inbox, 1)
     inbox.board("orders", arrivals(3, 1))

@@ -19,6 +19,7 @@ import pytest
 import sqlalchemy as sa
 
 from resources.depot import boarding, forming, settling
+from resources.depot.entries import TripState
 from resources.depot.inbox import Inbox
 from resources.depot.mail import Arrival, Departure, Taken
 from resources.depot.store import Depot
@@ -81,7 +82,8 @@ class _Around:
 
 
 class Street:
-    """A depot, a queue, and runs that apply a message by counting it; bodies that say 'poison' fail their run, 'deadly' kill it."""
+    """A depot, a queue, and runs that apply a message by counting it; bodies that say 'poison' fail their run, 'deadly' kill it, and of
+    'refused' the second database takes none, after the first did."""
 
     def __init__(self, root: Path, *, fifo: bool = False, **more: Any):
         url = sqlite_depot(root / "depot.db")
@@ -98,7 +100,7 @@ class Street:
         self.over, self.locked = set[str](), set[str]()
         self.waited: list[tuple[str, float]] = []
         self.unclaimed = dict[int, Unclaimed]()
-        self.bad = lambda body: body == "poison"
+        self.bad, self.refuses = lambda body: body == "poison", True
         self.fetch: Callable[[Pointer], bytes] = self.queue.fetch
         self.poll_seconds, self.said = 0.0, ""
 
@@ -129,15 +131,17 @@ class Street:
         self.said = done.said
         return done
 
-    def _end(self, trip: Any, attempt: Any, lock_seconds: float) -> bool:
+    def _end(self, trip: Any, attempt: Any, lock_seconds: float) -> TripState | None:
         self.waited.append((trip.id, lock_seconds))
         if trip.id in self.locked:
             raise Locked("a session holds the lock")
         outcome = self.outcomes.setdefault((trip.id, attempt.attempt), "revoked")
         self.depot.end_attempt(trip.id, attempt.attempt, outcome, kind=attempt.kind or "died")
+        if self.depot.publications(trip.id):
+            return self.depot.finish_trip(trip.id, "stuck").state
         if outcome == "published":
             self._tell(trip.id)
-        return outcome == "published"
+        return "delivered" if outcome == "published" else None
 
     def _tell(self, trip: str) -> None:
         self.depot.inbox.delivered(trip, {}, {})
@@ -155,6 +159,11 @@ class Street:
         if "flaky" in bodies:
             self.depot.finish_trip(departure.trip, "failed", "503", attempt=attempt, kind="transient")
             return
+        if "refused" in bodies and self.refuses:
+            self.outcomes[departure.trip, attempt] = "published"
+            self.depot.record_publication(departure.trip, attempt, "first", {})
+            self.depot.finish_trip(departure.trip, "failed", "a constraint", attempt=attempt, kind="poison")
+            return
         if any(map(self.bad, bodies)):
             self.depot.finish_trip(departure.trip, "failed", "it is poison", attempt=attempt, kind="poison")
             return
@@ -165,6 +174,15 @@ class Street:
         if tells:
             self._tell(departure.trip)
             self.depot.end_attempt(departure.trip, attempt, "published")
+
+    def sql(self, statement: str) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(sa.text(statement))
+
+    def come_due(self) -> None:
+        """All that backs off is to be tried now."""
+        now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f}"
+        self.sql(f"UPDATE depot_trips SET not_before = '{now}' WHERE not_before > '{now}'")
 
     def hurry(self) -> None:
         """No back-off is waited for, nor that a run which was asked for does not come."""
@@ -415,13 +433,43 @@ def test_messages_that_cannot_be_read_for_now_keep_no_other_from_riding_however_
     assert sum(street.applied.values()) == 8
     street.send(*map(str, range(6)))
     for _ in range(3 * (8 + ROOM)):
-        with street.engine.begin() as connection:
-            now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f}"
-            connection.execute(sa.text("UPDATE depot_trips SET not_before = :now WHERE not_before > :now"), {"now": now})
+        street.come_due()
         for departure in street.tick().departures:
             street.run(departure)
     assert {*map(str, range(6))} <= street.applied.keys()
     assert len(street.depot.inbox.messages(ROUTE, "aboard")) == 8
+
+
+@pytest.mark.parametrize("due", [False, True])
+def test_messages_that_a_later_database_refuses_keep_no_other_from_riding(tmp_path, due):
+    """Their trips are committed in the first: they cannot be given up, and are tried again until somebody corrects the other one."""
+    street = Street(tmp_path, batch=1, max_in_flight=1)
+    street.send("refused", "refused", *map(str, range(8)))
+    for _ in range(40):
+        if due:
+            street.come_due()
+        for departure in street.tick().departures:
+            street.run(departure)
+        assert "rolled forward" not in street.said
+    assert {*map(str, range(8))} == street.applied.keys()
+    assert due or street.said == "to be tried again 2"
+    assert len(street.waited) <= sum(trip.launches for trip in street.depot.trips(ROUTE, "stuck"))  # each try is looked into once
+    street.refuses = False
+    street.sql("UPDATE depot_trips SET not_before = NULL WHERE state = 'stuck'")
+    for _ in range(4):
+        for departure in street.tick().departures:
+            street.run(departure)
+    assert (street.applied["refused"], street.states()) == (2, {"delivered": 10})
+
+
+def test_where_a_later_database_refuses_all_the_route_comes_to_a_halt_that_is_told(tmp_path):
+    street = Street(tmp_path, batch=1, max_in_flight=1)
+    street.send(*["refused"] * 20)
+    for _ in range(20):
+        for departure in street.tick().departures:
+            street.run(departure)
+    assert len(street.depot.trips(ROUTE, "stuck")) == len(street.depot.inbox.messages(ROUTE)) == ROOM + ASIDE
+    assert street.said == f"to be tried again {ROOM + ASIDE}, and all others wait for them"
 
 
 def test_while_nobody_can_be_read_the_queue_is_not_taken_apart(tmp_path):

@@ -237,8 +237,8 @@ class Life(RuleBasedStateMachine):
     def depart(self, max_in_flight, limit):
         gone = self.inbox.depart(ROUTE, max_in_flight=max_in_flight, limit=limit)
         room = 0 if self.paused else min(limit, max_in_flight - len(self.trips_in("departed", "driving")))
-        stuck = [trip for trip in self.trips_in("stuck") if not self.trips[trip].is_driven]
-        expected = (stuck + self.trips_in("formed"))[: max(room, 0)]
+        ready = [trip for trip in self.trips_in("formed", "stuck") if self.trips[trip].state == "formed" or not self.trips[trip].is_driven]
+        expected = ready[: max(room, 0)]
         assert [one.trip for one in gone] == expected
         for one in gone:
             journey = self.trips[one.trip]
