@@ -90,12 +90,12 @@ def no_last_look(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("without", "budget", "first", "says"),
     [
-        (no_revoke, Budget(0, 2, 0, 0, 0), 367, "stranded and applied"),
-        (no_outcome, Budget(0, 2, 0, 0, 0), 194, "applied"),
-        (no_receipts, Budget(0, 2, 0, 0, 0, restored=1), 60, "applied"),
+        (no_revoke, Budget(0, 2, 0, 0, 0), 416, "stranded and applied"),
+        (no_outcome, Budget(0, 2, 0, 0, 0), 221, "applied"),
+        (no_receipts, Budget(0, 2, 0, 0, 0, restored=1), 62, "applied"),
         (delete_first, Budget(2, 0, 0, 0, 0), 0, "is lost"),
-        (no_pivot, Budget(2, 0, 0, 0, 0), 37, "stranded and applied"),
-        (no_last_look, Budget(0, 0, 0, 0, 0, cancelled=1), 8, "was cancelled, and published later"),
+        (no_pivot, Budget(2, 0, 0, 0, 0), 57, "stranded and applied"),
+        (no_last_look, Budget(0, 0, 0, 0, 0, cancelled=1), 9, "was cancelled, and published later"),
     ],
 )
 def test_without_a_safeguard_the_model_finds_a_schedule(patch, without: Callable[[pytest.MonkeyPatch], None], budget, first, says):
