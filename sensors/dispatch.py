@@ -401,7 +401,8 @@ class _Ticking:
             wait = 0.0 if coming_since or self.departures else _patience(policy, inbox, left)
             # Bodies that are slow to fetch fill the tick: what was received ahead is as much as it can do.
             enough = _is_enough(policy, self.departures, coming_since) or (more and self.told.later > 0)
-            more = self.board(queue, wait, enough and (asked or not any(departure.launch > 1 for departure in self.departures)))
+            departs_anew = any(departure.launch > 1 for departure in self.departures)
+            more = self.board(queue, wait, enough and (asked or not departs_anew))
             asked = True
             coming_since = (coming_since or time.monotonic()) if more else None
             if not more:

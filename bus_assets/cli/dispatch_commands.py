@@ -49,7 +49,7 @@ def dispatch(
             if not as_json:
                 say(done.said)
             driven += _driven(loaded, found, done, as_json)
-            if not until_quiet or (not done.departures and not _is_live(bus.depot, found, queue)):
+            if not until_quiet or (not done.departures and not _is_live(bus.depot, found)):
                 break
             if not done.departures:
                 time.sleep(max(0.0, BACK_OFF_SECONDS - wait))  # a failed trip waits for its turn
@@ -84,7 +84,7 @@ def _driven(loaded: Loaded, route: Route, done: Tick, as_json: bool) -> Iterator
             raise KeyboardInterrupt
 
 
-def _is_live(depot: Depot, route: Route, queue: Queue) -> bool:
+def _is_live(depot: Depot, route: Route) -> bool:
     """Whether another tick may have something to do: not while the route is paused, nor about what a person rehearsed or released."""
     if depot.inbox.paused(route.name):
         return False

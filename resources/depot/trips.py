@@ -6,7 +6,6 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
@@ -96,7 +95,7 @@ def claim(
     run: str,
     lease: timedelta,
     process: Mapping[str, Any],
-    defaults: Mapping[str, Any] = MappingProxyType({}),
+    defaults: Mapping[str, Any],
 ) -> Attempt:
     found = trip_of(connection, trip, lock=True)
     own = _attempt(connection, attempts.c.trip == trip, attempts.c.run == run)

@@ -186,15 +186,13 @@ class Street:
 
     def hurry(self) -> None:
         """No back-off is waited for, nor that a run which was asked for does not come."""
-        with self.engine.begin() as connection:
-            connection.execute(sa.text("UPDATE depot_trips SET not_before = NULL WHERE state = 'formed'"))
-            connection.execute(sa.text("UPDATE depot_trips SET departed_at = '2000-01-01T00:00:00.000000' WHERE state = 'departed'"))
+        self.sql("UPDATE depot_trips SET not_before = NULL WHERE state = 'formed'")
+        self.sql("UPDATE depot_trips SET departed_at = '2000-01-01T00:00:00.000000' WHERE state = 'departed'")
         self.queue.expire()
 
     def round(self) -> None:
         """A tick and its runs; back-off that began before has not ended."""
-        with self.engine.begin() as connection:
-            connection.execute(sa.text("UPDATE depot_trips SET not_before = '2099-01-01T00:00:00.000000' WHERE not_before > created_at"))
+        self.sql("UPDATE depot_trips SET not_before = '2099-01-01T00:00:00.000000' WHERE not_before > created_at")
         for departure in self.tick().departures:
             self.run(departure)
 
@@ -766,8 +764,7 @@ def stranded(street: Street, *bodies: str) -> None:
         street.deliver()
         street.depot.inbox.resume(ROUTE)
     street.dead = FakeQueue("dead")
-    with street.engine.begin() as connection:
-        connection.execute(sa.text("UPDATE depot_messages SET to_dead_letters = true WHERE state = 'stranded'"))
+    street.sql("UPDATE depot_messages SET to_dead_letters = true WHERE state = 'stranded'")
 
 
 def test_a_dead_letter_that_its_queue_does_not_take_keeps_no_other_back(tmp_path):
