@@ -21,9 +21,13 @@ from tests.servers import NotInstalled, fresh_database, mariadb_server, postgres
 @pytest.fixture(scope="session", autouse=True)
 def made_once() -> Iterator[None]:
     """What every new process makes anew stays the same in this one: Dagster marks the tables of each in-memory instance as migrated,
-    for which Alembic runs its ninety files of migrations, and Typer builds the tree of commands for each ``bus``."""
+    for which Alembic reads its ninety files of migrations, and Typer builds the tree of commands for each ``bus``.
+
+    Alembic's ``env.py`` is a script and not kept: what it does when it is run is the marking.
+    """
+    run, kept = pyfiles.load_module_py, functools.cache(pyfiles.load_module_py)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pyfiles, "load_module_py", functools.cache(pyfiles.load_module_py))
+        patch.setattr(pyfiles, "load_module_py", lambda name, path: (run if Path(path).name == "env.py" else kept)(name, path))
         patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
         yield
 

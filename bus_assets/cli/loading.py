@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import fcntl
 import gc
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,14 +196,34 @@ def open_instance() -> DagsterInstance:
     from dagster import DagsterInstance
 
     home = settings().dagster_home
+    os.environ["DAGSTER_HOME"] = str(home)  # what Dagster itself and the processes it starts go by
+    with _alone_in(home):  # of two processes that make its tables in SQLite at the same time, Dagster fails one
+        try:
+            if not (home / "dagster.yaml").exists():
+                (home / "dagster.yaml").write_text(DAGSTER_YAML)
+        except OSError as error:
+            raise _unusable(home, error) from error
+        return DagsterInstance.get()
+
+
+@contextmanager
+def _alone_in(home: Path) -> Iterator[None]:
+    """Wait until no other process is in here with ``home``, which is made if it is missing. It may be one that cannot be written."""
     try:
         home.mkdir(parents=True, exist_ok=True)
-        if not (home / "dagster.yaml").exists():
-            (home / "dagster.yaml").write_text(DAGSTER_YAML)
+        handle = os.open(home, os.O_RDONLY)
     except OSError as error:
-        raise Misconfigured(f"{error.strerror}; DAGSTER_HOME must be a folder that can be written", place=str(home)) from error
-    os.environ["DAGSTER_HOME"] = str(home)  # what Dagster itself and the processes it starts go by
-    return DagsterInstance.get()
+        raise _unusable(home, error) from error
+    try:
+        with suppress(OSError):  # a file system that knows no locks on folders, as NFS
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _unusable(home: Path, error: OSError) -> Misconfigured:
+    return Misconfigured(f"{error.strerror}; DAGSTER_HOME must be a folder that can be written", place=str(home))
 
 
 def note_other_depot(loaded: Loaded) -> None:
