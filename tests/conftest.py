@@ -20,14 +20,16 @@ from tests.servers import NotInstalled, fresh_database, mariadb_server, postgres
 
 @pytest.fixture(scope="session", autouse=True)
 def made_once() -> Iterator[None]:
-    """What every new process makes anew stays the same in this one: Dagster marks the tables of each in-memory instance as migrated,
-    for which Alembic reads its ninety files of migrations, and Typer builds the tree of commands for each ``bus``.
+    """What every new process makes anew stays the same in this one: Alembic reads Dagster's ninety files of migrations whenever an
+    instance is made, and Typer builds the tree of commands for each ``bus``. An instance in memory is not marked as migrated.
 
-    Alembic's ``env.py`` is a script and not kept: what it does when it is run is the marking.
+    Alembic's ``env.py`` is a script and not kept: what it does when it is run marks the instances on disk.
     """
     run, kept = pyfiles.load_module_py, functools.cache(pyfiles.load_module_py)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pyfiles, "load_module_py", lambda name, path: (run if Path(path).name == "env.py" else kept)(name, path))
+        for storage in ("event_log", "runs"):
+            patch.setattr(f"dagster._core.storage.{storage}.in_memory.stamp_alembic_rev", lambda *_: None)
         patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
         yield
 

@@ -9,7 +9,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from dagster import DagsterInstance
 
 from bus_assets.cli.loading import open_instance
 
@@ -49,9 +48,9 @@ def test_several_commands_at_once_in_a_new_home(tmp_path: Path, monkeypatch: pyt
     assert marked_in(home) == [1, 1, 1]
 
 
-def test_an_instance_made_after_others_in_a_process_of_these_tests_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Crash tests make it before they start processes in it, which would fail each other if they had to."""
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    DagsterInstance.ephemeral().dispose()
-    open_instance().dispose()
-    assert marked_in(tmp_path) == [1, 1, 1]
+def test_each_instance_made_in_a_process_of_these_tests_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Crash tests make one before they start processes in it, which would fail each other if they had to."""
+    for home in (tmp_path / "one", tmp_path / "another"):
+        monkeypatch.setenv("DAGSTER_HOME", str(home))
+        open_instance().dispose()
+        assert marked_in(home) == [1, 1, 1]
