@@ -242,13 +242,17 @@ def _breaker(policy: Policy, inbox: Inbox, trip: Trip, riders: Riders, culprit: 
 
 
 def room_for(policy: Policy, inbox: Inbox) -> int:
-    """How many messages the depot may receive. Not exact where two dispatchers board at once: each may fill what it counted."""
+    """How many messages the depot may receive. Not exact where two dispatchers board at once: each may fill what it counted.
+
+    What is aboard of trips that fail, or waits behind them in its group, takes no room until such trips hold every place: which groups
+    can ride nobody knows before they are received.
+    """
     held = inbox.moving(policy.route) if policy.halt_on_stranded else inbox.live(policy.route)
     flight = policy.batch * policy.max_in_flight
     room = ROOM * flight - held
     if room <= 0:
         found = backing_off(inbox, policy.route, policy.max_in_flight)
-        room += found.alone + min(found.perhaps, ASIDE * flight)
+        room += found.alone + (0 if holds_all(found, policy.max_in_flight) else found.perhaps)
     return room
 
 

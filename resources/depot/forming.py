@@ -21,6 +21,18 @@ from resources.depot.trips import new_trip_id, trip_of
 UNDERWAY: tuple[TripState, ...] = ("departed", "driving", "failed", "stuck")
 STUCK_AGAIN = timedelta(minutes=1)
 """How long a stuck trip waits until it departs once more."""
+AGAIN_EVERY = timedelta(minutes=1)
+"""How often, where one trip rides at a time, one that failed before departs while new ones are ready."""
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A trip whose time has come. ``alone``: if it failed before, while others rode."""
+
+    trip: str
+    launches: int
+    since: datetime
+    alone: bool
 
 
 @dataclass(frozen=True)
@@ -106,19 +118,23 @@ def _backing_off(connection: sa.Connection, route: str, at_most: int) -> tuple[d
     of the rest, as what those wait for may be down for everybody.
 
     Whether one waits, is due or rides at this moment makes no difference: of those that are slow to fail some always are due."""
-    later = trips.alias("later")
-    overtook = (later.c.route == route) & (later.c.trigger == "queue") & (later.c.state == "delivered")
-    # Newest first, and once: looked for beside each trip, none may be found among all that were ever delivered.
-    newest = sa.select(later.c.created_at).where(overtook).order_by(later.c.created_at.desc()).limit(1).scalar_subquery()
-    alone = trips.c.parent.is_not(None) | sa.func.coalesce(newest > trips.c.created_at, sa.false())
-    failed = sa.exists().where(attempts.c.trip == trips.c.id, attempts.c.ended_at.is_not(None)) | (trips.c.not_before > now(connection))
-    columns = (trips.c.created_at, trips.c.id, trips.c.state, alone)
+    failed = _has_failed() | (trips.c.not_before > now(connection))
+    columns = (trips.c.created_at, trips.c.id, trips.c.state, _fails_alone(route))
     query = sa.select(*columns).where(*_of_messages(route), trips.c.state.in_(("formed", *UNDERWAY)), failed)
     # Sorted here: for an order, SQLite reads every trip by the index that has it.
     found = sorted(connection.execute(query).tuples())
     sure = [trip for _, trip, _, is_alone in found if is_alone]
     perhaps = [trip for _, trip, _, is_alone in found if not is_alone]
     return {trip: state for _, trip, state, _ in found}, sure, perhaps[:at_most]
+
+
+def _fails_alone(route: str) -> sa.ColumnElement[bool]:
+    """Of a trip that failed: whether others ride, as it was split off, or one that was formed later is delivered."""
+    later = trips.alias("later")
+    overtook = (later.c.route == route) & (later.c.trigger == "queue") & (later.c.state == "delivered")
+    # Newest first, and once: looked for beside each trip, none may be found among all that were ever delivered.
+    newest = sa.select(later.c.created_at).where(overtook).order_by(later.c.created_at.desc()).limit(1).scalar_subquery()
+    return trips.c.parent.is_not(None) | sa.func.coalesce(newest > trips.c.created_at, sa.false())
 
 
 def _of_messages(route: str) -> tuple[sa.ColumnElement[bool], ...]:
@@ -155,24 +171,64 @@ def form_for_run(
 def depart(connection: sa.Connection, route: str, max_in_flight: int, limit: int) -> list[Departure]:
     if routes.lock(connection, route)["paused_at"] is not None:
         return []
-    room = min(limit, max_in_flight - _standing(connection, route, ("departed", "driving")))
     moment = now(connection)
-    leaving = _ready(connection, route, moment, room) if room > 0 else []
+    new, again = _in_flight(connection, route, moment)
+    room = min(limit, max_in_flight - new - again)
+    share = _share(connection, route, moment, max_in_flight) - again
+    leaving = _leaving(connection, route, moment, room, max(share, 0), kept_free=max_in_flight > 1) if room > 0 else []
     if not leaving:
         return []
-    _launch(connection, [trip for trip, _ in leaving], moment)
-    aboard = _how_many_aboard(connection, [trip for trip, _ in leaving])
-    return [Departure(trip, launches + 1, aboard.get(trip, 0), moment) for trip, launches in leaving]
+    _launch(connection, [one.trip for one in leaving], moment)
+    aboard = _how_many_aboard(connection, [one.trip for one in leaving])
+    return [Departure(one.trip, one.launches + 1, aboard.get(one.trip, 0), moment) for one in leaving]
 
 
-def _ready(connection: sa.Connection, route: str, moment: datetime, room: int) -> list[tuple[str, int]]:
-    driven = sa.exists().where(attempts.c.trip == trips.c.id, attempts.c.ended_at.is_(None))
+def _in_flight(connection: sa.Connection, route: str, moment: datetime) -> tuple[int, int]:
+    """How many trips a run is asked for or drives: of those that have not failed yet, and of those that have, stuck ones among them."""
+    claimed = sa.exists().where(attempts.c.trip == trips.c.id, attempts.c.claimed_at >= trips.c.departed_at)
+    is_asked_for = (trips.c.not_before > moment) & trips.c.departed_at.is_not(None) & ~claimed
+    flies = trips.c.state.in_(("departed", "driving")) | ((trips.c.state == "stuck") & (_is_driven() | is_asked_for))
+    columns = sa.select(sa.case((_has_failed() | (trips.c.state == "stuck"), 1), else_=0).label("again"))
+    flying = columns.where(*_of_messages(route), trips.c.state.in_(UNDERWAY), flies).subquery()
+    every, again = connection.execute(sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(flying.c.again), 0))).one()
+    return every - again, again
+
+
+def _leaving(connection: sa.Connection, route: str, moment: datetime, room: int, share: int, *, kept_free: bool) -> list[_Ready]:
+    """Who departs now: the longest ready first, but of trips that failed before, some of which may always be due, no more than ``share``
+    while new ones are ready. Nor of those that fail alone where the other places are ``kept_free``: a new one may come at any moment."""
+    new = _ready(connection, route, moment, room, ~_has_failed())
+    again = _ready(connection, route, moment, room, _has_failed())
+    leaving = sorted(again[:share] + new, key=lambda one: (one.since, one.trip))[:room]
+    beyond = [one for one in again[share:] if not (one.alone and kept_free)]
+    return leaving + beyond[: room - len(leaving)]
+
+
+def _share(connection: sa.Connection, route: str, moment: datetime, max_in_flight: int) -> int:
+    """How many of the trips in flight those that failed before may be while new ones are ready: half, or a single one in its turn."""
+    if max_in_flight > 1:
+        return max_in_flight // 2
+    under_way = trips.c.state.in_(("formed", *UNDERWAY)), trips.c.departed_at > moment - AGAIN_EVERY, _has_failed()
+    departed = connection.execute(sa.select(trips.c.id).where(*_of_messages(route), *under_way).limit(1)).first()
+    return 0 if departed else 1
+
+
+def _ready(connection: sa.Connection, route: str, moment: datetime, room: int, which: sa.ColumnElement[bool]) -> list[_Ready]:
     has_come = trips.c.not_before.is_(None) | (trips.c.not_before <= moment)
-    may = trips.c.state.in_(("formed", "stuck")) & ~((trips.c.state == "stuck") & driven)
-    order = (sa.func.coalesce(trips.c.not_before, trips.c.created_at), trips.c.id)
-    query = sa.select(trips.c.id, trips.c.launches).where(*_of_messages(route), may, has_come).order_by(*order).limit(room)
+    may = trips.c.state.in_(("formed", "stuck")) & ~((trips.c.state == "stuck") & _is_driven())
+    since = sa.func.coalesce(trips.c.not_before, trips.c.created_at)
+    query = sa.select(trips.c.id, trips.c.launches, since, _fails_alone(route)).where(*_of_messages(route), may, has_come, which)
     # A trip that somebody claims at this moment is locked: it needs no run of ours.
-    return [(trip, launches) for trip, launches in connection.execute(query.with_for_update(skip_locked=True))]
+    locked = query.order_by(since, trips.c.id).limit(room).with_for_update(skip_locked=True, of=trips)
+    return [_Ready(*found) for found in connection.execute(locked).tuples()]
+
+
+def _has_failed() -> sa.ColumnElement[bool]:
+    return sa.exists().where(attempts.c.trip == trips.c.id, attempts.c.ended_at.is_not(None))
+
+
+def _is_driven() -> sa.ColumnElement[bool]:
+    return sa.exists().where(attempts.c.trip == trips.c.id, attempts.c.ended_at.is_(None))
 
 
 def _launch(connection: sa.Connection, leaving: Sequence[str], moment: datetime) -> None:

@@ -178,8 +178,10 @@ class Inbox:
     def depart(self, route: str, *, max_in_flight: int, limit: int) -> list[Departure]:
         """Trips to ask a run for now, at most ``limit``: each is 'departed' then, one launch further, and not given out again.
 
-        Formed trips whose ``not_before`` has come, longest ready first, as long as fewer than ``max_in_flight`` are departed or driving.
-        In their turn stuck trips that nobody drives: they stay stuck and may depart again in a minute. None while the route is paused.
+        Formed trips whose ``not_before`` has come, and stuck ones that nobody drives, longest ready first, as long as fewer than
+        ``max_in_flight`` are departed, driving or stuck and asked for or driven. Stuck ones stay stuck and may depart again in a minute.
+        Of those in flight trips that failed before are half while new ones are ready, and those that fail while others ride in any case;
+        where one trip rides at a time, they have a turn each minute. None while the route is paused.
         """
         with self._connections.writing() as connection:
             return forming.depart(connection, route, max_in_flight, limit)

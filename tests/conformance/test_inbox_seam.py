@@ -687,6 +687,93 @@ def test_a_trip_that_a_person_drives_first_does_not_depart(depot, inbox):
     assert riders(inbox, trip.id).messages == (1,)
 
 
+def due_again(depot, inbox, count, *, alone):
+    """So many trips that failed before and are due; ``alone``: a later one is delivered, and there is one of a single message besides."""
+    inbox.board("orders", arrivals(count + alone))
+    formed(inbox, batch=1)
+    trips = departed(inbox)
+    for trip in trips[:count]:
+        failed(depot, trip)
+        inbox.retry(trip, 0, spent=None)
+    for trip in trips[count:]:
+        depot.claim(trip, "run-1", lease_seconds=60)
+        inbox.delivered(trip, {}, {})
+        depot.finish_trip(trip, "delivered")
+    return trips[:count]
+
+
+def new_ones(depot, inbox, count):
+    known = {trip.id for trip in depot.trips("orders")}
+    inbox.board("orders", arrivals(count, 100 + len(known)))
+    formed(inbox, batch=1, aside=100)
+    return sorted({trip.id for trip in depot.trips("orders", "formed")} - known)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_trips_that_failed_are_half_of_those_in_flight_while_new_ones_are_ready(depot, inbox, alone):
+    """However many are due before them: where each takes long to fail, a new one would wait for all of them."""
+    again = due_again(depot, inbox, 6, alone=alone)
+    fresh = new_ones(depot, inbox, 3)
+    assert sorted(one.trip for one in inbox.depart("orders", max_in_flight=4, limit=4)) == sorted(again[:2] + fresh[:2])
+    for trip in fresh[:2]:
+        depot.claim(trip, "run-1", lease_seconds=60)
+        inbox.delivered(trip, {}, {})
+        depot.finish_trip(trip, "delivered")
+    assert [one.trip for one in inbox.depart("orders", max_in_flight=4, limit=1)] == [fresh[2]]
+
+
+def test_places_are_kept_free_of_trips_that_fail_while_others_ride(depot, inbox):
+    """What comes next finds one. Where nothing is delivered since, all may have failed for one reason, and be well now: they ride at once."""
+    again = due_again(depot, inbox, 6, alone=False)
+    assert [one.trip for one in inbox.depart("orders", max_in_flight=4, limit=4)] == again[:4]
+    for trip in again[:4]:
+        inbox.retry(trip, 0, spent=None)
+    last = new_ones(depot, inbox, 1)[0]
+    assert last in {one.trip for one in inbox.depart("orders", max_in_flight=3, limit=3)}
+    depot.claim(last, "run-1", lease_seconds=60)
+    inbox.delivered(last, {}, {})
+    depot.finish_trip(last, "delivered")
+    for trip in depot.trips("orders", "departed"):
+        inbox.retry(trip.id, 0, spent=None)
+    assert len(inbox.depart("orders", max_in_flight=4, limit=4)) == 2
+    assert inbox.depart("orders", max_in_flight=4, limit=4) == []
+
+
+def test_where_one_trip_rides_at_a_time_those_that_failed_have_a_turn_each_minute(depot, inbox):
+    first, second, *_ = due_again(depot, inbox, 3, alone=True)
+    change(depot, "UPDATE depot_trips SET departed_at = '2026-01-01T00:00:00.000000'")
+    fresh = new_ones(depot, inbox, 2)
+
+    def one() -> str:
+        [departure] = inbox.depart("orders", max_in_flight=1, limit=1)
+        return departure.trip
+
+    assert one() == first
+    inbox.retry(first, 60, spent=None)
+    for trip in fresh:
+        assert one() == trip
+        depot.claim(trip, "run-1", lease_seconds=60)
+        inbox.delivered(trip, {}, {})
+        depot.finish_trip(trip, "delivered")
+    assert one() == second  # nobody else is ready
+
+
+def test_no_more_stuck_trips_than_others_are_in_flight(depot, inbox):
+    """Each may be driven for long, waiting for the database that it is not in yet."""
+    trips = due_again(depot, inbox, 6, alone=False)
+    for trip in trips:
+        depot.record_publication(trip, 1, "warehouse", {})
+        assert depot.finish_trip(trip, "stuck").state == "stuck"
+    assert len(inbox.depart("orders", max_in_flight=2, limit=2)) == 2
+    assert inbox.depart("orders", max_in_flight=2, limit=2) == []  # asked for
+    for trip in trips[:2]:
+        depot.claim(trip, "run-2", lease_seconds=60)
+    change(depot, "UPDATE depot_trips SET not_before = NULL")
+    assert inbox.depart("orders", max_in_flight=2, limit=2) == []  # driven
+    depot.end_attempt(trips[0], 2, "failed")
+    assert len(inbox.depart("orders", max_in_flight=2, limit=2)) == 1
+
+
 def test_stuck_trips_depart_to_roll_forward(depot, inbox):
     trip, ids = riding(inbox)
     depot.claim(trip, "run-1", lease_seconds=60)

@@ -421,6 +421,21 @@ def test_messages_that_cannot_be_read_for_now_keep_no_other_from_riding(tmp_path
     assert street.said == "to be tried again 20"
 
 
+@pytest.mark.parametrize("max_in_flight", [1, 3])
+@pytest.mark.parametrize("bad", ["flaky", "refused"])
+def test_a_long_group_behind_a_trip_that_fails_keeps_no_other_group_on_the_queue(tmp_path, bad, max_in_flight):
+    """Which groups can ride nobody knows before they are received."""
+    street = Street(tmp_path, batch=1, fifo=True, max_in_flight=max_in_flight)
+    street.send(bad, *["behind"] * (ROOM + ASIDE + 1) * max_in_flight, group="a")
+    street.send(*map(str, range(5)), group="b")
+    for _ in range(20):
+        street.queue.expire()
+        street.round()
+    assert street.order == [*map(str, range(5))]
+    assert street.queue.depth().waiting == 0
+    assert street.said == "to be tried again 1"
+
+
 def test_messages_that_cannot_be_read_for_now_keep_no_other_from_riding_however_long_each_try_takes(tmp_path):
     """So long that the next is due before one is over: some always are, and what is new gets its turn nevertheless."""
     street = Street(tmp_path, batch=1, max_in_flight=1)
