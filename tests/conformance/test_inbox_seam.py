@@ -723,7 +723,7 @@ def test_trips_that_failed_are_half_of_those_in_flight_while_new_ones_are_ready(
 
 
 def test_places_are_kept_free_of_trips_that_fail_while_others_ride(depot, inbox):
-    """What comes next finds one. Where nothing is delivered since, all may have failed for one reason, and be well now: they ride at once."""
+    """What comes next finds one. Where nothing is delivered since, all may have failed for one reason, and be well now: then they may."""
     again = due_again(depot, inbox, 6, alone=False)
     assert [one.trip for one in inbox.depart("orders", max_in_flight=4, limit=4)] == again[:4]
     for trip in again[:4]:
