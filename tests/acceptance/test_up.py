@@ -58,6 +58,15 @@ def test_a_run_whose_process_is_killed_is_seen_as_failed(town: Up):
     until(lambda: town.server.status(run) == "FAILURE", "the run is seen as failed", SEEN_SECONDS)
 
 
+def test_a_run_whose_process_is_killed_before_it_has_started_is_seen_as_failed(town: Up):
+    """A click's or a schedule's, too, which nobody asks for again."""
+    run = town.server.launch("killed")
+    until(lambda: town.server.status(run) == "FAILURE", "the run is seen as failed", SEEN_SECONDS)
+    events = str(town.server.over(run).events)
+    assert "died before it had started" in events
+    assert "RunStartEvent" not in events
+
+
 def test_a_killed_worker_comes_back_and_its_run_is_seen_as_failed(town: Up):
     run = launch_slow(town)
     before = town.pids("workers")

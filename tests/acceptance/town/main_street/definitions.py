@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,19 @@ def slowly() -> None:
     time.sleep(120)
 
 
+@dg.asset(group_name="killed")
+def never() -> None:
+    raise AssertionError("its run does not start")
+
+
+@dg.executor(name="killing")
+def _killing(_: dg.InitExecutorContext) -> dg.Executor:
+    """Ends the run's process after it has taken the run, and before the run has started."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("it is dead")
+
+
 _jobs = [dg.define_asset_job(name, selection=dg.AssetSelection.groups(name)) for name in ("quick", "slow")]
-defs = dg.Definitions(assets=[quickly, slowly], jobs=_jobs, executor=dg.in_process_executor)
+_jobs.append(dg.define_asset_job("killed", selection=dg.AssetSelection.groups("killed"), executor_def=_killing))
+defs = dg.Definitions(assets=[quickly, slowly, never], jobs=_jobs, executor=dg.in_process_executor)
 ROUTES = ()
