@@ -357,8 +357,8 @@ def tick(
     """One tick: ends when a trip is ready to depart and nothing more comes at once, or when ``poll_seconds`` have brought nothing.
 
     While trips are under way it looks after them every :data:`LOOK_SECONDS`; else it just waits for a message. While the route is
-    paused nothing is received: messages are safe on their queue. Raises what the depot or the queue raises, with the route; a trip that
-    cannot be settled, or a body that cannot be fetched, does not keep others from departing.
+    paused it waits as long, and receives nothing: messages are safe on their queue. Raises what the depot or the queue raises, with the
+    route; a trip that cannot be settled, or a body that cannot be fetched, does not keep others from departing.
     """
     ticking = _Ticking(policy, inbox, above, poll_seconds)
     try:
@@ -391,7 +391,7 @@ class _Ticking:
     has_looked_up_runs: bool = False
 
     def until_ready(self, queue: Ahead) -> None:
-        """Settle, board and dispatch, until the route is paused, trips may depart and no more messages come, or time is up.
+        """Settle, board and dispatch, until trips may depart and no more messages come, or time is up. A route that is paused only settles.
 
         Trips are not parted from messages that are just coming: not full ones depart when no more comes. The queue is asked once where
         trips depart anew, though no other may depart: such may be due in every tick.
@@ -400,8 +400,14 @@ class _Ticking:
         began, coming_since, more, asked = time.monotonic(), None, False, False
         self.settle()
         self.dispatch(only_full=False)
-        while not (paused := inbox.paused(policy.route)):
+        while True:
             left = began + self.poll_seconds - time.monotonic()
+            if paused := inbox.paused(policy.route):
+                if more or self.departures or left <= 0:
+                    self.told.notes.append(f"paused since {paused[0]:%Y-%m-%d %H:%M} UTC: {paused[1]}")
+                    return
+                self.wait_while_paused(min(left, LOOK_SECONDS))
+                continue
             wait = 0.0 if coming_since or self.departures else _patience(policy, inbox, left)
             # Bodies that are slow to fetch fill the tick: what was received ahead is as much as it can do.
             enough = _is_enough(policy, self.departures, coming_since) or (more and self.told.later > 0)
@@ -414,7 +420,12 @@ class _Ticking:
             self.dispatch(only_full=more or (enough and bool(self.departures)))
             if not more and (self.departures or left <= 0):
                 return
-        self.told.notes.append(f"paused since {paused[0]:%Y-%m-%d %H:%M} UTC: {paused[1]}")
+
+    def wait_while_paused(self, seconds: float) -> None:
+        """As an idle tick waits for a message: the daemon is not to come back at once. Trips depart if the route was resumed meanwhile."""
+        time.sleep(seconds)
+        self.settle()
+        self.dispatch(only_full=False)
 
     def settle(self) -> None:
         look_up, self.has_looked_up_runs = not self.has_looked_up_runs, True

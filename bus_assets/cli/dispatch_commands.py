@@ -65,6 +65,7 @@ def _tick(bus: Bus, route: Route, queue: Queue, instance: Any, wait: float) -> T
     from bus_assets.build.dispatching import policy_of, protocol
     from sensors.dispatch import tick
 
+    wait = 0.0 if bus.depot.inbox.paused(route.name) else wait  # a tick would wait until it is resumed
     above, dead = protocol(bus, route, queue, instance), bus.systems[queue.dead_letters] if queue.dead_letters else None
     return tick(policy_of(route, queue), bus.depot.inbox, bus.systems[queue.system], above, dead_letters=dead, poll_seconds=wait)
 

@@ -676,6 +676,13 @@ def test_a_paused_route_keeps_its_messages_on_their_queue(world):
     assert world.logged() == ["O-1"]
 
 
+def test_dispatch_by_hand_does_not_wait_for_a_paused_route(world, monkeypatch):
+    world.bus_says("pause", "events", "--reason", "moving house")
+    monkeypatch.setattr("sensors.dispatch.time.sleep", pytest.fail)
+    for more in ([], ["--until-quiet"]):
+        assert "moving house" in world.told("dispatch", "events", "--wait", "20", *more)["ticks"][0]
+
+
 def test_a_route_whose_module_does_not_load_can_be_paused_all_the_same(stranded, monkeypatch):
     monkeypatch.setenv("BUS_MODULE", "no_such_module_anywhere")
     assert stranded.bus_says("pause", "events", "--reason", "a bad deploy")[0] == 0

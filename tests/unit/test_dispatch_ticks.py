@@ -6,6 +6,7 @@ import itertools
 import json
 import tempfile
 import threading
+import time
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from resources.depot.mail import Arrival, Departure, Taken
 from resources.depot.store import Depot
 from resources.errors import Locked, Misconfigured, Transient
 from resources.queue_seam import Outgoing, Pointer
-from sensors.dispatch import ASIDE, CLAIM_SECONDS, LOCK_SECONDS, NEXT_LOCK_SECONDS, ROOM, RUN_SECONDS, Above, Tick, tick
+from sensors.dispatch import ASIDE, CLAIM_SECONDS, LOCK_SECONDS, LOOK_SECONDS, NEXT_LOCK_SECONDS, ROOM, RUN_SECONDS, Above, Tick, tick
 from sensors.envelopes import unwrap
 from sensors.json_text import parse
 from sensors.judging import BREAKER, DEATHS, LOST_RUNS, Policy, Unclaimed
@@ -589,6 +590,61 @@ def test_a_tick_looks_up_runs_once_and_only_of_trips_that_nobody_claims(tmp_path
     street.poll_seconds = 0.05
     street.asked_again_after(RUN_SECONDS + 1)
     assert looked_up == ["1"]
+
+
+def test_a_tick_of_a_paused_route_waits_as_an_idle_one_does_and_receives_nothing(tmp_path, monkeypatch):
+    """Else the daemon ticks it each second, and each tick says the same."""
+    monkeypatch.setattr("sensors.dispatch.LOOK_SECONDS", 0.01)
+    street = Street(tmp_path, batch=1)
+    street.depot.inbox.pause(ROUTE, "moving house")
+    street.send("one")
+    street.poll_seconds, began = 0.1, time.monotonic()
+    assert street.tick().departures == ()
+    assert time.monotonic() - began >= street.poll_seconds
+    assert street.said.count("moving house") == 1
+    assert street.queue.depth().waiting == 1
+
+
+def test_a_trip_that_ends_while_its_route_is_paused_is_settled_by_the_tick_that_waits(tmp_path, monkeypatch):
+    street = Street(tmp_path, batch=1)
+    street.send("one")
+    (departure,) = street.tick().departures
+    street.run(departure, tells=False)
+    runs, street.over = street.over, set()
+    street.depot.inbox.pause(ROUTE, "moving house")
+    monkeypatch.setattr("sensors.dispatch.LOOK_SECONDS", 0.01)
+    street.poll_seconds = 0.1
+    _at_the_third_look(monkeypatch, lambda: street.over.update(runs))
+    assert street.tick().departures == ()
+    assert street.states() == {"delivered": 1}
+
+
+def test_a_route_that_is_resumed_under_a_tick_departs_at_once(tmp_path, monkeypatch):
+    street = Street(tmp_path, batch=1, max_in_flight=1)
+    street.send("one", "two")
+    (departure,) = street.tick().departures  # 'two' waits in the depot
+    street.run(departure)
+    street.depot.inbox.pause(ROUTE, "moving house")
+    street.poll_seconds, began = 60, time.monotonic()
+    looks = _at_the_third_look(monkeypatch, lambda: street.depot.inbox.resume(ROUTE))
+    assert len(street.tick().departures) == 1
+    assert looks == [LOOK_SECONDS] * 3
+    assert time.monotonic() - began < 30
+    assert "moving house" not in street.said
+
+
+def _at_the_third_look(monkeypatch, *happens: Callable[[], Any]) -> list[float]:
+    """Of a tick that waits; the seconds that it was to wait between them."""
+    looks = list[float]()
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            for one in happens:
+                one()
+
+    monkeypatch.setattr("sensors.dispatch.time", types.SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    return looks
 
 
 def test_there_is_no_more_in_the_depot_than_fits_in_flight_twice(tmp_path):
