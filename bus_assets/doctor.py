@@ -37,7 +37,7 @@ EXAMPLES = 200
 """Messages come with their bodies."""
 LOCK_SECONDS = 1.0
 """How long it waits for a lock before it says that somebody holds it."""
-HALTS = 3
+HALTS = REASONS = 3
 LINE_CHARACTERS = 400
 """Of an error: where it is, what was expected and what to do."""
 FAILED = 10
@@ -297,7 +297,10 @@ def _given_up(seen: OfRoute) -> Iterator[Finding]:
         if number := counts.by_state.get(state, 0):
             waiting = seen.depot.inbox.messages(seen.name, state, limit=EXAMPLES)
             reasons = Counter(_line(message.error) or "no reason is kept" for message in waiting)
-            why = "; ".join(f"{times:,} × {reason}" for reason, times in reasons.most_common(3))
+            named = reasons.most_common(REASONS)
+            why = "; ".join(f"{times:,} × {reason}" for reason, times in named)
+            if others := len(waiting) - sum(times for _, times in named):
+                why += f"; and {others:,} for other reasons"
             more = f" (of the first {EXAMPLES:,})" if number > len(waiting) else ""
             which = f"{seen.name} --state {state}"
             advice = f"`bus messages {which}`, then `bus redrive {which} --reason …`, or for good `bus discard {which} --reason …`"

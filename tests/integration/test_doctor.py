@@ -97,6 +97,13 @@ def test_messages_that_wait_for_a_person_are_told_by_reason(world):
             assert f"`bus {command} events --state {state} --reason …`" in found[state]["advice"]
 
 
+def test_of_messages_that_wait_for_a_person_those_of_rarer_reasons_are_counted(world):
+    world.bus.depot.inbox.board("events", [Arrival(f"k{number}", b"{}") for number in range(8)])
+    world.sql("UPDATE depot_messages SET state = 'stranded', error = 'reason ' || CASE WHEN id < 4 THEN 3 ELSE id END")
+    (finding,) = [one for one in diagnosis(world) if "are stranded" in one["wrong"]]
+    assert finding["wrong"] == "8 messages are stranded: 3 × reason 3; 1 × reason 4; 1 × reason 5; and 3 for other reasons"
+
+
 def test_dead_letters_that_lie_on_their_queue_say_how_to_redrive_them(world):
     world.send(order(666))
     world.deliver()
