@@ -187,8 +187,9 @@ def _last_tick(state: Any) -> datetime | None:
 
 
 def _paused(seen: OfRoute) -> Iterator[Finding]:
+    """By a person or by the bus, which the depot does not tell apart: the advice is for both."""
     if paused := seen.depot.inbox.paused(seen.name):
-        yield Finding(seen.name, f"paused: {paused[1]}", f"mend that, then `bus resume {seen.name}`", paused[0])
+        yield Finding(seen.name, f"paused: {paused[1]}", f"once that is seen to, `bus resume {seen.name}`", paused[0])
 
 
 def _stuck(seen: OfRoute) -> Iterator[Finding]:

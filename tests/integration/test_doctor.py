@@ -75,7 +75,7 @@ def test_a_finding_is_one_line_and_its_advice_another(world):
     assert code == 1
     finding, advice = out.splitlines()
     assert finding.startswith("events: paused: moving\\nhouse, since 2")
-    assert advice == "    → mend that, then `bus resume events`"
+    assert advice == "    → once that is seen to, `bus resume events`"
 
 
 def test_a_paused_route_says_why_and_since_when(world):
