@@ -196,7 +196,8 @@ def _stuck(seen: OfRoute) -> Iterator[Finding]:
     for trip in seen.depot.trips(seen.name, "stuck", MANY):
         said = f"trip {trip.id} is committed in one database and not in all: {_line(trip.error) or 'its process died'}"
         again = "; the sensor of its queue tries that each minute" if trip.trigger == "queue" else ""
-        yield Finding(seen.name, said, f"mend that, then `bus drive {seen.name} --trip {trip.id}` rolls it forward{again}", trip.created_at)
+        advice = f"{_whole(trip)}mend that, then `bus drive {seen.name} --trip {trip.id}` rolls it forward{again}"
+        yield Finding(seen.name, said, advice, trip.created_at)
 
 
 def _failed(seen: OfRoute) -> Iterator[Finding]:
@@ -216,7 +217,7 @@ def _failed(seen: OfRoute) -> Iterator[Finding]:
         )
         of = f" with {_line(', '.join(given))}" if given else ""
         said = f"its newest trip{of}, {trip.id}, failed: {_line(trip.error) or 'its process died'}"
-        advice = f"mend that, then `bus drive {seen.name} --trip {trip.id}`; `bus cancel {trip.id} --reason …` gives it up"
+        advice = f"{_whole(trip)}mend that, then `bus drive {seen.name} --trip {trip.id}`; `bus cancel {trip.id} --reason …` gives it up"
         yield Finding(seen.name, said, advice, trip.ended_at or trip.created_at)
     if more := failed[FAILED:]:
         said = f"trips with {len(more):,} other sets of parameters failed too"
@@ -231,7 +232,8 @@ def _unreleased(seen: OfRoute) -> Iterator[Finding]:
         came_to = {"failed": "failed", "cancelled": "was cancelled"}.get(trip.state, "has nobody driving it")
         why = f": {line}" if (line := _line(trip.cancelled or trip.error)) else ""
         said = f"trip {trip.id}, which releases rows of stop '{release_stop(trip)}', {came_to}{why}"
-        yield Finding(seen.name, said, next_of_release(seen.name, trip.id, trip.state), trip.ended_at or trip.created_at)
+        advice = ("" if trip.cancelled else _whole(trip)) + next_of_release(seen.name, trip.id, trip.state)
+        yield Finding(seen.name, said, advice, trip.ended_at or trip.created_at)
 
 
 def _has_nobody(seen: OfRoute, trip: Trip) -> bool:
@@ -260,7 +262,7 @@ def _underway(seen: OfRoute) -> Iterator[Finding]:
             yield Finding(
                 seen.name,
                 said,
-                f"is a worker up? `bus up`, `bus worker`, or `bus drive {seen.name} --trip {found.trip.id}`",
+                f"{_whole(found.trip)}is a worker up? `bus up`, `bus worker`, or `bus drive {seen.name} --trip {found.trip.id}`",
                 found.trip.departed_at,
                 trip=found.trip.id,
             )
@@ -273,7 +275,7 @@ def _abandoned(seen: OfRoute, found: Underway) -> tuple[str, str]:
     assert attempt is not None
     advice = f"the sensor's next tick settles it; without a daemon `bus dispatch {seen.name}`"
     if trip.state == "failed":  # the attempt is ended by the tick that settles it
-        return f"trip {trip.id} failed, and no tick has settled it: {_line(trip.error)}", advice
+        return f"trip {trip.id} failed, and no tick has settled it: {_line(trip.error)}", f"{_whole(trip)}{advice}"
     gone = is_gone(attempt.host, attempt.pid, attempt.process_started)
     why = "its process is gone" if gone else f"its lease ran out at {attempt.lease_until:%Y-%m-%d %H:%M} UTC"
     return f"trip {trip.id} has nobody driving it: {why} ({attempt.host or 'unknown host'})", advice
@@ -304,7 +306,9 @@ def _given_up(seen: OfRoute) -> Iterator[Finding]:
                 why += f"; and {others:,} for other reasons"
             more = f" (of the first {EXAMPLES:,})" if number > len(waiting) else ""
             which = f"{seen.name} --state {state}"
-            advice = f"`bus messages {which}`, then `bus redrive {which} --reason …`, or for good `bus discard {which} --reason …`"
+            cut = next((message.id for message in waiting if _is_cut(message.error) and _line(message.error) in dict(named)), None)
+            whole = f"`bus message {cut}` tells its error whole; " if cut else ""
+            advice = f"{whole}`bus messages {which}`, then `bus redrive {which} --reason …`, or for good `bus discard {which} --reason …`"
             since = min(message.changed_at for message in waiting)
             yield Finding(seen.name, f"{_messages(number)} {state}: {why}{more}{_corrected_too_early(waiting)}", advice, since)
 
@@ -425,6 +429,15 @@ def _messages(number: int) -> str:
 
 def _line(text: str | None) -> str:
     return shortened((text or "").partition("\n")[0], LINE_CHARACTERS)
+
+
+def _is_cut(text: str | None) -> bool:
+    return _line(text) != (text or "").rstrip()
+
+
+def _whole(trip: Trip) -> str:
+    """How to see the trip's error whole, where :func:`_line` cuts it: what is cut may be the statement to run."""
+    return f"`bus trip {trip.id}` tells the whole error; " if _is_cut(trip.error) else ""
 
 
 def _seconds_since(moment: datetime | None) -> float:

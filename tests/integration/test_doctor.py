@@ -392,6 +392,26 @@ def test_a_stuck_trip_says_how_to_roll_it_forward(world):
     assert "`bus drive events --trip" in finding["advice"]
 
 
+@pytest.mark.parametrize("state", ["failed", "stuck"])
+def test_of_an_error_that_is_cut_the_next_command_tells_it_whole(world, state):
+    depot, long = world.bus.depot, f"no table log; create it: CREATE TABLE log ({', '.join(f'column_{n} TEXT' for n in range(50))})"
+    of_shop(world)
+    for error in (long, "the first line\nand the second"):
+        trip = depot.finish_trip(depot.start_trip("shop", "person", {}).id, state, error).id
+        finding = next(one for one in diagnosis(world, "shop") if trip in one["wrong"])
+        assert finding["advice"].startswith(f"`bus trip {trip}` tells the whole error; mend that, then `bus drive")
+        assert error in world.bus_says("trip", trip)[1]
+
+
+def test_of_an_error_of_messages_that_is_cut_one_is_named_that_has_it_whole(world):
+    world.bus.depot.inbox.board("events", [Arrival(f"k{number}", b"{}") for number in range(3)])
+    world.sql("UPDATE depot_messages SET state = 'stranded', error = 'short'")
+    world.sql("UPDATE depot_messages SET error = :error WHERE id = 2", error="long " * 100)
+    (finding,) = [one for one in diagnosis(world) if "are stranded" in one["wrong"]]
+    assert finding["advice"].startswith("`bus message 2` tells its error whole; `bus messages events")
+    assert "long " * 100 in world.bus_says("message", "2")[1]
+
+
 def test_a_queue_and_a_database_that_cannot_be_reached(world, monkeypatch):
     world.queue.fail(Misconfigured("queue order-events: there is no such queue"))
 
