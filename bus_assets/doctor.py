@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from bus_assets.boarding import why_unsettled
-from bus_assets.causes import in_a_line
+from bus_assets.causes import in_a_line, is_unreachable
 from bus_assets.queues import Queue
 from bus_assets.release import next_of_release, release_stop
 from bus_assets.route import Route
@@ -174,7 +174,10 @@ def _sensors(seen: Deployment) -> Iterator[Finding]:
         if len(ticks) == TICKS and all(tick.status.value == "FAILURE" for tick in ticks):
             said = in_a_line(ticks[0].error)
             since = datetime.fromtimestamp(ticks[-1].timestamp, UTC)
-            yield Finding(state.name, f"its last {TICKS} ticks failed: {said}", "mend that; the sensor goes on by itself", since)
+            advice = "mend that; the sensor goes on by itself"
+            if is_unreachable(ticks[0].error):
+                advice = "the code server does not answer: restart `dagster dev`, or `bus up`"
+            yield Finding(state.name, f"its last {TICKS} ticks failed: {said}", advice, since)
 
 
 def _last_tick(state: Any) -> datetime | None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ from pathlib import Path
 import dagster as dg
 import psycopg
 import pytest
+from dagster._grpc.client import DagsterGrpcClient
+from dagster._utils.error import serializable_error_info_from_exc_info
 
 from bus_assets import Contract, DropOff, Field, Json, PickUp, Table, TextFile, doctor
 from bus_assets.cli import main
@@ -538,6 +541,20 @@ def test_a_sensor_that_is_switched_off_or_fails_at_every_tick(world):
     assert failing.wrong == "its last 3 ticks failed: Misconfigured: no such queue"
     assert seen("events_queue", "RUNNING", *map(tick, ["SKIPPED", "FAILURE", "FAILURE"])) == []
     assert seen("of_somebody_else", "STOPPED") == []
+    error = _kept_of_a_dead_code_server()
+    failing = only(seen("events_queue", "RUNNING", *map(tick, ["FAILURE"] * 3)))
+    said = 'its last 3 ticks failed: grpc._channel._InactiveRpcError: status = StatusCode.UNAVAILABLE, details = "failed to connect'
+    assert failing.wrong.startswith(said)
+    assert failing.advice == "the code server does not answer: restart `dagster dev`, or `bus up`"
+
+
+def _kept_of_a_dead_code_server():
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        client = DagsterGrpcClient(host="127.0.0.1", port=taken.getsockname()[1])
+        with pytest.raises(dg.DagsterError) as raised:
+            client.ping("")
+    return serializable_error_info_from_exc_info((raised.type, raised.value, raised.tb))
 
 
 FAILING = """
