@@ -290,7 +290,8 @@ def _failing(seen: OfRoute) -> Iterator[Finding]:
             if trip.trigger == "queue" and trip.launches >= LAUNCHES:
                 attempt = seen.depot.newest_attempt(trip.id)
                 why = _line(trip.error or (attempt.error if attempt else None))
-                said = f"trip {trip.id} fails again and again ({trip.launches} runs): {why or 'see its runs'}"
+                again = f", {trip.tried_again}" if trip.tried_again else ""
+                said = f"trip {trip.id} fails again and again ({trip.launches} runs{again}): {why or 'see its runs'}"
                 yield Finding(
                     seen.name, said, f"`bus trip {trip.id}` tells more; `bus cancel {trip.id} --reason …` gives it up", trip.created_at
                 )

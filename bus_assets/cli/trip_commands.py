@@ -50,7 +50,8 @@ def trip(trip_id: TripId, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"trip": found, "attempt": attempt, "verdicts": verdicts, "publications": publications})
         return
-    say(f"trip {found.id} of route '{found.route}': {found.state}, started {found.created_at:%Y-%m-%d %H:%M:%S} UTC by {found.trigger}")
+    state = f"{found.state}, {found.tried_again}" if found.tried_again else found.state
+    say(f"trip {found.id} of route '{found.route}': {state}, started {found.created_at:%Y-%m-%d %H:%M:%S} UTC by {found.trigger}")
     for what, text in (("parameters", _parameters(found)), ("parent trip", found.parent), ("error", found.error)):
         if text:
             say(f"{what}: {text}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 from resources.errors import Misconfigured, Refused
@@ -54,6 +54,12 @@ class Trip:
     deaths: int = 0
     cancelled: str | None = None
     launches_before_resume: int = 0
+
+    @property
+    def tried_again(self) -> str:
+        """When a trip of messages that failed departs again at the earliest, in words; '' where its time has come, or none is set."""
+        waits = self.state == "formed" and self.not_before is not None and self.not_before > datetime.now(UTC)
+        return f"tried again at {self.not_before:%H:%M:%S} UTC" if waits else ""
 
 
 @dataclass(frozen=True)

@@ -280,6 +280,14 @@ def test_a_trip_that_fails_again_and_again(world):
     (finding,) = [one for one in diagnosis(world) if "again and again" in one["wrong"]]
     assert "the warehouse is being moved" in finding["wrong"]
     assert "bus cancel" in finding["advice"]
+    assert "tried again" not in finding["wrong"]  # it is due
+    (trip,) = world.bus.depot.trips()
+    soon = datetime.now(UTC) + timedelta(minutes=10)
+    world.sql("UPDATE depot_trips SET not_before = :soon", soon=f"{soon:%Y-%m-%dT%H:%M:%S.%f}")
+    (finding,) = [one for one in diagnosis(world) if "again and again" in one["wrong"]]
+    again = f"tried again at {soon:%H:%M:%S} UTC"
+    assert f"({trip.launches} runs, {again}): " in finding["wrong"]
+    assert f"trip {trip.id} of route 'events': formed, {again}, started " in world.bus_says("trip", trip.id)[1]
 
 
 def of_shop(world):
