@@ -23,7 +23,7 @@ test: $(VENV)/.test lint ## all tests that end in minutes
 	$(BIN)/python -m pytest -n 3 --dist loadgroup -q -m "not long"
 
 test-long: $(VENV)/.test ## the others
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -q -m long
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -q -m long --timeout 1800
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
