@@ -242,8 +242,10 @@ def again(connection: sa.Connection, ids: Sequence[int], reason: str) -> int:
     moment = now(connection)
     part = sa.cast(messages.c.generation + 1, sa.Text)
     for some in chunks(found, UPDATE_IDS):
+        # Nothing is released or held again between the two: that takes the route's lock, too. In this order, as what a release rejects
+        # anew is held before the release is delivered.
+        quarantine.check_none_rides(connection, some)
         quarantine.discard_of_messages(connection, some, f"message delivered again: {reason}")
-        quarantine.check_none_rides(connection, some)  # after the statement that waits for a release that just begins
         _count_off(connection, some)
         connection.execute(sa.update(messages).where(messages.c.id.in_(some)).values({**waiting_again(moment), "part": part}))
         decisions.keep(connection, messages.c.id.in_(some), "delivered again", reason, moment)

@@ -27,6 +27,11 @@ def lock(connection: sa.Connection, route: str) -> sa.RowMapping:
     return row
 
 
+def lock_known(connection: sa.Connection, route: str) -> None:
+    """As :func:`lock`, but no row is made: a route without one has had no messages, and there is nothing to take turns about."""
+    connection.execute(sa.select(routes.c.route).where(routes.c.route == route).with_for_update()).all()
+
+
 def count(connection: sa.Connection, route: str, **more: int) -> None:
     """Add to the counters named."""
     changed = {name: routes.c[name] + number for name, number in more.items() if number}

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, get_args
 
-from resources.depot import forgetting, quarantine, restoring, trips
+from resources.depot import forgetting, quarantine, restoring, routes, trips
 from resources.depot.connections import Connections, now
 from resources.depot.entries import (
     Attempt,
@@ -302,12 +302,13 @@ class Depot:
         Saying it again for the same trip is fine.
         """
         with self._connections.writing() as connection:
-            trips.trip_of(connection, trip)
+            routes.lock_known(connection, trips.trip_of(connection, trip).route)
             quarantine.release(connection, ids, trip)
 
     def unrelease(self, trip: str) -> int:
-        """Hold again what ``trip`` was to release and did not deliver; how many rows. Refused if it did."""
+        """Hold again what ``trip`` was to release and did not deliver; how many rows. Refused if it did, or while an attempt is live."""
         with self._connections.writing() as connection:
+            routes.lock_known(connection, trips.trip_of(connection, trip).route)
             trips.check_undelivered(connection, trip)
             return quarantine.unrelease(connection, trip)
 

@@ -234,7 +234,13 @@ def is_to_stop(connection: sa.Connection, trip: Trip) -> bool:
 
 
 def check_undelivered(connection: sa.Connection, trip: str) -> None:
-    """Lock the trip; Refused if its rows are, or may be, in a destination."""
+    """Lock the trip; Refused if its rows are, or may be, in a destination, or on their way there."""
     found = trip_of(connection, trip, lock=True)
     if found.state in ("delivered", "stuck") or list_publications(connection, trip):
         raise Refused(f"trip {trip} is {found.state} and has published: the rows it released are dropped off, and cannot be held again")
+    newest = newest_attempt(connection, trip)
+    if newest is not None and newest.ended_at is None:
+        raise Refused(
+            f"run {newest.run} drives trip {trip}, and it may be committing: its rows are not held again before that has ended; "
+            f"`bus quarantine unrelease {trip}` once more"
+        )

@@ -7,14 +7,15 @@ import sys
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
-from resources.depot import boarding, messages, schema
+from resources.depot import boarding, messages, quarantine, schema
 from resources.depot import trips as trips_sql
 from resources.depot.entries import AttemptEnded, AttemptLive, Forgotten, NoSuchTrip, QuarantinedRow, Reason, TripOver, Verdict
 from resources.depot.mail import Arrival, BackingOff, Boarded, Halt, Purged, Redriven, Remembered
@@ -1648,6 +1649,73 @@ def test_rows_of_messages_that_leave_their_trip_are_not_held_twice(depot, inbox)
         (ids[1], "discarded"),
         (ids[2], "discarded"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("beside", "at"),
+    [
+        ("unrelease", "check_none_rides"),
+        ("unrelease and release", "check_none_rides"),
+        ("release", "check_none_rides"),
+        ("release", "discard_of_messages"),
+    ],
+)
+def test_a_row_that_is_held_or_released_beside_a_replay_lands_once(depot, inbox, url, monkeypatch, at, beside):
+    """Its message brings it, or its release, whichever comes first: between two statements of ``again`` it changes in no way."""
+    trip, [number] = riding(inbox, 1)
+    depot.claim(trip, "run-1", lease_seconds=60)
+    depot.record_verdict(verdict(trip), [held_row(number)])
+    inbox.delivered(trip, {number: 1}, {})
+    depot.finish_trip(trip, "delivered")
+    [row], release, other = depot.quarantined(), depot.start_trip("orders", "release", {}).id, Depot(url)
+    if beside != "release":
+        depot.mark_released([row.id], release)
+        inbox.cancel(release, "wrong rows")
+
+    def changed():
+        if beside != "release":
+            other.unrelease(release)
+        if beside != "unrelease":
+            another = other.start_trip("orders", "release", {}).id
+            other.mark_released([row.id], another)
+            other.finish_trip(another, "delivered")
+
+    real = getattr(quarantine, at)
+    with ThreadPoolExecutor(1) as pool:
+        changing = []
+
+        def meanwhile(*arguments):
+            if not changing:
+                changing.append(pool.submit(changed))
+                wait(changing, timeout=0.5)
+            return real(*arguments)
+
+        monkeypatch.setattr(quarantine, at, meanwhile)
+        with suppress(Refused):
+            inbox.again([number], "all of it")
+        with suppress(Refused):
+            changing[0].result()
+    other.close()
+    [row] = depot.quarantined(state=None)
+    by_its_message, by_a_release = states(inbox)[number] == "waiting", row.state != "discarded"
+    assert by_its_message != by_a_release
+
+
+def test_rows_are_not_held_again_while_somebody_drives_their_release(depot, inbox):
+    trip, [number] = riding(inbox, 1)
+    depot.claim(trip, "run-1", lease_seconds=60)
+    depot.record_verdict(verdict(trip), [held_row(number)])
+    inbox.delivered(trip, {number: 1}, {})
+    depot.finish_trip(trip, "delivered")
+    [row], release = depot.quarantined(), depot.start_trip("orders", "release", {}).id
+    depot.mark_released([row.id], release)
+    depot.claim(release, "run-2", lease_seconds=60)
+    assert inbox.cancel(release, "wrong rows").state == "driving"
+    with pytest.raises(Refused, match="it may be committing"):
+        depot.unrelease(release)
+    depot.end_attempt(release, 1, "revoked")
+    inbox.cancel(release, "wrong rows")
+    assert depot.unrelease(release) == 1
 
 
 # Looking
