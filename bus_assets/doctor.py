@@ -228,11 +228,13 @@ def _failed(seen: OfRoute) -> Iterator[Finding]:
 
 
 def _unreleased(seen: OfRoute) -> Iterator[Finding]:
-    """Releases that failed, were cancelled or lost their process, with rows that wait for them; stuck ones are told above."""
+    """Releases that failed, were cancelled, only rehearsed or lost their process, with rows that wait; stuck ones are told above."""
     for trip in seen.depot.undelivered_releases(seen.name, MANY):
         if trip.state == "stuck" or (trip.state == "driving" and not _has_nobody(seen, trip)):
             continue
-        came_to = {"failed": "failed", "cancelled": "was cancelled"}.get(trip.state, "has nobody driving it")
+        came_to = {"failed": "failed", "cancelled": "was cancelled", "rehearsed": "was only rehearsed"}.get(
+            trip.state, "has nobody driving it"
+        )
         why = f": {line}" if (line := _line(trip.cancelled or trip.error)) else ""
         said = f"trip {trip.id}, which releases rows of stop '{release_stop(trip)}', {came_to}{why}"
         advice = ("" if trip.cancelled else _whole(trip)) + next_of_release(seen.name, trip.id, trip.state)

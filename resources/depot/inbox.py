@@ -283,7 +283,8 @@ class Inbox:
         While an attempt is live, the trip only notes it: ``Depot.renew`` says no, nobody may claim, the attempt's own run neither, and who
         settles the ended attempt cancels again; if it publishes before it sees the note, that is void. It is live until somebody ends it,
         also after the trip has failed: so nothing is 'cancelled' whose commit nobody has looked for. Else its messages are stranded with
-        the reason, not for dead letters, and the trip is 'cancelled'. Refused for a trip that has published, or is over in another way.
+        the reason, not for dead letters, and the trip is 'cancelled'. Refused for a trip that has published, or is over in another
+        way; a release that was only rehearsed is not.
         """
         _reason(reason, "cancelling a trip")
         with self._connections.writing() as connection:

@@ -149,7 +149,8 @@ def cancel(connection: sa.Connection, trip: str, reason: str) -> Trip:
     found = _locked(connection, trip)
     if found.state == "cancelled":
         return found
-    if found.state in ("delivered", "rehearsed", *OVER):
+    # Of a release that was only rehearsed nothing is published, and it keeps its rows.
+    if found.state in ("delivered", *OVER) or (found.state == "rehearsed" and found.trigger != "release"):
         raise Refused(f"trip {trip} is {found.state}: there is nothing left to cancel")
     if has_published(connection, found):
         forward = f"`bus drive {found.route} --trip {trip}`"

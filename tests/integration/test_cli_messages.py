@@ -864,23 +864,30 @@ def test_the_account_of_a_release_is_told_though_its_rows_ride_without_their_mes
     assert "the account balances, and the recount agrees" in world.bus_says("account", trip)[1]
 
 
+def lines_of_orders(minimum, qty="qty", databases=("warehouse",)):
+    """A message of many orders, of which those with too small a ``qty`` are held, and can be released once ``minimum`` is lower."""
+    contract = Contract((Field("order_id", required=True), Field("qty", "integer", minimum=minimum)), max_rejected=0.9)
+    lines = Transform("lines", f"SELECT order_id, {qty} AS qty FROM messages", contract)
+    drops = [DropOff(f"log_{name}", Table(name, "log", create=True), of="lines") for name in databases]
+    return events(decode=Json(contract, records="orders"), identity="id", stops=(lines, *drops))
+
+
+def failed_release(world):
+    """Of the first of two orders in one message; the route is mended by now."""
+    world.deploy(lines_of_orders(2))
+    world.send({"id": 1, "orders": [order(1), order(2, qty=2)]})
+    world.deliver()
+    world.deploy(lines_of_orders(1, "CASE WHEN qty = 1 THEN error('boom') ELSE qty END"))
+    assert world.bus_says("quarantine", "release", "--route", "events", "--stop", "messages", "--all")[0] == 1
+    world.deploy(lines_of_orders(1))
+    (release,) = world.bus.depot.trips("events", "failed")
+    return release
+
+
 @pytest.mark.parametrize("way_out", ["drive", "unrelease"])
 def test_a_message_is_not_delivered_again_while_a_release_has_a_row_of_it(world, way_out):
     """Else the row lands by both: with its message, and when somebody drives the release that failed, as the doctor says."""
-
-    def route(minimum, qty="qty"):
-        contract = Contract((Field("order_id", required=True), Field("qty", "integer", minimum=minimum)), max_rejected=0.9)
-        lines = Transform("lines", f"SELECT order_id, {qty} AS qty FROM messages", contract)
-        stops = (lines, DropOff("log", Table("warehouse", "log", create=True)))
-        return events(decode=Json(contract, records="orders"), identity="id", stops=stops)
-
-    world.deploy(route(2))
-    world.send({"id": 1, "orders": [order(1), order(2, qty=2)]})
-    world.deliver()
-    world.deploy(route(1, "CASE WHEN qty = 1 THEN error('boom') ELSE qty END"))
-    assert world.bus_says("quarantine", "release", "--route", "events", "--stop", "messages", "--all")[0] == 1
-    (release,) = world.bus.depot.trips("events", "failed")
-    world.deploy(route(1))
+    release = failed_release(world)
     said = world.refused("replay", "events", "--id", "1", "--again", "--reason", "all of it")
     assert f"a row of message 1 rides in release trip {release.id}, which is failed" in said
     assert f"`bus drive events --trip {release.id}`" in said
@@ -895,6 +902,24 @@ def test_a_message_is_not_delivered_again_while_a_release_has_a_row_of_it(world,
     world.deliver()
     assert world.logged() == {"drive": ["O-1", "O-1", "O-2", "O-2"], "unrelease": ["O-1", "O-2", "O-2"]}[way_out]
     assert world.bus.depot.quarantined(state="held") == []
+
+
+@pytest.mark.parametrize("stops", [("messages",), ("messages", "lines")])
+def test_the_rows_of_a_release_that_was_only_rehearsed_are_held_again(world, stops):
+    """Nothing of it is published, and all that names it names this way out."""
+    release = failed_release(world)
+    selected = [word for stop in stops for word in ("--select", stop)]
+    assert world.bus_says("drive", "events", "--trip", release.id, *selected)[0] == 0
+    assert world.bus.depot.trip(release.id).state == "rehearsed"
+    out = f"`bus quarantine unrelease {release.id}` holds"
+    assert out in world.refused("replay", "events", "--id", "1", "--again", "--reason", "all of it")
+    [finding] = [found for found in world.told("doctor", "events", code=1) if found["level"] == "wrong"]
+    assert "was only rehearsed" in finding["wrong"]
+    assert out in finding["advice"]
+    assert world.bus_says("quarantine", "unrelease", release.id)[:2] == (0, "1 rows are held again\n")
+    assert "is cancelled" in world.bus_says("drive", "events", "--trip", release.id)[2]
+    assert world.bus_says("quarantine", "release", "--route", "events", "--stop", "messages", "--all")[0] == 0
+    assert world.logged() == ["O-1", "O-2"]
 
 
 def test_ten_pages_are_counted_as_one(world, monkeypatch):
