@@ -139,10 +139,11 @@ def _release_once(drive: Drive, transaction: Any, database: str) -> None:
     rows = released_rows(drive.bus.depot, drive.trip)
     keys = [f"{TRIP_RECEIPT}{ledger_id(drive.route, row.trip, database)}:row:{row.row_id}" for row in rows]
     if again := transaction.record_receipts(drive.route.name, keys, part=f"release:{stop}", trip=drive.trip.id, attempt=drive.attempt):
-        raise Refused(
-            f"{len(again)} of {len(keys)} rows were released before ({again[0]}, say) and would be dropped off twice; nothing was written. "
-            f"`bus quarantine unrelease {drive.trip.id}` holds them again, `bus quarantine discard` then gives them up"
+        said = (
+            f"{len(again)} of {len(keys)} rows were released before ({again[0]}, say) and would be dropped off twice; nothing was written"
         )
+        held = f"`bus quarantine unrelease {drive.trip.id}` holds them again, `bus quarantine discard` then gives them up"
+        raise Refused(f"{said}. {held}" if database == drive.route.databases[0] else said)
 
 
 def gates(drive: Drive) -> dict[str, Verdict]:

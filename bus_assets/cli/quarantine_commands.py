@@ -223,7 +223,7 @@ def _show_releases(loaded: Any, route: Any, driven: list[Any], *, as_json: bool)
     for one in driven:
         if not as_json:
             show(loaded, route, one, as_json=False)
-        if not one.succeeded and one.trip:
+        if not one.succeeded and one.trip and one.trip.state not in ("stuck", "delivered"):
             notice(f"or hold its rows again: `bus quarantine unrelease {one.trip.id}`")
         finish(route, one)
 

@@ -189,11 +189,11 @@ def check_none_rides(connection: sa.Connection, of: Sequence[int]) -> None:
     query = query.join_from(quarantine, releases, releases.c.id == quarantine.c.released_trip).where(on_its_way).order_by(quarantine.c.id)
     if found := connection.execute(query.limit(1)).first():
         message, route, trip, state = found
-        delivers = "" if state == "cancelled" else f"`bus drive {route} --trip {trip}` delivers it, "
-        raise Refused(
-            f"a row of message {message} rides in release trip {trip}, which is {state}, and would land twice: {delivers}"
-            f"`bus quarantine unrelease {trip}` holds it again, to come with its message; nothing was changed"
-        )
+        delivers = f"`bus drive {route} --trip {trip}` delivers it"
+        holds = f"`bus quarantine unrelease {trip}` holds it again, to come with its message"
+        ways = {"cancelled": holds, "stuck": delivers}.get(state, f"{delivers}, {holds}")
+        said = f"a row of message {message} rides in release trip {trip}, which is {state}, and would land twice"
+        raise Refused(f"{said}: {ways}; nothing was changed")
 
 
 def discard_of_trip(connection: sa.Connection, trip: str, of: sa.Select[tuple[int]], reason: str) -> None:

@@ -922,6 +922,28 @@ def test_the_rows_of_a_release_that_was_only_rehearsed_are_held_again(world, sto
     assert world.logged() == ["O-1", "O-2"]
 
 
+def test_a_release_that_is_stuck_is_only_rolled_forward_and_nobody_names_another_way(tmp_path, monkeypatch, capsys):
+    world = CliWorld(tmp_path, monkeypatch, capsys, second=Database(url=f"sqlite:///{tmp_path}/second.db"))
+    both = ("warehouse", "second")
+    world.deploy(lines_of_orders(2, databases=both))
+    world.send({"id": 1, "orders": [order(1), order(2, qty=2)]})
+    world.deliver()
+    world.deploy(lines_of_orders(1, databases=both))
+    with closing(sqlite3.connect(tmp_path / "second.db")) as connection:
+        connection.execute("CREATE TRIGGER refusing BEFORE INSERT ON log BEGIN SELECT RAISE(ABORT, 'no'); END")
+    code, _, failed = world.bus_says("quarantine", "release", "--route", "events", "--stop", "messages", "--all")
+    (release,) = world.bus.depot.trips("events", "stuck")
+    again = world.refused("replay", "events", "--id", "1", "--again", "--reason", "all of it")
+    assert code == 1
+    for said in (failed, again):
+        assert f"`bus drive events --trip {release.id}`" in said
+        assert "unrelease" not in said
+    with closing(sqlite3.connect(tmp_path / "second.db")) as connection:
+        connection.execute("DROP TRIGGER refusing")
+    assert world.bus_says("drive", "events", "--trip", release.id)[0] == 0
+    assert world.bus_says("replay", "events", "--id", "1", "--again", "--reason", "all of it")[0] == 0
+
+
 def test_ten_pages_are_counted_as_one(world, monkeypatch):
     monkeypatch.setattr("bus_assets.counted_messages.AT_A_TIME", 2)
     world.send(*orders(range(20)))
