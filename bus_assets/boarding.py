@@ -7,10 +7,12 @@ database, under the same key that publishing uses: whichever commit comes first 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 from bus_assets.aboard import tell_fates
+from bus_assets.declare import Misdeclared
 from bus_assets.drive import (
     LEASE_SECONDS,
     SCHEDULED,
@@ -130,10 +132,13 @@ def _claimed(bus: Bus, route: Route, trip: Trip, boarding: Boarding, mode: Mode)
         caught_up(bus, route, trip)
     process = this_process()
     dies_with = {"pid": process.pid, "process_started": process.started} if boarding.one_process else {}
-    # A trip may be older than a parameter of its route, as those that wait, are split or released are when it is put in.
+    # A trip may be older than a parameter of its route, or than its type, as those that wait, are split or released are.
     defaults = {parameter.name: parameter.default for parameter in route.parameters if parameter.default is not None}
+    converted = {name: value for name, value in kept_parameters(route, trip).items() if type(value) is not type(trip.parameters[name])}
     try:
-        attempt = bus.depot.claim(trip.id, boarding.run, lease_seconds=LEASE_SECONDS, host=process.host, defaults=defaults, **dies_with)
+        attempt = bus.depot.claim(
+            trip.id, boarding.run, lease_seconds=LEASE_SECONDS, host=process.host, defaults=defaults, converted=converted, **dies_with
+        )
     except AlreadyDelivered as delivered:
         return Drive(bus, route, delivered.trip, before.attempt if before else 1, boarding.run, "delivered", boarding.selected)
     except TripOver as over:
@@ -141,7 +146,46 @@ def _claimed(bus: Bus, route: Route, trip: Trip, boarding: Boarding, mode: Mode)
         _end_if_asked(bus, route, bus.depot.finish_trip(trip.id, "failed", over.message))
         raise
     how = "delivered" if attempt.outcome == "published" else "forward" if bus.depot.publications(trip.id) else mode
-    return Drive(bus, route, bus.depot.trip(trip.id), attempt.attempt, boarding.run, how, boarding.selected)
+    trip = bus.depot.trip(trip.id)
+    if how == mode and (error := unfit_parameter(route, trip)):
+        said = str(error.at(route=route.name))
+        bus.depot.finish_trip(trip.id, "failed", said, attempt=attempt.attempt, kind=kind_of(route, error))
+        raise error
+    return Drive(bus, route, trip, attempt.attempt, boarding.run, how, boarding.selected)
+
+
+def kept_parameters(route: Route, trip: Trip) -> dict[str, Any]:
+    """What ``trip`` keeps for the parameters of its route, as of their types by now; without values that do not read as these."""
+    kept: dict[str, Any] = {}
+    for parameter in route.parameters:
+        if parameter.name in trip.parameters:
+            with suppress(Misdeclared):
+                kept[parameter.name] = parameter.value(trip.parameters[parameter.name])
+    return kept
+
+
+def unfit_parameter(route: Route, trip: Trip) -> Misconfigured | None:
+    """Why ``trip`` cannot be driven with what it keeps for the parameters of its route, which were changed since it was started."""
+    kept = kept_parameters(route, trip)
+    for parameter in route.parameters:
+        name, kind = parameter.name, f"{'an' if parameter.type == 'integer' else 'a'} {parameter.type}"
+        if name in kept:
+            continue
+        if name in trip.parameters:
+            said = f"parameter {name!r} is {kind} by now, and trip {trip.id} keeps {trip.parameters[name]!r} for it, which is none"
+            return Misconfigured(f"{said}. Let it be of its old type until the trip is delivered, or {_given_up(route, trip, name)}")
+        if parameter.default is None:
+            said = f"parameter {name!r} ({parameter.type}) has no default, and trip {trip.id} is from before the route had it"
+            return Misconfigured(f"{said}. Give it one, or {_given_up(route, trip, name)}")
+    return None
+
+
+def _given_up(route: Route, trip: Trip, parameter: str) -> str:
+    if trip.trigger == "release":
+        return f"hold the trip's rows again: `bus quarantine unrelease {trip.id}`"
+    anew = f"`bus drive {route.name} --set {parameter}=…` starts another"
+    anew = f"`bus redrive {route.name} --reason …` lets its messages ride anew, with the default" if trip.trigger == "queue" else anew
+    return f"give the trip up: `bus cancel {trip.id} --reason …`, then {anew}"
 
 
 def _take_over(bus: Bus, route: Route, trip: Trip, attempt: Attempt, boarding: Boarding) -> None:

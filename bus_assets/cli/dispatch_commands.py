@@ -73,9 +73,15 @@ def _tick(bus: Bus, route: Route, queue: Queue, instance: Any, wait: float) -> T
 def _driven(loaded: Loaded, route: Route, done: Tick, as_json: bool) -> Iterator[dict[str, Any]]:
     from bus_assets.cli.drive_command import answer, drive_and_tell
     from bus_assets.cli.driving import Wish
+    from resources.errors import BusError
 
+    refused: BusError | None = None
     for departure in done.departures:
-        driven = drive_and_tell(loaded, route, Wish(trip=departure.trip))
+        try:
+            driven = drive_and_tell(loaded, route, Wish(trip=departure.trip))
+        except BusError as error:  # nothing started; the others departed too, and nobody else drives them
+            refused = refused or error
+            continue
         told = answer(driven) | {"trip": departure.trip, "messages": departure.messages}
         if not as_json:
             error = f": {driven.error}" if driven.error else ""
@@ -83,6 +89,8 @@ def _driven(loaded: Loaded, route: Route, done: Tick, as_json: bool) -> Iterator
         yield told
         if driven.interrupted:
             raise KeyboardInterrupt
+    if refused:
+        raise refused
 
 
 def _is_live(depot: Depot, route: Route) -> bool:

@@ -108,7 +108,7 @@ def _parameters(depot: Depot, route: Route, wish: Wish) -> dict[str, Any]:
             raise Refused(f"trip {trip.id} belongs to route '{trip.route}', not '{route.name}'")
         if wish.given:
             raise Refused(f"trip {trip.id} keeps the parameters it was started with; leave out --set, or start a new trip without --trip")
-        return {name: value for name, value in trip.parameters.items() if name in known}
+        return _kept(route, trip)
     for name in wish.given:
         one_of(name, known, "parameter", f"route '{route.name}'")
     open_ones = [name for name, parameter in known.items() if parameter.default is None and name not in wish.given]
@@ -116,6 +116,18 @@ def _parameters(depot: Depot, route: Route, wish: Wish) -> dict[str, Any]:
         said = ", ".join(f"{name} ({known[name].type})" for name in open_ones)
         raise Misconfigured(f"route '{route.name}' needs {said}: add {' '.join(f'--set {name}=…' for name in open_ones)}")
     return {name: known[name].value(text) for name, text in wish.given.items()}
+
+
+def _kept(route: Route, trip: Trip) -> dict[str, Any]:
+    """What the run's configuration takes. The trip's own is what counts, and what it lacks the run says, as a sensor's run does."""
+    from bus_assets.boarding import kept_parameters, unfit_parameter
+
+    kept = kept_parameters(route, trip)
+    if any(parameter.name not in kept and parameter.default is None for parameter in route.parameters) and (
+        error := unfit_parameter(route, trip)
+    ):
+        raise error.at(route=route.name)
+    return kept
 
 
 def _selection(route: Route, select: Sequence[str]) -> list[Any] | None:

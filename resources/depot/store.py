@@ -154,6 +154,7 @@ class Depot:
         pid: int | None = None,
         process_started: str | None = None,
         defaults: Mapping[str, Any] | None = None,
+        converted: Mapping[str, Any] | None = None,
     ) -> Attempt:
         """Make ``run`` the trip's driver, and the trip 'driving' (a 'stuck' one stays that). Of a race exactly one wins.
 
@@ -162,11 +163,12 @@ class Depot:
         of its own run too, or is over without having been delivered. AlreadyDelivered; NoSuchTrip.
         ``host``, ``pid``, ``process_started`` come from ``process.this_process()``; leave the latter two out if the attempt outlives
         the process that claims (a multi-process executor): then only the lease tells.
-        ``defaults`` become parameters of a trip that has none of that name, and stay; what an attempt begins with it keeps.
+        ``defaults`` become parameters of a trip that has none of that name, and stay; ``converted`` take the place of what it has. What
+        an attempt begins with it keeps.
         """
         process = {"host": host, "pid": pid, "process_started": process_started}
         with self._connections.writing() as connection:
-            return trips.claim(connection, trip, run, _lease(lease_seconds), process, defaults or {})
+            return trips.claim(connection, trip, run, _lease(lease_seconds), process, defaults or {}, converted or {})
 
     def renew(self, trip: str, attempt: int, lease_seconds: float) -> bool:
         """Extend the lease from now on. False: the attempt was ended by somebody else, and the worker must stop."""

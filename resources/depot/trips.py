@@ -96,6 +96,7 @@ def claim(
     lease: timedelta,
     process: Mapping[str, Any],
     defaults: Mapping[str, Any],
+    converted: Mapping[str, Any],
 ) -> Attempt:
     found = trip_of(connection, trip, lock=True)
     own = _attempt(connection, attempts.c.trip == trip, attempts.c.run == run)
@@ -117,8 +118,8 @@ def claim(
     values = {"trip": trip, "attempt": number, "run": run, "claimed_at": moment, "lease_until": moment + lease, **process}
     connection.execute(sa.insert(attempts).values(values))
     changed: dict[str, Any] = {} if found.state == "stuck" else {"state": "driving", "ended_at": None, "error": None}
-    if defaults.keys() - found.parameters.keys():
-        changed["parameters"] = {**defaults, **found.parameters}
+    if converted or defaults.keys() - found.parameters.keys():
+        changed["parameters"] = {**defaults, **found.parameters, **converted}
     if changed:
         connection.execute(sa.update(trips).where(trips.c.id == trip).values(changed))
     return _the_attempt(connection, trip, number)

@@ -221,6 +221,14 @@ def test_a_claimed_trip_takes_defaults_for_parameters_that_it_has_no_value_for_a
     assert depot.trip(trip.id).parameters == {**kept, "zone": "north"}
 
 
+def test_a_claimed_trip_takes_the_values_that_were_converted_for_it(depot):
+    trip = depot.start_trip("orders", "ui", {"day": "3", "zone": "north"})
+    depot.claim(trip.id, "run-1", lease_seconds=60, defaults={"day": 1, "tax": 2}, converted={"day": 3})
+    assert depot.trip(trip.id).parameters == {"day": 3, "zone": "north", "tax": 2}
+    depot.claim(trip.id, "run-1", lease_seconds=60, converted={"day": "3"})
+    assert depot.trip(trip.id).parameters == {"day": 3, "zone": "north", "tax": 2}
+
+
 @pytest.mark.parametrize("outcome", ["revoked", "failed"])
 def test_a_run_whose_attempt_was_ended_cannot_claim_again(depot, outcome):
     trip = driven(depot)

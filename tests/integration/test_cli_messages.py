@@ -12,14 +12,14 @@ from typing import get_args
 
 import pytest
 
-from bus_assets import Contract, DropOff, Field, Json, PickUp, Route, Table, TextFile, Transform
+from bus_assets import Contract, DropOff, Field, Json, Parameter, PickUp, Route, Table, TextFile, Transform
 from bus_assets.cli import message_commands
 from bus_assets.cli.message_commands import _arrived
 from resources.database import Database
 from resources.depot.inbox import REDRIVEN
 from resources.depot.mail import WAIT_FOR_A_PERSON, Arrival, Boarded, MessageState
 from resources.depot.store import Depot
-from resources.errors import BusError, Poison, Transient
+from resources.errors import BusError, Poison, Refused, Transient
 from resources.queue import SqsQueue
 from resources.queue_seam import Outgoing
 from sensors.envelopes import carried
@@ -942,6 +942,82 @@ def test_a_release_that_is_stuck_is_only_rolled_forward_and_nobody_names_another
         connection.execute("DROP TRIGGER refusing")
     assert world.bus_says("drive", "events", "--trip", release.id)[0] == 0
     assert world.bus_says("replay", "events", "--id", "1", "--again", "--reason", "all of it")[0] == 0
+
+
+def rated(kind, default):
+    """Orders times a rate, which is a parameter of ``kind``."""
+
+    def priced(messages, params):
+        return messages.assign(total=messages["qty"] * messages["price"] * params["rate"])
+
+    stops = (Transform("priced", priced, TOTAL), DropOff("log", Table("warehouse", "log", create=True), of="priced"))
+    return events(parameters=(Parameter("rate", kind, default=default),), batch=1, stops=stops)
+
+
+def trips_that_wait(world, rate, new):
+    """Two that were formed with ``rate``, a text, before ``new`` was deployed."""
+    world.deploy(rated("string", rate))
+    world.send(order(1), order(2))
+    world.tick()
+    world.sql("UPDATE depot_trips SET state = 'formed', departed_at = NULL")
+    world.deploy(new)
+    return [trip.id for trip in world.bus.depot.trips("events")]
+
+
+@pytest.mark.parametrize("way", ["dispatch", "drive", "sensor"])
+def test_a_parameter_whose_type_was_changed_is_read_anew_for_trips_that_waited(world, way):
+    trips = trips_that_wait(world, "2", rated("integer", 3))
+    if way == "sensor":
+        world.deliver()
+    else:
+        for arguments in [("dispatch", "events")] if way == "dispatch" else [("drive", "events", "--trip", trip) for trip in trips]:
+            assert world.bus_says(*arguments)[0] == 0
+    assert world.rows("log") == [("O-1", "3.00"), ("O-2", "3.00")]
+    assert [world.bus.depot.trip(trip).parameters for trip in trips] == [{"rate": 2}] * 2
+    assert world.told("account", trips[0])["balanced"]
+
+
+@pytest.mark.parametrize("way", ["dispatch", "drive", "sensor"])
+def test_a_kept_parameter_that_its_new_type_does_not_take_is_told_and_pauses_the_route(world, way):
+    trips = trips_that_wait(world, "two", rated("integer", 3))
+    if way == "sensor":
+        world.deliver()
+    elif way == "drive":
+        code, _, said = world.bus_says("drive", "events", "--trip", trips[0])
+        assert code == 1
+        assert f"parameter 'rate' is an integer by now, and trip {trips[0]} keeps 'two' for it" in said
+    else:
+        assert world.bus_says("dispatch", "events")[0] == 1
+    failed = [trip for trip in world.bus.depot.trips("events") if trip.error]
+    assert len(failed) == (1 if way == "drive" else 2)
+    assert all(f"parameter 'rate' is an integer by now, and trip {trip.id} keeps 'two' for it" in str(trip.error) for trip in failed)
+    world.tick()
+    assert "'rate'" in world.bus.depot.inbox.paused("events")[1]
+    for trip in trips:
+        world.bus_says("cancel", trip, "--reason", "no rate")
+    world.bus_says("resume", "events")
+    assert world.bus_says("redrive", "events", "--state", "stranded", "--reason", "today's rate")[0] == 0
+    world.deliver()
+    assert world.rows("log") == [("O-1", "4.50"), ("O-2", "4.50")]
+
+
+def test_a_trip_that_cannot_be_driven_here_keeps_no_other_of_its_tick_waiting(world, monkeypatch):
+    from bus_assets.cli import drive_command
+
+    first, second = sorted(trips_that_wait(world, "2", rated("string", "2")))
+    real = drive_command.drive_and_tell
+
+    def drive_and_tell(loaded, route, wish):
+        if wish.trip == first:
+            raise Refused("not this one")
+        return real(loaded, route, wish)
+
+    monkeypatch.setattr(drive_command, "drive_and_tell", drive_and_tell)
+    world.deploy(rated("integer", 2))
+    code, _, said = world.bus_says("dispatch", "events", "--until-quiet")
+    assert code == 1
+    assert "not this one" in said
+    assert {trip.id: trip.state for trip in world.bus.depot.trips("events")} == {first: "departed", second: "delivered"}
 
 
 def test_ten_pages_are_counted_as_one(world, monkeypatch):
