@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 STATES = ("waiting", "aboard", "delivered", "quarantined", "stranded", "superseded", "held", "discarded")
 WAIT_FOR_A_PERSON = ("stranded", "quarantined", "held")
 REDRIVEN = (*WAIT_FOR_A_PERSON, "discarded")
+ONCE_MORE = {"append": "adds its rows once more", "accumulate": "is added to the sums once more"}
+"""What a message does that is delivered again, by the mode of a table."""
 ERROR_CHARACTERS = 90
 NO_REASON = "no reason was given"
 DAYS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"]
@@ -190,7 +192,7 @@ def replay(
     found = depot.inbox.replay(route, _utc(since), _utc(until), ids)
     _note_missing(ids or [], found)
     if found:
-        _note_older(route, module)
+        _note_what_it_does(route, module)
     done = depot.inbox.again(found, reason or "") if again and found else 0
     if as_json:
         print_json({"route": route, "messages": found, "sent again": done})
@@ -246,8 +248,9 @@ def _note_missing(asked: list[int], found: list[int]) -> None:
         notice(f"left out: {said}: not delivered, of another route, without a body, or replaced by a newer one; `bus message {missing[0]}`")
 
 
-def _note_older(route: str, module: str | None) -> None:
-    """Tables in which an older message undoes what newer ones have left. Of a route that does not load nobody knows them."""
+def _note_what_it_does(route: str, module: str | None) -> None:
+    """Tables in which an older message undoes what newer ones have left, or counts twice. Of a route that does not load nobody knows
+    them."""
     from bus_assets.cli.loading import load
     from resources.errors import BusError
 
@@ -256,7 +259,9 @@ def _note_older(route: str, module: str | None) -> None:
     except BusError:
         return
     for table in dict.fromkeys(drop.into for drop in found.drop_offs if drop.into.newest is None) if found else ():
-        if table.mode in ("upsert", "replace", "delete"):
+        if table.mode in ONCE_MORE:
+            notice(f"table {table.name}: a message that is delivered again {ONCE_MORE[table.mode]} ({table.mode})")
+        else:
             undone = "takes away" if table.mode == "delete" else "overwrites"
             which = "replay those too" + ("" if table.mode != "upsert" else ", or let the newer ones stay by Table(…, newest=COLUMN)")
             notice(f"table {table.name}: a message that is delivered again {undone} what newer ones have left there; {which}")

@@ -363,10 +363,11 @@ def test_a_replay_only_lists_and_again_delivers_once_more(stranded):
         ),
         ({"key": "order_id", "newest": "qty"}, None),
         ({"key": "order_id", "mode": "delete"}, "takes away what newer ones have left there; replay those too"),
-        ({}, None),
+        ({}, "adds its rows once more (append)"),
+        ({"key": "order_id", "mode": "accumulate", "sums": ("qty",)}, "is added to the sums once more (accumulate)"),
     ],
 )
-def test_a_replay_says_where_older_values_come_back(world, table, said):
+def test_a_replay_says_where_older_values_come_back_or_rows_count_twice(world, table, said):
     counted = Transform("counted", "SELECT order_id, qty FROM messages", Contract((Field("order_id"), Field("qty", "integer"))))
     world.deploy(events(stops=(counted, DropOff("log", Table("warehouse", "log", create=True, **table), of="counted"))))
     world.send(order(1))
