@@ -37,7 +37,8 @@ def dispatch(
     """Do once what the queue's sensor does, and drive the trips that depart here. For CI, and without a daemon.
 
     One tick: messages are received and kept, failed trips seen to, trips formed. Exits 1 if a trip failed; the next tick, whoever
-    does it, tries again, splits or gives up.
+    does it, tries again, splits or gives up. With --until-quiet also if something is left that waits for no decision about a message:
+    the route is paused, or a trip that is stuck is tried again later.
     """
     from bus_assets.cli.loading import load, open_instance, open_queue
 
@@ -49,15 +50,19 @@ def dispatch(
             if not as_json:
                 say(done.said)
             driven += _driven(loaded, found, done, as_json)
-            if not until_quiet or (not done.departures and not _is_live(bus.depot, found)):
+            if not until_quiet or (not done.departures and not _is_live(bus.depot, found, queue)):
                 break
             if not done.departures:
                 time.sleep(max(0.0, BACK_OFF_SECONDS - wait))  # a failed trip waits for its turn
         undelivered = _undelivered(bus.depot, driven)
+        left = _left(bus, found, queue) if until_quiet else None
     if as_json:
         print_json({"route": route, "ticks": said, "trips": driven})
-    if undelivered:
+    if left:
+        notice(f"not everything is done: {left}; `bus doctor {route}` says what to do about it")
+    elif undelivered:
         notice(f"`bus doctor {route}` says what to do about {', '.join(undelivered)}")
+    if left or undelivered:
         raise typer.Exit(1)
 
 
@@ -93,11 +98,33 @@ def _driven(loaded: Loaded, route: Route, done: Tick, as_json: bool) -> Iterator
         raise refused
 
 
-def _is_live(depot: Depot, route: Route) -> bool:
-    """Whether another tick may have something to do: not while the route is paused, nor about what a person rehearsed or released."""
+def _is_live(depot: Depot, route: Route, queue: Queue) -> bool:
+    """Whether another tick may have something to do: not while the route is paused, nor about what a person rehearsed or released.
+
+    Messages wait as long as their queue says for a trip to fill, but behind trips that are stuck nobody knows how long."""
     if depot.inbox.paused(route.name):
         return False
-    return any(trip.trigger == "queue" for state in LIVE for trip in depot.trips(route.name, state, MANY))
+    if any(trip.trigger == "queue" for state in LIVE for trip in depot.trips(route.name, state, MANY)):
+        return True
+    boardable, _ = depot.inbox.boardable(route.name, halt_on_stranded=queue.on_stranded == "halt")
+    return boardable > 0 and not depot.trips(route.name, "stuck", limit=1)
+
+
+def _left(bus: Bus, route: Route, queue: Queue) -> str | None:
+    """What is left to do where nothing more happens now, but for what waits for a person to decide about a message."""
+    inbox = bus.depot.inbox
+    paused, moving = inbox.paused(route.name), inbox.moving(route.name)
+    if not paused and not moving:
+        return None  # the queue was asked, and had nothing
+    depth = bus.systems[queue.system].depth()
+    on_queue = depth.waiting + depth.in_flight + depth.delayed
+    if not moving and not on_queue:
+        return None
+    stuck = sum(trip.trigger == "queue" for trip in bus.depot.trips(route.name, "stuck", MANY))
+    said = [f"the route is paused ({paused[1]})"] if paused else []
+    said += [f"{stuck:,} trips stuck, which are tried again"] if stuck else []
+    said += [f"{moving:,} messages aboard or waiting"] if moving else []
+    return ", ".join([*said, f"about {on_queue:,} on the queue"])
 
 
 def _undelivered(depot: Depot, driven: list[dict[str, Any]]) -> list[str]:

@@ -657,6 +657,43 @@ def test_dispatch_until_quiet_does_not_wait_for_a_rehearsal_that_failed(stranded
     assert len(stranded.told("dispatch", "events", "--until-quiet", "--wait", "0")["ticks"]) == 1
 
 
+def test_dispatch_until_quiet_fails_where_it_leaves_something_that_nobody_decided_about(tmp_path, monkeypatch, capsys):
+    """A job in CI that goes on after it would go on without these rows."""
+    world = CliWorld(tmp_path, monkeypatch, capsys, second=Database(url=f"sqlite:///{tmp_path}/second.db"))
+    both = [DropOff(f"log_{name}", Table(name, "log", create=True), of="priced") for name in ("warehouse", "second")]
+    world.deploy(events(stops=(events()["priced"], *both), batch=1, max_in_flight=1))
+    world.send(order(0))
+    world.deliver()
+    with closing(sqlite3.connect(tmp_path / "second.db")) as connection:
+        connection.execute("CREATE TRIGGER refusing BEFORE INSERT ON log BEGIN SELECT RAISE(ABORT, 'no'); END")
+    world.send(*orders(range(1, 10)))
+    while departures := world.tick().departures:
+        assert {world.run(one) for one in departures} == {"failure"}
+    assert world.queue.depth().waiting
+    code, out, err = world.bus_says("dispatch", "events", "--until-quiet", "--wait", "0")
+    assert (code, out.count("trip ")) == (1, 0)
+    stuck = len(world.bus.depot.trips("events", "stuck"))
+    assert f"not everything is done: {stuck} trips stuck, which are tried again, {stuck} messages aboard or waiting, about" in err
+    assert f"about {world.queue.depth().waiting} on the queue" in err
+    with closing(sqlite3.connect(tmp_path / "second.db")) as connection:
+        connection.execute("DROP TRIGGER refusing")
+    world.hurry()
+    assert world.bus_says("dispatch", "events", "--until-quiet", "--wait", "0")[0] == 0
+    assert world.bus_says("pause", "events", "--reason", "moving house")[0] == 0
+    assert world.bus_says("dispatch", "events", "--until-quiet", "--wait", "0")[0] == 0
+    world.send(order(99))
+    code, _, err = world.bus_says("dispatch", "events", "--until-quiet", "--wait", "0")
+    assert code == 1
+    assert "not everything is done: the route is paused (moving house), about 1 on the queue; `bus doctor events`" in err
+
+
+def test_dispatch_until_quiet_waits_for_a_trip_to_fill_as_long_as_its_queue_says(world):
+    world.deploy(events(max_wait_seconds=1))
+    world.send(order(1))
+    assert world.bus_says("dispatch", "events", "--until-quiet", "--wait", "0")[0] == 0
+    assert world.states() == {"delivered": 1}
+
+
 def test_dispatch_of_a_route_without_a_queue_says_how_to_drive_it(world):
     world.deploy(_files())
     assert "route 'files' has no queue; `bus drive files` drives it" in world.refused("dispatch", "files")
@@ -665,7 +702,7 @@ def test_dispatch_of_a_route_without_a_queue_says_how_to_drive_it(world):
 def test_a_paused_route_keeps_its_messages_on_their_queue(world):
     assert "paused since" in world.bus_says("pause", "events", "--reason", "moving house")[1]
     world.send(order(1))
-    assert "paused since" in world.told("dispatch", "events", "--until-quiet", "--wait", "0")["ticks"][0]
+    assert "paused since" in world.told("dispatch", "events", "--until-quiet", "--wait", "0", code=1)["ticks"][0]
     assert world.queue.depth().waiting == 1
     _, out, err = world.bus_says("pause", "events", "--reason", "another")
     assert "moving house" in out
