@@ -2240,7 +2240,7 @@ def test_a_trip_that_is_being_claimed_at_this_moment_does_not_depart(postgres_da
     formed(depot.inbox, batch=1)
     claimed, other = sorted(depot.trips("orders", "formed"), key=lambda trip: trip.created_at)
     with depot._connections.writing() as connection:
-        trips_sql.claim(connection, claimed.id, "run-1", timedelta(seconds=60), {}, {})
+        trips_sql.claim(connection, claimed.id, "run-1", timedelta(seconds=60), {}, {}, {})
         assert departed(depot.inbox) == [other.id]
     assert depot.trip(claimed.id).state == "driving"
     depot.close()
