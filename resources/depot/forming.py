@@ -22,7 +22,7 @@ UNDERWAY: tuple[TripState, ...] = ("departed", "driving", "failed", "stuck")
 STUCK_AGAIN = timedelta(minutes=1)
 """How long a stuck trip waits until it departs once more."""
 AGAIN_EVERY = timedelta(minutes=1)
-"""How often, where one trip rides at a time, one that failed before departs while new ones are ready."""
+"""How often at most, where one trip rides at a time, one that failed before departs while new ones are ready."""
 
 
 @dataclass(frozen=True)
@@ -205,12 +205,19 @@ def _leaving(connection: sa.Connection, route: str, moment: datetime, room: int,
 
 
 def _share(connection: sa.Connection, route: str, moment: datetime, max_in_flight: int) -> int:
-    """How many of the trips in flight those that failed before may be while new ones are ready: half, or a single one in its turn."""
+    """How many of the trips in flight those that failed before may be while new ones are ready: half, or a single one in its turn, which
+    comes once others could ride for as long as the last one rode."""
     if max_in_flight > 1:
         return max_in_flight // 2
-    under_way = trips.c.state.in_(("formed", *UNDERWAY)), trips.c.departed_at > moment - AGAIN_EVERY, _has_failed()
-    departed = connection.execute(sa.select(trips.c.id).where(*_of_messages(route), *under_way).limit(1)).first()
-    return 0 if departed else 1
+    ended = sa.select(sa.func.max(attempts.c.ended_at)).where(attempts.c.trip == trips.c.id).scalar_subquery()
+    # Not those that failed since they departed: to fail for the first time was no turn.
+    had_failed = sa.exists().where(attempts.c.trip == trips.c.id, attempts.c.ended_at <= trips.c.departed_at)
+    under_way = trips.c.state.in_(("formed", *UNDERWAY))
+    turns = connection.execute(sa.select(trips.c.departed_at, ended).where(*_of_messages(route), under_way, had_failed)).tuples().all()
+    if not turns:
+        return 1
+    departed, over = max(turns)
+    return 1 if moment >= max(departed + AGAIN_EVERY, over + (over - departed)) else 0
 
 
 def _ready(connection: sa.Connection, route: str, moment: datetime, room: int, which: sa.ColumnElement[bool]) -> list[_Ready]:

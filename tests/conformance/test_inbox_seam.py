@@ -759,6 +759,37 @@ def test_where_one_trip_rides_at_a_time_those_that_failed_have_a_turn_each_minut
     assert one() == second  # nobody else is ready
 
 
+def test_a_turn_of_those_that_failed_is_not_used_up_by_one_that_fails_for_the_first_time(depot, inbox):
+    """Where a new one failed each minute, none of them would ever ride again."""
+    first, *_ = due_again(depot, inbox, 3, alone=True)
+    new_ones(depot, inbox, 1)
+    assert [one.trip for one in inbox.depart("orders", max_in_flight=1, limit=1)] == [first]
+
+
+def test_others_ride_for_as_long_as_one_that_failed_before_took_to_fail_again(depot, inbox):
+    """Each minute one that takes two to fail would leave them nothing."""
+    first, second = due_again(depot, inbox, 2, alone=True)
+    fresh = new_ones(depot, inbox, 2)
+    assert [one.trip for one in inbox.depart("orders", max_in_flight=1, limit=1)] == [first]
+    depot.claim(first, "run-2", lease_seconds=60)
+    depot.finish_trip(first, "failed", "503", attempt=2)
+    depot.end_attempt(first, 2, "failed")
+    inbox.retry(first, 60, spent=None)
+
+    def leaves(departed: int, ended: int) -> str:
+        """Who leaves so many minutes after the first one departed and failed again."""
+        departed_at, ended_at = (datetime.now(UTC) - timedelta(minutes=ago) for ago in (departed, ended))
+        change(depot, f"UPDATE depot_trips SET departed_at = '{departed_at:%Y-%m-%dT%H:%M:%S.%f}' WHERE id = '{first}'")
+        change(depot, f"UPDATE depot_attempts SET ended_at = '{ended_at:%Y-%m-%dT%H:%M:%S.%f}' WHERE trip = '{first}' AND attempt = 2")
+        change(depot, f"UPDATE depot_attempts SET ended_at = '2026-01-01T00:00:00.000000' WHERE trip = '{first}' AND attempt = 1")
+        [departure] = inbox.depart("orders", max_in_flight=1, limit=1)
+        inbox.retry(departure.trip, 60, spent=None)
+        return departure.trip
+
+    assert leaves(9, 4) == fresh[0]
+    assert leaves(9, 5) == second
+
+
 def test_no_more_stuck_trips_than_others_are_in_flight(depot, inbox):
     """Each may be driven for long, waiting for the database that it is not in yet."""
     trips = due_again(depot, inbox, 6, alone=False)
