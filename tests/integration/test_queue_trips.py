@@ -401,6 +401,26 @@ def test_a_lost_depot_applies_nothing_twice(world):
     assert again.states() == {"delivered": 3}
 
 
+def test_what_another_depots_trip_applies_while_a_trip_is_under_way_is_not_applied_again_and_spends_nothing(tmp_path):
+    """Two depots on one warehouse, by mistake: the receipts decide, in the transaction that publishes. Nobody aboard is to blame."""
+    world = QueueWorld(tmp_path, events(attempts=1))
+    world.send(*orders([1, 2]))
+    (departure,) = world.tick().departures
+
+    def overtaken(drive, at):
+        if at == "warehouse":
+            first = world.bus.depot.inbox.messages_of(drive.trip.id)[0]
+            with drive.bus.systems[at].transaction() as transaction:
+                transaction.record_receipts("events", [first.key], trip="of-another-depot", attempt=1)
+
+    assert world.run(departure, overtaken) == "failure"
+    assert world.bus.depot.newest_attempt(departure.trip).kind == "conflict"
+    assert world.deliver()[0] == "departed 1, returned 1"
+    assert world.logged() == ["O-2"]
+    assert (world.states(), world.bus.depot.trip(departure.trip).failures) == ({"delivered": 2}, 0)
+    assert world.bus.depot.inbox.paused("events") is None
+
+
 def test_a_run_killed_after_the_commit_is_found_published_and_not_driven_again(world):
     world.send(*orders([1, 2]))
     (departure,) = world.tick().departures
