@@ -395,6 +395,34 @@ def test_a_trip_whose_lock_somebody_holds_is_told_and_the_others_go_on(tmp_path)
     assert street.applied["poison"] == 2
 
 
+def test_a_trip_that_cannot_be_settled_keeps_no_other_from_being_settled(tmp_path, monkeypatch):
+    street = Street(tmp_path, batch=1, max_in_flight=2, attempts=9)
+    street.send("poison", "poison")
+    for departure in street.tick().departures:
+        street.run(departure)
+    first, other = (found.trip.id for found in street.depot.inbox.underway(ROUTE))
+    end = street._end
+
+    def refused(trip: Any, attempt: Any, lock_seconds: float) -> TripState | None:
+        if trip.id == first:
+            raise Misconfigured("permission denied for table bus_outcomes")
+        return end(trip, attempt, lock_seconds)
+
+    monkeypatch.setattr(street, "_end", refused)
+    with pytest.raises(Misconfigured, match="permission denied"):
+        street.tick()
+    assert [street.depot.trip(trip).state for trip in (first, other)] == ["failed", "formed"]
+
+
+def test_a_queue_that_fails_keeps_no_trip_from_departing(tmp_path):
+    """It is departed in the depot by then: nobody else would ask for its run before that is late."""
+    street = Street(tmp_path)
+    street.depot.inbox.board(ROUTE, [Arrival("k", b'{"say": "one"}')])
+    street.queue.fail(*[Transient("queue q is throttled")] * 3)
+    done = street.tick()
+    assert (len(done.departures), done.said) == (1, "departed 1; then: queue q is throttled")
+
+
 def test_what_waits_behind_a_stranded_message_leaves_room_for_other_groups(tmp_path):
     street = Street(tmp_path, batch=1, attempts=1, fifo=True)
     street.send("poison", *map(str, range(8)), group="a")
@@ -847,6 +875,31 @@ def test_a_dead_letter_that_its_queue_does_not_take_keeps_no_other_back(tmp_path
     assert {json.loads(copy.body)["say"] for copy in street.dead.receive(10)} == {"one", "two"}
     assert street.states() == {"stranded": 3}
     assert street.tick().said == "nothing waits"
+
+
+def test_a_message_that_is_stranded_again_has_another_copy_on_a_fifo_queue(tmp_path):
+    """For five minutes SQS takes no second message with the same deduplication id."""
+    street, copies = Street(tmp_path, attempts=1), []
+    street.dead = FakeQueue("dead.fifo")
+    street.send("poison")
+    for _ in range(2):
+        street.deliver()
+        copies += street.dead.receive(10)
+        street.dead.delete(copies)
+        street.depot.inbox.redrive(ROUTE, reason="mended, it was thought")
+    assert len(copies) == 2
+
+
+def test_the_copy_of_a_message_that_was_stranded_again_can_be_mended_and_sent(tmp_path):
+    """It is no older than what it is a copy of."""
+    street = Street(tmp_path, attempts=1)
+    street.send("poison")
+    street.deliver()
+    street.depot.inbox.redrive(ROUTE, reason="mended, it was thought")
+    street.deliver()
+    copy = street.dead.receive(10)[-1]
+    street.queue.send([Outgoing('{"say": "mended"}', copy.attributes)])
+    assert street.tick().said == "redriven 1, departed 1"
 
 
 def test_a_queue_that_takes_no_dead_letter_is_to_blame_itself(tmp_path):
