@@ -449,6 +449,13 @@ def test_messages_that_nobody_takes_from_their_queue(world):
     assert finding["wrong"] == "about 3 messages are on queue 'order_events', and none is aboard"
 
 
+def test_messages_on_the_queue_of_a_paused_route_are_not_said_to_need_a_sensor(world):
+    world.deploy(events(batch=2))
+    world.send(*orders([1, 2, 3]))
+    world.bus_says("pause", "events", "--reason", "moving house")
+    assert only(diagnosis(world))["wrong"] == "paused: moving house"
+
+
 def test_a_module_that_does_not_load_and_what_the_depot_knows_all_the_same(world, monkeypatch):
     world.send(order(666))
     world.deliver()
