@@ -91,6 +91,10 @@ def test_a_tick_says_in_one_line_what_it_did_and_a_run_delivers(town):
     assert (idle.skip_message, idle.cursor) == ("nothing waits", "nothing waits")
 
 
+def test_the_sensor_is_on_as_soon_as_its_code_is_loaded(town):
+    assert town.defs.resolve_sensor_def("events_queue").default_status == dg.DefaultSensorStatus.RUNNING
+
+
 def test_a_tick_that_fails_says_which_route_and_which_queue(town, monkeypatch):
     monkeypatch.setattr("sensors.queue.ERROR_SECONDS", 0)
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"):
