@@ -869,6 +869,17 @@ def test_a_trip_that_reached_one_database_of_two_rolls_forward(tmp_path):
     assert world.states() == {"delivered": 2}
 
 
+def test_every_database_keeps_the_receipts_of_what_it_has(tmp_path):
+    """By them a later one refuses a message that it has, should the first have been restored from before it."""
+    world = harbours(tmp_path)
+    world.send(*orders([1, 2]))
+    (departure,) = world.tick().departures
+    world.run(departure)
+    for name in world.route.databases:
+        with world.bus.systems[name].transaction(reading=True) as transaction:
+            assert transaction.receipt_trips("events", ["sqs:m-1", "sqs:m-2"]) == dict.fromkeys(["sqs:m-1", "sqs:m-2"], departure.trip)
+
+
 def test_a_lost_depot_rolls_a_trip_forward_that_it_has_never_heard_of(tmp_path):
     """Whoever finds a receipt first rolls that trip forward in every database before calling its messages delivered."""
     world = harbours(tmp_path)
