@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -264,6 +265,24 @@ def test_ticks_between_steps_that_have_processes_of_their_own_leave_the_trip_alo
     assert run.returncode == 0
     assert (town.depot.trip(trip).state, town.depot.trip(trip).deaths) == ("delivered", 0)
     assert (town.depot.newest_attempt(trip).attempt, town.depot.newest_attempt(trip).outcome) == (1, "published")
+
+
+def test_the_run_of_an_attempt_that_fell_silent_is_closed_and_that_of_one_that_is_driven_is_not(town, impatient):
+    """Else it seems to run for ever in the UI, and takes a place among the runs at once."""
+    town.send(order(1))
+    (request,) = town.tick().run_requests
+    trip, job = request.tags["bus/trip/events"], town.defs.resolve_job_def("events")
+    run = town.instance.create_run_for_job(job, tags=dict(request.tags), status=dg.DagsterRunStatus.STARTED)
+    town.depot.claim(trip, run.run_id, lease_seconds=60)
+    assert town.tick().cursor == "nothing waits"
+    assert town.instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.STARTED
+    with sqlite3.connect(town.root / "depot.db") as depot:
+        depot.execute("UPDATE depot_attempts SET lease_until = '2020-01-01 00:00:00.000000'")
+    assert town.tick().cursor == "returned 1"
+    assert town.instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
+    events = [entry.dagster_event for entry in town.instance.all_logs(run.run_id)]
+    (said,) = (event.message for event in events if event and event.is_failure)
+    assert said == f"attempt 1 of trip {trip} was ended: its process is gone, or fell silent"
 
 
 def test_a_person_starts_a_trip_of_what_waits(town):
