@@ -339,10 +339,12 @@ def _dead_letter(message: Message, is_fifo: bool) -> Outgoing:
 
 @dataclass(frozen=True)
 class Tick:
-    """What came of a tick: trips to ask a run for, and what happened in one line."""
+    """What came of a tick: trips to ask a run for, and what happened in one line. ``unread``: messages came whose bodies could not be
+    fetched, or not in time; they are hidden on their queue for a while."""
 
     departures: tuple[Departure, ...]
     said: str
+    unread: bool = False
 
 
 def tick(
@@ -388,6 +390,7 @@ class _Ticking:
     fresh: int = 0
     room: int = 0
     failed: BusError | None = None
+    unread: bool = False
     has_looked_up_runs: bool = False
 
     def until_ready(self, queue: Ahead) -> None:
@@ -441,6 +444,7 @@ class _Ticking:
         kept = board(self.policy, self.inbox, queue, self.above, wait_seconds, self.room, enough=enough)
         self.told.boarded, self.failed = total(self.told.boarded, kept.boarded), kept.failed or self.failed
         self.told.later += kept.later
+        self.unread |= kept.failed is not None or kept.later > 0
         came = kept.boarded.waiting + kept.boarded.redriven
         self.fresh, self.room = self.fresh + came, self.room - came
         return kept.boarded != Boarded()
@@ -463,7 +467,8 @@ class _Ticking:
                 told.notes.append(f"to be tried again {found.waiting}, and all others wait for them")
             elif found.waiting and not told.returned:
                 told.notes.append(f"to be tried again {found.waiting}")
-        return Tick(tuple(self.departures), str(told) + (f"; then: {self.failed}" if self.failed else ""))
+        said = str(told) + (f"; then: {self.failed}" if self.failed else "")
+        return Tick(tuple(self.departures), said, self.unread)
 
 
 def _is_enough(policy: Policy, departures: Sequence[Departure], coming_since: float | None) -> bool:

@@ -38,15 +38,16 @@ def dispatch(
 
     One tick: messages are received and kept, failed trips seen to, trips formed. Exits 1 if a trip failed; the next tick, whoever
     does it, tries again, splits or gives up. With --until-quiet also if something is left that waits for no decision about a message:
-    the route is paused, or a trip that is stuck is tried again later.
+    the route is paused, a trip that is stuck is tried again later, or a body was not fetched.
     """
     from bus_assets.cli.loading import load, open_instance, open_queue
 
-    loaded, said, driven = load(module), list[str](), list[dict[str, Any]]()
+    loaded, said, driven, unread = load(module), list[str](), list[dict[str, Any]](), False
     with open_queue(loaded, route) as (bus, found, queue), open_instance() as instance:
         while True:
             done = _tick(bus, found, queue, instance, wait)
             said.append(done.said)
+            unread |= done.unread
             if not as_json:
                 say(done.said)
             driven += _driven(loaded, found, done, as_json)
@@ -55,7 +56,7 @@ def dispatch(
             if not done.departures:
                 time.sleep(max(0.0, BACK_OFF_SECONDS - wait))  # a failed trip waits for its turn
         undelivered = _undelivered(bus.depot, driven)
-        left = _left(bus, found, queue) if until_quiet else None
+        left = _left(bus, found, queue, unread=unread) if until_quiet else None
     if as_json:
         print_json({"route": route, "ticks": said, "trips": driven})
     if left:
@@ -107,24 +108,32 @@ def _is_live(depot: Depot, route: Route, queue: Queue) -> bool:
     if any(trip.trigger == "queue" for state in LIVE for trip in depot.trips(route.name, state, MANY)):
         return True
     boardable, _ = depot.inbox.boardable(route.name, halt_on_stranded=queue.on_stranded == "halt")
-    return boardable > 0 and not depot.trips(route.name, "stuck", limit=1)
+    return boardable > 0 and not _stuck(depot, route)
 
 
-def _left(bus: Bus, route: Route, queue: Queue) -> str | None:
-    """What is left to do where nothing more happens now, but for what waits for a person to decide about a message."""
+def _left(bus: Bus, route: Route, queue: Queue, *, unread: bool) -> str | None:
+    """What is left to do where nothing more happens now, but for what waits for a person to decide about a message.
+
+    ``unread``: messages came whose bodies were not fetched; if they did not come again since, the queue hides them still."""
     inbox = bus.depot.inbox
     paused, moving = inbox.paused(route.name), inbox.moving(route.name)
-    if not paused and not moving:
+    if not paused and not moving and not unread:
         return None  # the queue was asked, and had nothing
     depth = bus.systems[queue.system].depth()
     on_queue = depth.waiting + depth.in_flight + depth.delayed
     if not moving and not on_queue:
         return None
-    stuck = sum(trip.trigger == "queue" for trip in bus.depot.trips(route.name, "stuck", MANY))
+    stuck = _stuck(bus.depot, route)
     said = [f"the route is paused ({paused[1]})"] if paused else []
     said += [f"{stuck:,} trips stuck, which are tried again"] if stuck else []
     said += [f"{moving:,} messages aboard or waiting"] if moving else []
+    said += ["bodies were not fetched"] if unread else []
     return ", ".join([*said, f"about {on_queue:,} on the queue"])
+
+
+def _stuck(depot: Depot, route: Route) -> int:
+    """How many trips of messages are stuck: a release, say, takes no place of theirs."""
+    return sum(trip.trigger == "queue" for trip in depot.trips(route.name, "stuck", MANY))
 
 
 def _undelivered(depot: Depot, driven: list[dict[str, Any]]) -> list[str]:

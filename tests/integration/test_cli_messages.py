@@ -21,7 +21,7 @@ from resources.depot.mail import WAIT_FOR_A_PERSON, Arrival, Boarded, MessageSta
 from resources.depot.store import Depot
 from resources.errors import BusError, Poison, Refused, Transient
 from resources.queue import SqsQueue
-from resources.queue_seam import Outgoing
+from resources.queue_seam import Outgoing, Pointer
 from sensors.envelopes import carried
 from tests.queue_cli import CliWorld
 from tests.queue_world import ORDER, TOTAL, events, order, orders
@@ -692,6 +692,40 @@ def test_dispatch_until_quiet_waits_for_a_trip_to_fill_as_long_as_its_queue_says
     world.send(order(1))
     assert world.bus_says("dispatch", "events", "--until-quiet", "--wait", "0")[0] == 0
     assert world.states() == {"delivered": 1}
+
+
+def test_dispatch_until_quiet_waits_for_a_trip_to_fill_beside_a_release_that_is_stuck(world):
+    """That holds no place of trips of messages."""
+    release = world.bus.depot.start_trip("events", "release", {}).id
+    world.bus.depot.finish_trip(release, "stuck")
+    world.deploy(events(max_wait_seconds=1))
+    world.send(order(1))
+    assert world.bus_says("dispatch", "events", "--until-quiet", "--wait", "0")[0] == 0
+    assert world.states() == {"delivered": 1}
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_dispatch_until_quiet_fails_where_a_body_stays_in_its_bucket(world, monkeypatch, slow):
+    """Its message is hidden for a while: the next tick finds nothing, and it is not done."""
+
+    def fetch(pointer: Pointer) -> bytes:
+        if slow:
+            raise TimeoutError
+        raise Transient("the bucket is down")
+
+    real = world.queue.fetch
+    monkeypatch.setattr(world.queue, "fetch", fetch)
+    world.send(order(1))
+    said = ["software.amazon.payloadoffloading.PayloadS3Pointer", {"s3BucketName": "b", "s3Key": "one"}]
+    world.queue.send([Outgoing(json.dumps(said), {"ExtendedPayloadSize": "9"})])
+    code, _, err = world.bus_says("dispatch", "events", "--until-quiet", "--wait", "0")
+    assert (code, world.states()) == (1, {"delivered": 1})
+    assert "not everything is done: bodies were not fetched, about 1 on the queue; `bus doctor events`" in err
+    monkeypatch.setattr(world.queue, "fetch", real)
+    world.queue.large_bodies[Pointer("b", "one")] = json.dumps(order(2)).encode()
+    world.queue.expire()
+    assert world.bus_says("dispatch", "events", "--until-quiet", "--wait", "0")[0] == 0
+    assert world.logged() == ["O-1", "O-2"]
 
 
 def test_dispatch_of_a_route_without_a_queue_says_how_to_drive_it(world):
