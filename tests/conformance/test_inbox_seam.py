@@ -1682,6 +1682,17 @@ def test_rows_of_messages_that_leave_their_trip_are_not_held_twice(depot, inbox)
     ]
 
 
+def test_rows_of_a_message_that_arrives_again_are_not_held_twice(depot, inbox):
+    trip, [number] = riding(inbox, 1)
+    depot.claim(trip, "run-1", lease_seconds=60)
+    depot.record_verdict(verdict(trip), [held_row(number)])
+    inbox.delivered(trip, {number: 1}, {number: "none of its rows was delivered"})
+    depot.finish_trip(trip, "delivered")
+    assert inbox.board("orders", arrivals(1)).redriven == 1
+    [row] = depot.quarantined(state=None)
+    assert (row.state, row.message) == ("discarded", number)
+
+
 @pytest.mark.parametrize(
     ("beside", "at"),
     [
