@@ -414,6 +414,16 @@ def test_a_trip_that_cannot_be_settled_keeps_no_other_from_being_settled(tmp_pat
     assert [street.depot.trip(trip).state for trip in (first, other)] == ["failed", "formed"]
 
 
+def test_a_trip_that_failed_is_settled_though_its_run_goes_on(tmp_path):
+    """Other steps of the run may hang for as long as they like: the trip has said that it failed."""
+    street = Street(tmp_path)
+    street.send("flaky")
+    (departure,) = street.tick().departures
+    street.run(departure)
+    street.over.clear()
+    assert street.tick().said == "returned 1"
+
+
 def test_a_queue_that_fails_keeps_no_trip_from_departing(tmp_path):
     """It is departed in the depot by then: nobody else would ask for its run before that is late."""
     street = Street(tmp_path)
