@@ -424,6 +424,30 @@ def test_a_trip_that_failed_is_settled_though_its_run_goes_on(tmp_path):
     assert street.tick().said == "returned 1"
 
 
+def test_a_tick_that_waits_for_messages_looks_after_trips_under_way(tmp_path, monkeypatch):
+    street, waits = Street(tmp_path), list[float]()
+    street.send("one")
+    street.tick()
+    monkeypatch.setattr(street.queue, "receive", lambda limit, wait_seconds=0: waits.append(wait_seconds) or [])
+    street.poll_seconds = 1.5
+    street.tick()
+    assert LOOK_SECONDS / 2 < max(waits) <= LOOK_SECONDS
+
+
+def test_trips_depart_though_messages_come_without_a_pause(tmp_path, monkeypatch):
+    monkeypatch.setattr("sensors.dispatch.BUSY_SECONDS", 0.05)
+    street, numbers = Street(tmp_path, batch=1, max_in_flight=50), iter(range(30))
+    receive = street.queue.receive
+
+    def coming(limit: int, wait_seconds: float = 0) -> Any:
+        time.sleep(0.02)
+        street.send(*map(str, itertools.islice(numbers, 1)))
+        return receive(limit, wait_seconds)
+
+    monkeypatch.setattr(street.queue, "receive", coming)
+    assert 0 < len(street.tick().departures) < 30
+
+
 def test_a_queue_that_fails_keeps_no_trip_from_departing(tmp_path):
     """It is departed in the depot by then: nobody else would ask for its run before that is late."""
     street = Street(tmp_path)
