@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 from pathlib import Path
@@ -267,6 +268,42 @@ def test_a_depot_that_is_full_is_said_and_loses_nothing(tmp_path):
     world.queue.expire()
     world.deliver()
     assert len(world.logged()) == 20
+
+
+@pytest.mark.parametrize("fifo", [False, True])
+def test_a_depot_so_slow_that_messages_come_again_before_they_are_deleted_loses_and_doubles_nothing(tmp_path, monkeypatch, fifo):
+    """Each statement takes longer than the queue hides a message, and the queue does not delete by a receipt that has expired."""
+    import sqlalchemy as sa
+
+    monkeypatch.setattr("sensors.dispatch.BUSY_SECONDS", 0.1)
+    world = QueueWorld(tmp_path, fifo=fifo)
+    passed, slow, received = 0.0, True, dict[str, float]()
+    receive, delete = world.queue.receive, world.queue.delete
+
+    def take_long(*_: object) -> None:
+        nonlocal passed
+        passed += (world.queue.visibility_seconds + 1) * slow
+
+    def receives(*asked: Any, **more: Any) -> Any:
+        found = receive(*asked, **more)
+        received.update({message.receipt_handle: passed for message in found})
+        return found
+
+    def deletes(those: Any) -> int:
+        return delete([one for one in those if passed <= received[one.receipt_handle] + world.queue.visibility_seconds])
+
+    world.queue.clock, world.queue.receive, world.queue.delete = lambda: passed, receives, deletes
+    sa.event.listen(world.bus.depot._connections._engine(), "before_cursor_execute", take_long)
+    world.send(*orders([1, 2, 3]), group="g" if fifo else None)
+    said = [world.tick() for _ in range(3)]
+    assert world.queue.depth().waiting == 3
+    slow = False
+    for departure in itertools.chain.from_iterable(one.departures for one in said):
+        world.run(departure)
+    last = world.deliver()
+    assert "duplicates 3" in " ".join(last), last
+    assert world.logged() == ["O-1", "O-2", "O-3"]
+    assert (world.states(), world.queue.depth().waiting + world.queue.depth().in_flight) == ({"delivered": 3}, 0)
 
 
 def pages_of(path: Path) -> int:
