@@ -172,10 +172,12 @@ def depart(connection: sa.Connection, route: str, max_in_flight: int, limit: int
     if routes.lock(connection, route)["paused_at"] is not None:
         return []
     moment = now(connection)
-    new, again = _in_flight(connection, route, moment)
-    room = min(limit, max_in_flight - new - again)
-    share = _share(connection, route, moment, max_in_flight) - again
-    leaving = _leaving(connection, route, moment, room, max(share, 0), kept_free=max_in_flight > 1) if room > 0 else []
+    every, again = _in_flight(connection, route, moment)
+    room = min(limit, max_in_flight - every)
+    if room <= 0:
+        return []
+    share = max(0, _share(connection, route, moment, max_in_flight) - again)
+    leaving = _leaving(connection, route, moment, room, share, kept_free=max_in_flight > 1)
     if not leaving:
         return []
     _launch(connection, [one.trip for one in leaving], moment)
@@ -184,14 +186,15 @@ def depart(connection: sa.Connection, route: str, max_in_flight: int, limit: int
 
 
 def _in_flight(connection: sa.Connection, route: str, moment: datetime) -> tuple[int, int]:
-    """How many trips a run is asked for or drives: of those that have not failed yet, and of those that have, stuck ones among them."""
-    claimed = sa.exists().where(attempts.c.trip == trips.c.id, attempts.c.claimed_at >= trips.c.departed_at)
-    is_asked_for = (trips.c.not_before > moment) & trips.c.departed_at.is_not(None) & ~claimed
+    """How many trips a run is asked for or drives, and how many of them failed before, stuck ones among them."""
+    is_asked_for = (
+        (trips.c.not_before > moment) & trips.c.departed_at.is_not(None) & ~_attempted(attempts.c.claimed_at >= trips.c.departed_at)
+    )
     flies = trips.c.state.in_(("departed", "driving")) | ((trips.c.state == "stuck") & (_is_driven() | is_asked_for))
     columns = sa.select(sa.case((_has_failed() | (trips.c.state == "stuck"), 1), else_=0).label("again"))
     flying = columns.where(*_of_messages(route), trips.c.state.in_(UNDERWAY), flies).subquery()
     every, again = connection.execute(sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(flying.c.again), 0))).one()
-    return every - again, again
+    return every, again
 
 
 def _leaving(connection: sa.Connection, route: str, moment: datetime, room: int, share: int, *, kept_free: bool) -> list[_Ready]:
@@ -211,7 +214,7 @@ def _share(connection: sa.Connection, route: str, moment: datetime, max_in_fligh
         return max_in_flight // 2
     ended = sa.select(sa.func.max(attempts.c.ended_at)).where(attempts.c.trip == trips.c.id).scalar_subquery()
     # Not those that failed since they departed: to fail for the first time was no turn.
-    had_failed = sa.exists().where(attempts.c.trip == trips.c.id, attempts.c.ended_at <= trips.c.departed_at)
+    had_failed = _attempted(attempts.c.ended_at <= trips.c.departed_at)
     under_way = trips.c.state.in_(("formed", *UNDERWAY))
     turns = connection.execute(sa.select(trips.c.departed_at, ended).where(*_of_messages(route), under_way, had_failed)).tuples().all()
     if not turns:
@@ -231,11 +234,16 @@ def _ready(connection: sa.Connection, route: str, moment: datetime, room: int, w
 
 
 def _has_failed() -> sa.ColumnElement[bool]:
-    return sa.exists().where(attempts.c.trip == trips.c.id, attempts.c.ended_at.is_not(None))
+    return _attempted(attempts.c.ended_at.is_not(None))
 
 
 def _is_driven() -> sa.ColumnElement[bool]:
-    return sa.exists().where(attempts.c.trip == trips.c.id, attempts.c.ended_at.is_(None))
+    return _attempted(attempts.c.ended_at.is_(None))
+
+
+def _attempted(how: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+    """Whether a trip has an attempt of which ``how`` is true."""
+    return sa.exists().where(attempts.c.trip == trips.c.id, how)
 
 
 def _launch(connection: sa.Connection, leaving: Sequence[str], moment: datetime) -> None:
